@@ -1,0 +1,113 @@
+"""Reading and writing files: JSONL, atomic replacement, sha256."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from surgery_r1.errors import SurgeryR1Error
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in pieces."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside ``path`` that replaces it only when the block ends without an error.
+
+    Raises:
+        SurgeryR1Error: when the disk is full or the folder cannot be written; ``path`` is left as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    try:
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+        with os.fdopen(fd, mode, **text) as handle:  # type: ignore[call-overload]
+            yield handle
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise _write_error(path, error) from error
+        raise
+
+
+def _write_error(path: Path, error: OSError) -> SurgeryR1Error:
+    if error.errno == errno.ENOSPC:
+        return SurgeryR1Error("no space left on the disk", where=str(path), fix="free some space and run again")
+    return SurgeryR1Error(f"cannot write: {error.strerror or error}", where=str(path), fix="check path and permissions")
+
+
+def dump_json(data: Any, *, indent: int | None = None) -> str:
+    """JSON text with non-ASCII kept and NaN refused."""
+    return json.dumps(data, ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write ``data`` as indented JSON, atomically."""
+    with atomic_write(path) as handle:
+        handle.write(dump_json(data, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        SurgeryR1Error: when it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SurgeryR1Error("no such file", where=str(path), fix="check the path") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        line = getattr(error, "lineno", 1)
+        raise SurgeryR1Error(f"not valid JSON: {error}", where=f"{path}:{line}", fix="write the file again") from None
+
+
+def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> int:
+    """Write one JSON object a line, atomically; the number of lines."""
+    count = 0
+    with atomic_write(path) as handle:
+        for record in records:
+            handle.write(dump_json(record) + "\n")
+            count += 1
+    return count
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ``("path:line", object)`` for each non-blank line.
+
+    Raises:
+        SurgeryR1Error: when the file is missing or a line is not a JSON object.
+    """
+    try:
+        handle = path.open(encoding="utf-8")
+    except FileNotFoundError:
+        raise SurgeryR1Error("no such file", where=str(path), fix="check the path") from None
+    with handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise SurgeryR1Error(f"not valid JSON: {error}", where=where, fix="write the file again") from None
+            if not isinstance(record, dict):
+                raise SurgeryR1Error(f"expected a JSON object, found {line[:40]!r}", where=where, fix="one per line")
+            yield where, record

@@ -1,0 +1,86 @@
+"""Class names, question kinds and official splits of EndoVis-VQLA. The only place they are written.
+
+Source: FACTS of the task as read in the public Surgical-VQLA repository; ``DEV_SEQUENCES`` is ours.
+"""
+
+from __future__ import annotations
+
+import re
+
+ORGAN = "kidney"
+
+TOOLS: tuple[str, ...] = (
+    "bipolar_forceps",
+    "monopolar_curved_scissors",
+    "prograsp_forceps",
+    "suction",
+    "ultrasound_probe",
+    "stapler",
+    "large_needle_driver",
+    "clip_applier",
+)
+
+STATES: tuple[str, ...] = (
+    "Idle",
+    "Grasping",
+    "Retraction",
+    "Tissue_Manipulation",
+    "Tool_Manipulation",
+    "Cutting",
+    "Cauterization",
+    "Suction",
+    "Looping",
+    "Suturing",
+    "Clipping",
+    "Staple",
+    "Ultrasound_Sensing",
+)
+
+LOCATIONS: tuple[str, ...] = ("left-top", "right-top", "left-bottom", "right-bottom")
+
+#: The 18 answers of EndoVis-18/17-VQLA in class order.
+ANSWERS: tuple[str, ...] = (ORGAN, *STATES, *LOCATIONS)
+
+#: The 26 answers of the extended set (Surgical-VQLA++). ``Suction`` is the action, ``suction`` the tool.
+ANSWERS_EXTENDED: tuple[str, ...] = (*ANSWERS, *TOOLS)
+
+#: Question kinds, in the order tables list them.
+KINDS: tuple[str, ...] = ("organ", "state", "location", "tool")
+
+SPLITS: tuple[str, ...] = ("train", "dev", "val", "test")
+
+#: Official EndoVis-18 split by sequence number. Sequences 8 and 13 carry no labels.
+TRAIN_SEQUENCES: tuple[int, ...] = (2, 3, 4, 6, 7, 9, 10, 11, 12, 14, 15)
+VAL_SEQUENCES: tuple[int, ...] = (1, 5, 16)
+
+#: Ours: two whole training sequences on which everything is chosen; trained on only with --include-dev.
+DEV_SEQUENCES: tuple[int, ...] = (4, 11)
+
+_QUESTION_FORMS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("organ", re.compile(r"what organ is being operated\s*\?", re.I)),
+    ("state", re.compile(r"what is the state of (?P<subject>[a-z_ ]+?)\s*\?", re.I)),
+    ("location", re.compile(r"where is (?P<subject>[a-z_ ]+?) located\s*\?", re.I)),
+    ("tool", re.compile(r"what tool is in (?:the )?(?P<subject>[a-z -]+?)\s*\?", re.I)),
+)
+
+
+def classify_question(question: str) -> tuple[str | None, str | None]:
+    """Kind and subject of a question, or ``(None, None)`` for a form we do not know.
+
+    The subject is the tool asked about (``state``, ``location``), the organ (``organ``) or the place (``tool``).
+
+    >>> classify_question("Where is bipolar_forceps located?")
+    ('location', 'bipolar_forceps')
+    >>> classify_question("What organ is being operated?")
+    ('organ', 'kidney')
+    >>> classify_question("How many tools are there?")
+    (None, None)
+    """
+    text = question.strip()
+    for kind, pattern in _QUESTION_FORMS:
+        match = pattern.fullmatch(text)
+        if match:
+            if kind == "organ":
+                return kind, ORGAN
+            return kind, match.group("subject").strip().lower().replace(" ", "_")
+    return None, None
