@@ -189,7 +189,7 @@ def parse(text: str) -> Parsed:
         problems.add("outside_text")
     if not text.strip():
         problems.add("empty")
-    if order != [name for name in ("think", "answer", "box") if name in order]:
+    if list(dict.fromkeys(order)) != [name for name in ("think", "answer", "box") if name in order]:
         problems.add("wrong_order")
 
     reasoning = _single(found["think"], "reasoning", problems)
