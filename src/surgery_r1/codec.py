@@ -92,8 +92,16 @@ def to_px(box_model: Sequence[float], space: str, view: View) -> Box:
 def render(reasoning: str | None, answer: str | None, box_model: Sequence[int] | None) -> str:
     """The reply that a model is trained to write; parts that are None are left out.
 
+    Raises:
+        ValueError: when :func:`parse` would not read the reply as well-formed, such as reasoning that is blank or
+            holds a tag: a target that earns nothing must not be trained on.
+
     >>> render("it is seen top left", "left-top", (1, 2, 3, 4))
     '<think>it is seen top left</think><answer>left-top</answer><box>[1, 2, 3, 4]</box>'
+    >>> render("I write <answer> first", "left-top", None)
+    Traceback (most recent call last):
+    ...
+    ValueError: cannot render a reply that reads back with ['several_answers', 'nested_tags']
     """
     parts = []
     if reasoning is not None:
@@ -102,7 +110,11 @@ def render(reasoning: str | None, answer: str | None, box_model: Sequence[int] |
         parts.append(f"<answer>{answer}</answer>")
     if box_model is not None:
         parts.append("<box>[" + ", ".join(str(int(value)) for value in box_model) + "]</box>")
-    return "".join(parts)
+    text = "".join(parts)
+    parsed = parse(text)
+    if not parsed.well_formed(reasoning=reasoning is not None, answer=answer is not None, box=box_model is not None):
+        raise ValueError(f"cannot render a reply that reads back with {[*parsed.blocking]}")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +135,15 @@ class Parsed:
     def well_formed(self, *, reasoning: bool = True, answer: bool = True, box: bool = True) -> bool:
         """Whether exactly the expected parts are there, each once, in order, with nothing around them."""
         found = (self.reasoning is not None, self.answer is not None, self.box_model is not None)
-        blocking = [p for p in self.problems if p not in {"no_reasoning", "no_answer", "no_box"}]
-        return found == (reasoning, answer, box) and not blocking
+        return found == (reasoning, answer, box) and not self.blocking
 
+    @property
+    def blocking(self) -> tuple[str, ...]:
+        """The problems that stay whatever parts were expected: all but the absence of a part."""
+        return tuple(problem for problem in self.problems if problem not in _ABSENT)
+
+
+_ABSENT = frozenset({"no_reasoning", "no_answer", "no_box"})
 
 #: Every problem code and its meaning.
 PROBLEMS: dict[str, str] = {
@@ -135,7 +153,7 @@ PROBLEMS: dict[str, str] = {
     "no_box": "no <box>...</box>",
     "empty_reasoning": "<think> holds no text",
     "empty_answer": "<answer> holds no text",
-    "several_reasonings": "more than one <think>",
+    "several_reasonings": "more than one <think>: none is taken",
     "several_answers": "more than one <answer>: none is taken",
     "several_boxes": "more than one <box>: none is taken",
     "long_answer": f"<answer> holds more than {_LONGEST_ANSWER} characters: not taken",
@@ -151,8 +169,9 @@ PROBLEMS: dict[str, str] = {
 def parse(text: str) -> Parsed:
     """Read a reply. Never raises on any string; one pass, linear in its length.
 
-    A part that occurs twice is not taken at all, so that writing several answers or boxes cannot win. Numbers are
-    ASCII decimals of at most seven digits; NaN, exponents and other scripts' digits are ``bad_box``.
+    A part that opens twice is not taken at all, so that writing several answers or boxes cannot win, not even where
+    all but one are torn or sit inside another tag. Numbers are ASCII decimals of at most seven digits; NaN, exponents
+    and other scripts' digits are ``bad_box``.
 
     >>> parse("<think>why</think><answer>kidney</answer><box>[1, 2, 3, 4]</box>").box_model
     (1.0, 2.0, 3.0, 4.0)
@@ -160,12 +179,15 @@ def parse(text: str) -> Parsed:
     ('no_reasoning', 'no_box', 'several_answers')
     """
     found: dict[str, list[str]] = {"think": [], "answer": [], "box": []}
+    opened: dict[str, int] = dict.fromkeys(found, 0)
     order: list[str] = []
     problems: set[str] = set()
     open_tag: str | None = None
     start = 0
     for match in _TAG.finditer(text):
         closing, name = match.group(1) == "/", match.group(2)
+        if not closing:
+            opened[name] += 1
         if open_tag is None:
             if text[start : match.start()].strip():
                 problems.add("outside_text")
@@ -192,21 +214,21 @@ def parse(text: str) -> Parsed:
     if list(dict.fromkeys(order)) != [name for name in ("think", "answer", "box") if name in order]:
         problems.add("wrong_order")
 
-    reasoning = _single(found["think"], "reasoning", problems)
-    answer = _single(found["answer"], "answer", problems)
+    reasoning = _single(found["think"], opened["think"], "reasoning", problems)
+    answer = _single(found["answer"], opened["answer"], "answer", problems)
     if answer is not None and len(answer) > _LONGEST_ANSWER:
         problems.add("long_answer")
         answer = None
-    box = _read_box(_single(found["box"], "box", problems), problems)
+    box = _read_box(_single(found["box"], opened["box"], "box", problems), problems)
     return Parsed(reasoning, answer, box, tuple(code for code in PROBLEMS if code in problems))
 
 
-def _single(texts: list[str], part: str, problems: set[str]) -> str | None:
+def _single(texts: list[str], opened: int, part: str, problems: set[str]) -> str | None:
+    if opened > 1:
+        problems.add({"reasoning": "several_reasonings", "answer": "several_answers", "box": "several_boxes"}[part])
+        return None
     if not texts:
         problems.add(f"no_{part}")
-        return None
-    if len(texts) > 1:
-        problems.add({"reasoning": "several_reasonings", "answer": "several_answers", "box": "several_boxes"}[part])
         return None
     text = texts[0].strip()
     if not text:

@@ -1,0 +1,160 @@
+"""What a reply is judged against: everything a reward needs, as one value that travels as one JSON string."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from surgery_r1 import geometry, prompts, vocab
+from surgery_r1.codec import BOX_SPACES, View
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.files import dump_json
+from surgery_r1.geometry import Box, LocationRule
+from surgery_r1.schema import TASKS, Frame, Sample, SceneObject
+
+#: Below this share of labels that follow the measured location rule, quadrants and boxes are not compared.
+MIN_AGREEMENT = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """The truth of one prompt: the question's answers and boxes, its frame, and how the model was asked.
+
+    Attributes:
+        sample_id: id of the sample; seeds the random control.
+        task, reasoning: what the prompt asked for, see :func:`surgery_r1.prompts.parts`.
+        kind, subject: of the question, see :func:`surgery_r1.vocab.classify_question`.
+        accepted: every right (answer, box) pair, boxes in source pixels.
+        width, height: size of the source frame in pixels.
+        objects: every annotated object of the frame.
+        location_rule: name of the measured rule (:data:`surgery_r1.geometry.LOCATION_RULES`), or None if not measured.
+        agreement: share in [0, 1] of the location labels that follow the rule, or None if not measured.
+        view, box_space: how the model saw the frame and in which units it writes boxes.
+
+    Raises:
+        ValueError: for an unknown task, kind, box space or rule, a bad box, or no accepted pair.
+    """
+
+    sample_id: str
+    task: str
+    reasoning: bool
+    kind: str
+    subject: str
+    accepted: tuple[tuple[str, Box], ...]
+    width: int
+    height: int
+    objects: tuple[SceneObject, ...]
+    location_rule: str | None
+    agreement: float | None
+    view: View
+    box_space: str
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("task", self.task, TASKS),
+            ("kind", self.kind, vocab.KINDS),
+            ("box_space", self.box_space, tuple(BOX_SPACES)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r}, expected one of {known}")
+        if not self.accepted:
+            raise ValueError("no accepted answer")
+        for _, box in self.accepted:
+            if not geometry.is_box(box):
+                raise ValueError(f"accepted box {list(box)} is not a box with x2 > x1 and y2 > y1")
+        if self.location_rule is not None:
+            geometry.location_rule(self.location_rule)
+
+    @classmethod
+    def from_sample(
+        cls,
+        sample: Sample,
+        frame: Frame | None,
+        *,
+        view: View,
+        box_space: str,
+        rule: str | None,
+        agreement: float | None,
+        task: str = "cot",
+        reasoning: bool = True,
+    ) -> Truth:
+        """The truth of a sample under one prompt.
+
+        Args:
+            frame: the sample's frame, or None where its other objects are unknown.
+            rule, agreement: ``location_rule`` of the dataset's manifest.
+        """
+        return cls(
+            sample_id=sample.id,
+            task=task,
+            reasoning=reasoning,
+            kind=sample.kind,
+            subject=sample.subject,
+            accepted=sample.accepted,
+            width=sample.width,
+            height=sample.height,
+            objects=() if frame is None else frame.objects,
+            location_rule=rule,
+            agreement=agreement,
+            view=view,
+            box_space=box_space,
+        )
+
+    @property
+    def parts(self) -> dict[str, bool]:
+        """Which of reasoning, answer and box the reply must have."""
+        return prompts.parts(self.task, self.reasoning)
+
+    @property
+    def organ_box(self) -> Box | None:
+        """Box of the organ in source pixels, where annotated."""
+        return next((item.box_px for item in self.objects if item.name == vocab.ORGAN), None)
+
+    @property
+    def usable_rule(self) -> LocationRule | None:
+        """The location rule where it may be used: measured, followed by enough labels, organ known if it needs one."""
+        if self.location_rule is None or self.agreement is None or not self.agreement >= MIN_AGREEMENT:
+            return None
+        rule = geometry.location_rule(self.location_rule)
+        return None if rule.reference == "organ" and self.organ_box is None else rule
+
+    def others(self, pair: int) -> tuple[SceneObject, ...]:
+        """The annotated objects that are not what accepted pair number ``pair`` points at.
+
+        A pair points at the object of the right name (the subject, or the answer where a tool was asked for) that
+        overlaps its box most: two instruments of one kind can be in a frame.
+        """
+        answer, box = self.accepted[pair]
+        name = answer if self.kind == "tool" else self.subject
+        fits = [(geometry.iou(item.box_px, box), -i) for i, item in enumerate(self.objects) if item.name == name]
+        best, index = max(fits, default=(0.0, 0))
+        return tuple(item for i, item in enumerate(self.objects) if best == 0.0 or i != -index)
+
+    def to_json(self) -> str:
+        """One line of JSON: the ``truth`` column of a trainer's dataset, or verl's and EasyR1's ``ground_truth``."""
+        view = self.view
+        data = {name: getattr(self, name) for name in self.__slots__}
+        data["accepted"] = [[answer, list(box)] for answer, box in self.accepted]
+        data["objects"] = [item.to_json() for item in self.objects]
+        data["view"] = [view.width, view.height, view.input_width, view.input_height]
+        return dump_json(data)
+
+    @classmethod
+    def from_json(cls, text: str) -> Truth:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            SurgeryR1Error: when it is not such a string.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            data["accepted"] = tuple((answer, tuple(box)) for answer, box in data["accepted"])
+            data["objects"] = tuple(SceneObject.from_json(item) for item in data["objects"])
+            data["view"] = View(*data["view"])
+            return cls(**data)
+        except (TypeError, ValueError, KeyError) as error:
+            raise SurgeryR1Error(
+                f"the truth column holds {str(text)[:60]!r}, which is not a truth ({error})",
+                fix="write it with surgery_r1.rewards.Truth.to_json of this version",
+            ) from None
