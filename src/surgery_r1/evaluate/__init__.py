@@ -1,0 +1,1 @@
+"""From predictions to numbers: reading prediction files, scores, metrics, intervals, the no-image floor, tables."""

@@ -1,0 +1,237 @@
+"""``predictions.jsonl`` + dataset -> ``scores.jsonl`` + ``metrics.json`` (DESIGN section 2)."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery_r1 import __version__, vocab
+from surgery_r1.codec import CODEC_VERSION, Reading
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.evaluate.bootstrap import FRAMES_PER_BLOCK, block_ids, intervals, paired
+from surgery_r1.evaluate.floor import NoImageFloor
+from surgery_r1.evaluate.metrics import (
+    METRICS,
+    Line,
+    by_answer,
+    confusions,
+    grouped,
+    illusions,
+    published,
+    summarise,
+    tally,
+)
+from surgery_r1.evaluate.predictions import Prediction, clean, read_predictions
+from surgery_r1.files import sha256_file, write_json, write_jsonl
+from surgery_r1.geometry import Box, iou
+from surgery_r1.judge import IOU_RIGHT, judge
+from surgery_r1.prompts import PROMPT_VERSION
+from surgery_r1.schema import Frame, Sample
+
+if TYPE_CHECKING:
+    from surgery_r1.dataset import Dataset
+
+_MISSING = Reading(None, None, None, ("missing",))
+_LONGEST_TEXT = 2000
+
+#: Metrics whose difference to the no-image floor is reported with an interval.
+_ABOVE_FLOOR = ("acc", "f_score", "miou", "joint", "joint_at_iou50")
+
+
+def referent_illusion(box_px: Box | None, sample: Sample, frame: Frame | None) -> bool | None:
+    """Whether the box fits another annotated object of the frame better than the one asked about (ours).
+
+    None without a box, or where the frame has no other annotated object. A box on empty tissue is no illusion of
+    this kind: it fits nothing better.
+    """
+    if box_px is None or frame is None:
+        return None
+    asked = set(sample.answers_accepted or (sample.answer,)) if sample.kind == "tool" else {sample.subject}
+    boxes = [box for _, box in sample.accepted]
+    others = [o.box_px for o in frame.objects if o.name not in asked and tuple(o.box_px) not in boxes]
+    if not others:
+        return None
+    return max(iou(box_px, other) for other in others) > max(iou(box_px, box) for box in boxes)
+
+
+def _coherence(answer_right: bool, box_right: bool) -> str:
+    if answer_right:
+        return "coherent" if box_right else "right answer, box elsewhere"
+    return "wrong answer, right box" if box_right else "both wrong"
+
+
+def score_line(sample: Sample, frame: Frame | None, reading: Reading, prediction: Prediction | None = None) -> Line:
+    """One record of ``scores.jsonl``: the reading judged against the accepted answer and box it comes closest to.
+
+    ``iou``, ``iou_published`` and ``joint`` are in [0, 1]; boxes are xyxy in source pixels. ``text`` is kept (cut to
+    2,000 characters) only where no answer or no box could be read in it; ``line`` refers to the prediction file.
+    """
+    verdict = judge(reading, sample.accepted)
+    truth, truth_box = sample.accepted[verdict.truth]
+    line: Line = {
+        "id": sample.id,
+        "kind": sample.kind,
+        "source": sample.source,
+        "sequence": sample.sequence,
+        "frame": sample.frame,
+        "question": sample.question,
+        "subject": sample.subject,
+        "answer_true": truth,
+        "answer": None if reading.answer is None else clean(reading.answer),
+        "answer_right": verdict.answer_right,
+        "iou": verdict.iou,
+        "iou_published": published(reading.box_px, truth_box, sample.width, sample.height),
+        "joint": verdict.joint,
+        "joint_at_iou50": verdict.joint_at_iou50,
+        "coherence": _coherence(verdict.answer_right, verdict.iou >= IOU_RIGHT),
+        "referent_illusion": referent_illusion(reading.box_px, sample, frame),
+        "box_px": None if reading.box_px is None else list(reading.box_px),
+        "box_true_px": list(truth_box),
+        "width": sample.width,
+        "height": sample.height,
+        "reasoning": None if reading.reasoning is None else clean(reading.reasoning, _LONGEST_TEXT),
+        "problems": list(reading.problems),
+        "missing": reading is _MISSING,
+        "line": None if prediction is None else prediction.line,
+    }
+    if prediction is not None and prediction.text is not None and (line["answer"] is None or line["box_px"] is None):
+        line["text"] = clean(prediction.text, _LONGEST_TEXT)
+        line["text_length"] = len(prediction.text)
+    return line
+
+
+def score_samples(
+    samples: Sequence[Sample], frames: Mapping[str, Frame], predictions: Mapping[str, Prediction]
+) -> list[Line]:
+    """Score lines in the order of ``samples``; a sample without a prediction is wrong and stays in the denominator."""
+    lines = []
+    for sample in samples:
+        prediction = predictions.get(sample.id)
+        reading = _MISSING if prediction is None else prediction.reading
+        lines.append(score_line(sample, frames.get(sample.frame_id), reading, prediction))
+    return lines
+
+
+def metrics_of(
+    lines: Sequence[Line], floor_lines: Sequence[Line] | None = None, *, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """The contract's metrics of score lines, without anything about where they came from.
+
+    Args:
+        floor_lines: the same questions as answered by :class:`surgery_r1.evaluate.floor.NoImageFloor`.
+        bootstrap: resamples of blocks of neighbouring frames.
+    """
+    blocks = block_ids(lines)
+    sums = tally(lines, blocks)
+    failed = [line for line in lines if line["answer"] is None or line["box_px"] is None]
+    floor: dict[str, Any] = {"n": 0, "note": "the dataset has no training split to compute the floor from"}
+    if floor_lines is not None:
+        floor_sums = tally(floor_lines, blocks)
+        floor = {k: v for k, v in summarise(floor_lines).items() if k != "parse_failure_rate"}
+        floor["ci95"] = intervals(floor_sums, bootstrap, seed)
+        floor["by_kind"] = grouped(floor_lines, lambda line: line["kind"], vocab.KINDS)
+        floor["above"] = {name: paired(sums, floor_sums, name, bootstrap, seed) for name in _ABOVE_FLOOR}
+    one_source = len({line["source"] for line in lines}) == 1
+    return {
+        **summarise(lines),
+        **illusions(lines),
+        "f_score_18_classes": len({line["answer_true"] for line in lines} & set(vocab.ANSWERS_EXTENDED)),
+        "parse_failures": {
+            "missing": sum(line["missing"] for line in lines),
+            "no_answer": sum(line["answer"] is None and not line["missing"] for line in failed),
+            "no_box": sum(line["box_px"] is None and not line["missing"] for line in failed),
+        },
+        "answers_outside_vocabulary": sum(
+            line["answer"] is not None and line["answer"] not in vocab.ANSWERS_EXTENDED for line in lines
+        ),
+        "by_kind": grouped(lines, lambda line: line["kind"], vocab.KINDS),
+        "by_sequence": grouped(
+            lines, lambda line: line["sequence"] if one_source else f"{line['source']}/{line['sequence']}"
+        ),
+        "by_answer": by_answer(lines),
+        "confusions": confusions(lines),
+        "ci95": intervals(sums, bootstrap, seed),
+        "bootstrap": {
+            "resamples": bootstrap,
+            "seed": seed,
+            "blocks": len(sums.n),
+            "frames_per_block": FRAMES_PER_BLOCK,
+        },
+        "no_image_floor": floor,
+    }
+
+
+def score_predictions(
+    predictions: Path,
+    dataset: Dataset,
+    split: str,
+    out: Path,
+    *,
+    box_space: str | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score a prediction file on every question of a split; writes ``scores.jsonl`` and ``metrics.json`` in ``out``.
+
+    Empty, missing and unparsable predictions are wrong, with IoU 0. The floor is computed from the training split,
+    without dev.
+
+    Args:
+        box_space: space of the boxes in text lines that do not say it (see :data:`surgery_r1.codec.BOX_SPACES`).
+        bootstrap: resamples of blocks of neighbouring frames for the 95 % intervals.
+        seed: of the bootstrap.
+
+    Returns:
+        What ``metrics.json`` holds. Every rate is in [0, 1].
+
+    Raises:
+        SurgeryR1Error: for an unknown or empty split, or a prediction file that does not fit (as ``path:line``).
+    """
+    samples = dataset.split(split) if split in vocab.SPLITS else []
+    if not samples:
+        held = {name: len(dataset.split(name)) for name in vocab.SPLITS}
+        raise SurgeryR1Error(
+            f"split {split!r} has no questions; the dataset holds {held}", where=str(dataset.root), fix="check --split"
+        )
+    read = read_predictions(
+        predictions, {s.id: s for s in samples}, split=split, dataset_hash=dataset.hash, box_space=box_space
+    )
+    lines = score_samples(samples, dataset.frames, read.by_id)
+    missing = sum(line["missing"] for line in lines)
+    if missing:
+        sys.stderr.write(
+            f"warning: {predictions}: {missing} of {len(lines)} questions of split {split!r} have no prediction; "
+            "they count as wrong\n"
+        )
+    floor = NoImageFloor.fit(dataset.split("train"))
+    floor_lines = None
+    if floor is not None:
+        floor_lines = [score_line(s, dataset.frames.get(s.frame_id), floor(s)) for s in samples]
+    metrics = metrics_of(lines, floor_lines, bootstrap=bootstrap, seed=seed)
+    if floor is not None:
+        metrics["no_image_floor"]["training_questions"] = floor.n
+    metrics |= {
+        "split": split,
+        "sources": sorted({line["source"] for line in lines}),
+        "frames": len({(line["source"], line["sequence"], line["frame"]) for line in lines}),
+        "missing": missing,
+        "duplicates": read.duplicates,
+        "model": read.meta.pop("model", None),
+        "box_space": read.meta.pop("box_space", "source"),
+        "predicted_with": read.meta,
+        "predictions": {"file": predictions.name, "sha256": sha256_file(predictions)},
+        "dataset_hash": dataset.hash,
+        "versions": {
+            "surgery_r1": __version__,
+            "codec": CODEC_VERSION,
+            "prompt": PROMPT_VERSION,
+            "python": platform.python_version(),
+        },
+    }
+    assert all(name in metrics for name in METRICS)
+    write_jsonl(out / "scores.jsonl", lines)
+    write_json(out / "metrics.json", metrics)
+    return metrics
