@@ -58,7 +58,8 @@ class View:
 def to_model(box_px: Sequence[float], space: str, view: View) -> tuple[int, int, int, int]:
     """Source pixels to whole model units, each corner within half a unit.
 
-    A box thinner than a unit is widened to one, because a reply must hold a box with x2 > x1 and y2 > y1.
+    A box thinner than a unit is widened to one, because a reply must hold a box with x2 > x1 and y2 > y1; its corners
+    are then within one unit.
 
     >>> to_model((0, 0, 640, 512), "norm1000", View(1280, 1024, 1120, 896))
     (0, 0, 500, 500)
@@ -74,7 +75,9 @@ def to_model(box_px: Sequence[float], space: str, view: View) -> tuple[int, int,
 def _round_pair(low: float, high: float, factor: float, limit: float) -> tuple[int, int]:
     a, b = (min(max(math.floor(value * factor + 0.5), 0), int(limit)) for value in (low, high))
     if a == b:
-        a, b = (a, a + 1) if a < limit else (a - 1, a)
+        # Widened towards its middle, so that no corner moves by more than a unit.
+        upwards = a == 0 or (a < limit and (low + high) / 2 * factor >= a)
+        a, b = (a, a + 1) if upwards else (a - 1, a)
     return a, b
 
 
