@@ -1,0 +1,58 @@
+"""The dataset card: what the folder holds, where it comes from, and what it is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from surgery_r1 import vocab
+
+_ORIGIN = """\
+This is an open re-creation of the *kind* of set that the Surgery-R1 paper (arXiv 2506.19469) calls Surgery-R1-54k: one
+Visual-QA, one Grounding-QA and one chain-of-thought row for each question. It is not the authors' set, which has not
+been released; how theirs splits into the three kinds is not known. On the full EndoVis-18 training labels the paper's
+name fits 9,014 questions times six; this build makes three rows a question.
+
+Reasoning was written from the annotations by templates (`writer` in `rows.jsonl`), not by a surgeon and not by a
+language model. It says what the labels say and adds no medical knowledge.
+"""
+
+_USE = """\
+Research use only; not for clinical decisions. Frames of the EndoVis challenges need registration, are for research and
+must not be passed on; labels come from the Surgical-VQLA authors and carry their own terms. If the frames were drawn
+by `surgery-r1 data make-scenes`, they are pictures of nobody and prove machinery, not medicine.
+"""
+
+
+def dataset_card(manifest: dict[str, Any]) -> str:
+    """The text of the folder's ``README.md``; it follows from the manifest alone."""
+    samples, frames, rows = manifest["samples"], manifest["frames"], manifest["rows"]
+    lines = ["# Surgical VQLA with reasoning", "", _ORIGIN, "## Counts", "", "| split | frames | questions |"]
+    lines += ["|---|---:|---:|"]
+    lines += [f"| {split} | {frames[split]:,} | {samples[split]:,} |" for split in vocab.SPLITS]
+    lines += [f"| all | {frames['total']:,} | {samples['total']:,} |", ""]
+    lines.append(
+        f"{rows['total']:,} training rows: {rows['visual_qa']:,} Visual-QA, {rows['grounding_qa']:,} Grounding-QA, "
+        f"{rows['cot']:,} with reasoning. They cover train and dev; dev is left out of training unless asked for. "
+        "Val and test have no rows."
+    )
+    lines += ["", "## Sequences", "", "| source | split | sequences |", "|---|---|---|"]
+    for source, facts in manifest["sources"].items():
+        for split, sequences in facts["sequences"].items():
+            lines.append(f"| {source} | {split} | {', '.join(sequences)} |")
+    lines += ["", "## What top and bottom mean", ""]
+    lines.append("Public label generators disagree, so the rule was measured on the location labels:")
+    lines += ["", "| labels | rule | agreement | labels measured |", "|---|---|---:|---:|"]
+    rule = manifest["location_rule"]
+    for name, facts in (("all", rule), *rule["by_source"].items()):
+        share = "" if facts["agreement"] is None else f"{facts['agreement']:.4f}"
+        lines.append(f"| {name} | {facts['rule'] or 'none'} | {share} | {facts['n']:,} |")
+    lines += ["", "## Left out", ""]
+    skipped = {reason: count for reason, count in manifest["skipped"].items() if count}
+    lines += [f"- {reason}: {count:,}" for reason, count in skipped.items()] or ["Nothing was left out as faulty."]
+    where = (
+        "copied into `images/`" if manifest["recipe"]["embed_images"] else "referenced, not copied (see the manifest)"
+    )
+    lines += ["", "## Files", "", f"Images are {where}. Boxes are 0-based xyxy pixels of the source frame.", ""]
+    lines += [f"- `{name}` sha256 {digest}" for name, digest in manifest["sha256"].items()]
+    lines += ["", "## Use and licence", "", _USE]
+    return "\n".join(lines)

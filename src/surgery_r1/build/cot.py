@@ -1,0 +1,128 @@
+"""Reasoning for CoT rows: the ``Writer`` protocol and the template writer that the default build uses.
+
+A writer sees only annotations, never pixels or other people's servers, so hospital frames stay where they are.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Protocol
+
+from surgery_r1 import vocab
+from surgery_r1.geometry import Box, LocationRule, quadrant
+from surgery_r1.schema import Frame, Sample, SceneObject
+
+
+class Writer(Protocol):
+    """Writes the reasoning of one question as plain text: no tags, no coordinates."""
+
+    name: str
+
+    def write(self, sample: Sample, frame: Frame, rng: random.Random) -> str:
+        """Reasoning that leads to ``sample.answer``; ``rng`` is seeded per sample, so order never matters."""
+        ...
+
+
+#: What a state looks like, in words that are no class names.
+_SEEN: dict[str, str] = {
+    "Idle": "at rest",
+    "Grasping": "holding tissue",
+    "Retraction": "pulling tissue aside",
+    "Tissue_Manipulation": "moving tissue",
+    "Tool_Manipulation": "moving a tool",
+    "Cutting": "cutting tissue",
+    "Cauterization": "burning tissue",
+    "Suction": "drawing up fluid",
+    "Looping": "winding a thread",
+    "Suturing": "stitching tissue",
+    "Clipping": "placing a clip",
+    "Staple": "stapling tissue",
+    "Ultrasound_Sensing": "scanning tissue",
+}
+
+
+class TemplateWriter:
+    """One short sentence: what is seen, where, and why that gives the answer. Two templates for each kind (ours).
+
+    The vocabulary is small and fixed on purpose: a model of a million parameters has to learn to say it. Nothing is
+    claimed that no annotation supports: a place comes from a location label, or from the box where the measured rule
+    is trusted; what a box has no rule for is not said.
+
+    Args:
+        rules: the trusted location rule of each source, None or missing where the labels follow none.
+    """
+
+    name = "template-1"
+
+    def __init__(self, rules: Mapping[str, LocationRule | None]) -> None:
+        self._rules = rules
+
+    def write(self, sample: Sample, frame: Frame, rng: random.Random) -> str:
+        first = rng.random() < 0.5
+        rule = self._rules.get(sample.source)
+        if sample.kind == "organ":
+            return self._organ(sample, frame, rule, first)
+        if sample.kind == "location":
+            return _location(sample, frame, rule, first)
+        if sample.kind == "tool":
+            return _tool(sample, frame, first)
+        return self._state(sample, frame, rule, first)
+
+    def _organ(self, sample: Sample, frame: Frame, rule: LocationRule | None, first: bool) -> str:
+        tool = next((seen for seen in frame.objects if seen.name != vocab.ORGAN), None)
+        if tool is None:
+            return f"the {sample.answer} is seen in the frame, so the organ is {sample.answer}"
+        where = _in_place(_place(tool, frame, rule))
+        if first:
+            return f"the {sample.answer} is seen with the {tool.name}{where}, so the organ is {sample.answer}"
+        return f"with the {tool.name}{where} the {sample.answer} is seen, so the organ is {sample.answer}"
+
+    def _state(self, sample: Sample, frame: Frame, rule: LocationRule | None, first: bool) -> str:
+        own = [seen for seen in frame.objects if seen.name == sample.subject]
+        tool = next((seen for seen in own if seen.box_px == sample.box_px), own[0] if own else None)
+        where = _in_place(_place(tool, frame, rule) if tool else None)
+        seen = _SEEN[sample.answer]
+        if first or not where:
+            return f"the {sample.subject}{where} is seen {seen}, so its state is {sample.answer}"
+        return f"{where.strip()} the {sample.subject} is {seen}, so its state is {sample.answer}"
+
+
+def _location(sample: Sample, frame: Frame, rule: LocationRule | None, first: bool) -> str:
+    tool, answer = sample.subject, sample.answer
+    fits = rule is not None and _quadrant(sample.box_px, frame, rule) == answer
+    if rule is None or not fits or answer not in vocab.LOCATIONS:
+        if first:
+            return f"the {tool} is seen in the {answer} part of the frame, so it is {answer}"
+        return f"in the {answer} part of the frame the {tool} is seen, so it is {answer}"
+    side, level = answer.split("-")
+    # With a flipped rule "top" is the lower half of the picture: say what is seen, then what it is called.
+    upper = (level == "top") == (rule.y == "normal")
+    height = "above" if upper else "below"
+    centre = "the center" if rule.reference == "image" else "the kidney center"
+    if first:
+        return f"the {tool} is seen {side} of and {height} {centre}, so it is {answer}"
+    return f"{side} of and {height} {centre} the {tool} is seen, so it is {answer}"
+
+
+def _tool(sample: Sample, frame: Frame, first: bool) -> str:
+    own = [seen for seen in frame.objects if seen.name == sample.answer and seen.box_px == sample.box_px]
+    state = next((seen.state for seen in own if seen.state), None)
+    doing = f" {_SEEN[state]}" if state in _SEEN else ""
+    if first:
+        return f"in the {sample.subject} the {sample.answer} is seen{doing}, so the tool is {sample.answer}"
+    return f"the {sample.answer} is seen{doing} in the {sample.subject}, so the tool is {sample.answer}"
+
+
+def _place(seen: SceneObject, frame: Frame, rule: LocationRule | None) -> str | None:
+    if seen.location is not None:
+        return seen.location
+    return _quadrant(seen.box_px, frame, rule) if rule is not None else None
+
+
+def _quadrant(box: Box, frame: Frame, rule: LocationRule) -> str | None:
+    return quadrant(box, rule, frame.width, frame.height, frame.organ_box)
+
+
+def _in_place(place: str | None) -> str:
+    return f" in the {place}" if place else ""

@@ -1,0 +1,69 @@
+"""Writing a folder whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from surgery_r1.errors import SurgeryR1Error
+
+
+@contextlib.contextmanager
+def replacing_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside ``out`` that takes its place only when the block ends without an error.
+
+    Raises:
+        SurgeryR1Error: when ``out`` holds anything but a dataset, holds a dataset and ``overwrite`` is False, or
+            cannot be written.
+    """
+    _check_replaceable(out, overwrite)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise _write_error(out, error) from error
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        _take_place(temporary, out)
+    except OSError as error:
+        raise _write_error(out, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise SurgeryR1Error("is a file", where=str(out), fix="name a new folder for --out")
+    if not any(out.iterdir()):
+        return
+    if not ((out / "manifest.json").is_file() and (out / "samples.jsonl").is_file()):
+        raise SurgeryR1Error("folder is not empty and not a dataset", where=str(out), fix="name a new folder for --out")
+    if not overwrite:
+        raise SurgeryR1Error("a dataset is already there", where=str(out), fix="add --overwrite to replace it")
+
+
+def _take_place(temporary: Path, out: Path) -> None:
+    if not out.exists():
+        temporary.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+    out.rename(old)
+    try:
+        temporary.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_error(path: Path, error: OSError) -> SurgeryR1Error:
+    if error.errno == errno.ENOSPC:
+        return SurgeryR1Error("no space left on the disk", where=str(path), fix="free some space and run again")
+    return SurgeryR1Error(f"{error.strerror or error}", where=str(error.filename or path), fix="check the path")

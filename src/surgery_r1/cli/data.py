@@ -1,0 +1,231 @@
+"""``surgery-r1 data``: check label folders, build datasets, draw scenes."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.files import dump_json
+
+if TYPE_CHECKING:
+    from surgery_r1.sources.findings import Finding
+
+_SHOWN_PER_KIND = 10
+
+
+@dataclass
+class Check:
+    """Read a label folder; print counts, the measured top/bottom rule, and every fault as path:line."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder with label files, in any layout of EndoVis-18-VQLA or EndoVis-17-VQLA."""
+    images: Path | None = None
+    """Folder with the images, where they lie apart from the labels."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+    sheet: Path | None = None
+    """Write a picture of frames with their boxes drawn."""
+
+    def run(self) -> int:
+        """Exit status: 1 when there are faults."""
+        from surgery_r1.sources.label_folder import read_folder, summarise
+
+        content = read_folder(self.folder, self.images)
+        report = summarise(content)
+        if self.json:
+            say(dump_json(report.to_json(), indent=2))
+        else:
+            say(_splits_table(report.splits, report.frames, report.questions))
+            say(_rule_lines(report.location_rule))
+            _say_findings("notice", report.notices)
+            _say_findings("fault", report.faults)
+            if not report.faults:
+                say("No faults.")
+        if self.sheet is not None:
+            from surgery_r1.sources.sheet import write_sheet
+
+            count = write_sheet(content, self.sheet)
+            if not self.json:
+                say(f"{count} frames drawn: {self.sheet}")
+        return 1 if report.faults else 0
+
+
+@dataclass
+class Build:
+    """Build a dataset (samples, frames, training rows, manifest, card) from label folders."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Label folders; several are joined."""
+    out: Path
+    """The dataset folder to write."""
+    images: Path | None = None
+    """Folder with the images, where they lie apart from the labels."""
+    seed: int = 0
+    """Seed of the reasoning writer."""
+    on_fault: Literal["stop", "skip"] = "stop"
+    """At faulty labels: stop, or leave the faulty questions out and count them."""
+    embed_images: bool = False
+    """Copy the images into the dataset instead of referring to them."""
+    overwrite: bool = False
+    """Replace a dataset that is already there."""
+    json: bool = False
+    """Print the manifest instead of tables."""
+
+    def run(self) -> int:
+        """Exit status 0; errors are raised."""
+        from surgery_r1.build import build_dataset
+
+        manifest = build_dataset(
+            self.folders,
+            self.out,
+            images=self.images,
+            seed=self.seed,
+            on_fault=self.on_fault,
+            embed_images=self.embed_images,
+            overwrite=self.overwrite,
+        )
+        if self.json:
+            say(dump_json(manifest, indent=2))
+            return 0
+        samples, frames, rows = manifest["samples"], manifest["frames"], manifest["rows"]
+        table: list[Sequence[Any]] = [("split", "frames", "questions")]
+        table += [(name, frames[name], samples[name]) for name in samples if name != "total"]
+        table.append(("total", frames["total"], samples["total"]))
+        say(format_table(table))
+        parts = ", ".join(f"{count:,} {task}" for task, count in rows.items() if task != "total")
+        say(f"{rows['total']:,} training rows: {parts}")
+        for reason, count in manifest["skipped"].items():
+            say(f"left out: {count:,} questions, {reason}")
+        if manifest["images_in_two_splits"]:
+            say(f"warning: {manifest['images_in_two_splits']:,} images occur in more than one split")
+        say(_rule_lines(manifest["location_rule"]))
+        say(f"dataset: {self.out}")
+        return 0
+
+
+@dataclass
+class MakeScenes:
+    """Draw laparoscopic scenes and write them as an EndoVis-VQLA folder."""
+
+    out: tyro.conf.Positional[Path]
+    """The folder to write."""
+    domain: Literal[18, 17] = 18
+    """18: train and val sequences. 17: the cross-set, with another palette and camera."""
+    seed: int = 0
+    """Same seed, same bytes."""
+    size: str = "320x256"
+    """Width x height in pixels, from 160x128 to 1280x1024."""
+    frames: int | None = None
+    """That many frames in all, spread over the official sequences; the full set by default."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Processes that draw; one for each core by default."""
+    json: bool = False
+    """Print what was made as JSON."""
+
+    def run(self) -> int:
+        """Exit status 0; errors are raised."""
+        from surgery_r1.sources.scenes import make_scenes
+
+        made = make_scenes(
+            self.out,
+            domain=self.domain,
+            seed=self.seed,
+            size=parse_size(self.size),
+            frames=self.frames,
+            workers=self.workers,
+            progress=_show_progress if sys.stderr.isatty() else None,
+        )
+        if self.json:
+            say(dump_json(made, indent=2))
+        else:
+            say(f"scenes: {self.out}")
+            say(dump_json(made, indent=2))
+        return 0
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height of ``320x256``.
+
+    >>> parse_size("320x256")
+    (320, 256)
+
+    Raises:
+        SurgeryR1Error: when it is not two whole numbers.
+    """
+    width, _, height = text.lower().partition("x")
+    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
+        raise SurgeryR1Error(f"size {text!r}", fix="write width x height in pixels, such as --size 320x256")
+    return int(width), int(height)
+
+
+def say(text: str) -> None:
+    """Write a line to standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def _show_progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    sys.stderr.write(f"\rdrawing {done:,} of {total:,} frames{end}")
+    sys.stderr.flush()
+
+
+def format_table(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as aligned text: the first row is the heading, numbers go right.
+
+    >>> print(format_table([("split", "n"), ("val", 1234)]))
+    split      n
+    val    1,234
+    """
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    numeric = [all(isinstance(row[column], int) for row in rows[1:]) for column in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+
+
+def _splits_table(splits: dict[str, dict[str, Any]], frames: int, questions: int) -> str:
+    kinds = list(dict.fromkeys(kind for facts in splits.values() for kind in facts["by_kind"]))
+    table: list[Sequence[Any]] = [("split", "frames", "questions", *kinds)]
+    for split, facts in splits.items():
+        table.append((split, facts["frames"], facts["questions"], *(facts["by_kind"].get(kind, 0) for kind in kinds)))
+    sums = [sum(facts["by_kind"].get(kind, 0) for facts in splits.values()) for kind in kinds]
+    table.append(("total", frames, questions, *sums))
+    return format_table(table)
+
+
+def _rule_lines(rule: dict[str, Any]) -> str:
+    lines = []
+    for source, facts in rule["by_source"].items():
+        if facts["rule"] is None:
+            lines.append(f"location rule of {source}: no location labels to measure")
+        else:
+            share = f"{facts['agreement']:.1%} of {facts['n']:,} labels"
+            lines.append(f"location rule of {source}: {facts['rule']}, followed by {share}")
+    return "\n".join(lines)
+
+
+def _say_findings(name: str, findings: Sequence[Finding]) -> None:
+    if not findings:
+        return
+    say(f"\n{len(findings):,} {name}{'s' if len(findings) > 1 else ''}:")
+    shown: Counter[str] = Counter()
+    for finding in findings:
+        shown[finding.what] += 1
+        if shown[finding.what] <= _SHOWN_PER_KIND:
+            say(f"  {finding}")
+    for what, count in shown.items():
+        if count > _SHOWN_PER_KIND:
+            say(f"  and {count - _SHOWN_PER_KIND:,} more: {what} (--json lists all)")
+    say("")

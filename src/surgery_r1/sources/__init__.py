@@ -1,0 +1,1 @@
+"""Label folders and drawn scenes: where samples come from."""

@@ -1,0 +1,62 @@
+"""What a reader has to say about a label folder: faults, which stop a build, and notices, which do not."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MISSING_IMAGE = "missing image of a labelled frame"
+TORN_IMAGE = "torn image of a labelled frame"
+FIELD_COUNT = "wrong field count"
+CORNER_COUNT = "wrong corner count"
+NON_NUMERIC = "non-numeric corner"
+NAN_CORNER = "corner is NaN or infinite"
+EMPTY_BOX = "empty or inverted box"
+OUTSIDE = "box outside the frame"
+UNKNOWN_ANSWER = "unknown answer"
+DUPLICATE = "exact duplicate line"
+ENCODING = "wrong encoding"
+NO_SEQUENCE = "label file in no official sequence"
+
+#: Every fault, in the order tables list them. Each is also a key of the manifest's ``skipped``.
+FAULTS: tuple[str, ...] = (
+    MISSING_IMAGE,
+    TORN_IMAGE,
+    FIELD_COUNT,
+    CORNER_COUNT,
+    NON_NUMERIC,
+    NAN_CORNER,
+    EMPTY_BOX,
+    OUTSIDE,
+    UNKNOWN_ANSWER,
+    DUPLICATE,
+    ENCODING,
+    NO_SEQUENCE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A fault or a notice.
+
+    Attributes:
+        path: the file or folder it is about.
+        line: 1-based line of a label file; None for a folder or for a file as a whole.
+        what: what it is; for faults one of :data:`FAULTS`.
+        value: the value found.
+        fix: what to do.
+    """
+
+    path: str
+    line: int | None
+    what: str
+    value: str
+    fix: str
+
+    def __str__(self) -> str:
+        where = f"{self.path}:{self.line}" if self.line is not None else self.path
+        return f"{where}: {self.what}, {self.value}, {self.fix}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The five keys of the contract."""
+        return asdict(self)
