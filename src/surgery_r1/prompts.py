@@ -31,9 +31,8 @@ _UNITS: dict[str, str] = {
 def system_text(box_space: str) -> str:
     """The constant system text for models that write boxes in ``box_space``."""
     return (
-        "You answer questions about a surgical frame and point at what shows the answer. "
-        "Format: <think>reasoning</think><answer>answer</answer><box>[x1, y1, x2, y2]</box>, "
-        f"box in {_UNITS[box_space]}."
+        "Look at the surgical frame and reply as <think>reasoning</think><answer>answer</answer>"
+        f"<box>[left, top, right, bottom]</box>, box in {_UNITS[box_space]}."
     )
 
 

@@ -1,0 +1,251 @@
+"""Hand-written TOML to frozen dataclasses: unknown keys are errors with a suggestion, all errors are shown at once."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery_r1.errors import SurgeryR1Error
+
+#: Configs shipped with the package, usable by their bare name.
+SHIPPED = Path(__file__).with_name("configs")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """``[model]``: what is trained.
+
+    Attributes:
+        base: ``tiny``, a folder, or a hub name (with --allow-hub).
+        box_space: empty takes the family's own, see ``surgery_r1.codec.BOX_SPACES``.
+        min_pixels, max_pixels: limits of the resized image; 0 keeps the folder's own.
+        freeze_vision: leave the vision tower as it is.
+    """
+
+    base: str = "tiny"
+    box_space: str = ""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: str = "sdpa"
+    min_pixels: int = 0
+    max_pixels: int = 0
+    freeze_vision: bool = True
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """``[lora]``: as in the paper, whose rank and alpha are unknown; ``enabled = false`` trains all weights."""
+
+    enabled: bool = True
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """``[sft]``: the first stage, TRL's SFTTrainer.
+
+    Attributes:
+        tasks: row kinds to train on; leave out ``cot`` for SFT without chain of thought.
+        direct_answers: also train each question without reasoning ("Reply with answer and box.").
+        batch_size: rows per device and step.
+        max_steps: upper bound; training stops earlier when dev does not improve ``patience`` times in a row.
+        eval_every: steps between evaluations on dev.
+        trl: passed through to TRL's SFTConfig.
+    """
+
+    tasks: tuple[str, ...] = ("visual_qa", "grounding_qa", "cot")
+    direct_answers: bool = False
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    warmup_steps: int = 10
+    max_steps: int = 1000
+    eval_every: int = 100
+    patience: int = 3
+    trl: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RftConfig:
+    """``[rft]``: the second stage, TRL's GRPOTrainer.
+
+    Attributes:
+        rewards: reward name -> weight, see ``surgery_r1.rewards``.
+        prompts: questions per device and optimiser step.
+        generations: completions per question (the group, G).
+        micro_batch: completions per forward and backward pass; 0 means all of a step.
+        reasoning: ask for reasoning.
+        trl: passed through to TRL's GRPOConfig.
+    """
+
+    rewards: dict[str, float] = field(
+        default_factory=lambda: {"format": 1.0, "answer": 1.0, "box": 1.0, "coherence": 1.0}
+    )
+    prompts: int = 16
+    generations: int = 8
+    micro_batch: int = 0
+    learning_rate: float = 1e-6
+    warmup_steps: int = 3
+    max_steps: int = 110
+    eval_every: int = 50
+    temperature: float = 1.0
+    max_completion: int = 256
+    reasoning: bool = True
+    trl: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """``[eval]``: prediction on dev while training.
+
+    Attributes:
+        dev_samples: questions of dev to use, evenly spread; 0 means all.
+        batch_size: prompts per generation batch.
+    """
+
+    dev_samples: int = 0
+    batch_size: int = 16
+    max_new_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole config file."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    rft: RftConfig = field(default_factory=RftConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    seed: int = 0
+    threads: int = 0
+    tracker: str = "none"
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved config, as written into run folders."""
+        return asdict(self)
+
+
+def load_config(name: str | Path) -> TrainConfig:
+    """Read a shipped config by its name (``tiny``) or a TOML file by its path.
+
+    Raises:
+        SurgeryR1Error: no such file, bad TOML, or every unknown key and wrong value at once.
+    """
+    path = Path(name)
+    if not path.suffix and (SHIPPED / f"{name}.toml").is_file():
+        path = SHIPPED / f"{name}.toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        shipped = sorted(p.stem for p in SHIPPED.glob("*.toml"))
+        raise SurgeryR1Error("no such config", where=str(name), fix=f"give a TOML file or one of {shipped}") from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SurgeryR1Error(f"not valid TOML: {error}", where=str(path), fix="correct the line") from None
+    return parse_config(data, path, text)
+
+
+def parse_config(data: Mapping[str, Any], path: Path | str = "config", text: str = "") -> TrainConfig:
+    """Build a :class:`TrainConfig` from parsed TOML and check what belongs together."""
+    errors: list[str] = []
+    config = _build(TrainConfig, data, "", errors, str(path), text.splitlines())
+    if config is not None:
+        errors += [f"{path}: {message}" for message in _inconsistent(config)]
+    if errors or config is None:
+        raise SurgeryR1Error("\n".join(errors), fix="correct the config and run again")
+    return config
+
+
+def _inconsistent(config: TrainConfig) -> list[str]:
+    """Values that are fine alone and wrong together."""
+    from surgery_r1.schema import TASKS
+
+    messages = []
+    rft = config.rft
+    completions = rft.prompts * rft.generations
+    if rft.generations < 2:
+        messages.append(f"rft.generations = {rft.generations}: a group needs at least 2 completions to compare")
+    if rft.prompts < 1:
+        messages.append(f"rft.prompts = {rft.prompts}: a batch must hold at least one group")
+    elif rft.micro_batch and (completions % rft.micro_batch or rft.micro_batch % rft.generations):
+        messages.append(
+            f"rft.micro_batch = {rft.micro_batch} cannot hold whole groups: it must be a multiple of "
+            f"rft.generations = {rft.generations} that divides prompts x generations = {completions}"
+        )
+    if not config.sft.tasks:
+        messages.append("sft.tasks is empty")
+    messages += [
+        f"sft.tasks holds {task!r}, not one of {list(TASKS)}" for task in config.sft.tasks if task not in TASKS
+    ]
+    for name in ("batch_size", "max_steps", "eval_every"):
+        if getattr(config.sft, name) < 1:
+            messages.append(f"sft.{name} = {getattr(config.sft, name)}: must be at least 1")
+    return messages
+
+
+def _build(kind: type, data: Mapping[str, Any], prefix: str, errors: list[str], path: str, lines: list[str]) -> Any:
+    known = {f.name: f for f in fields(kind)}
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        where = f"{path}:{_line_of(key, lines)}" if lines else path
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {prefix}{close[0]!s}?" if close else f"known keys: {', '.join(sorted(known))}"
+            errors.append(f"{where}: unknown key {name!r}; {hint}")
+            continue
+        hint_type = hints[key]
+        if is_dataclass(hint_type):
+            if not isinstance(value, dict):
+                errors.append(f"{where}: {name} must be a table, found {value!r}")
+                continue
+            values[key] = _build(typing.cast(type, hint_type), value, f"{name}.", errors, path, lines)
+            continue
+        converted, problem = _convert(value, hint_type)
+        if problem:
+            errors.append(f"{where}: {name} = {value!r}, expected {problem}")
+        values[key] = converted
+    return kind(**values) if not errors else None
+
+
+def _convert(value: Any, kind: Any) -> tuple[Any, str | None]:
+    """The value as ``kind``, or what was expected instead."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return value, None if value in arguments else f"one of {list(arguments)}"
+    if origin is tuple:
+        if not isinstance(value, list) or not all(isinstance(item, arguments[0]) for item in value):
+            return value, f"a list of {arguments[0].__name__}"
+        return tuple(value), None
+    if origin is dict:
+        if not isinstance(value, dict):
+            return value, "a table"
+        if arguments[1] is float:
+            bad = [k for k, v in value.items() if isinstance(v, bool) or not isinstance(v, int | float)]
+            return ({k: float(v) for k, v in value.items() if k not in bad}, f"numbers in {bad}" if bad else None)
+        return dict(value), None
+    if isinstance(kind, types.UnionType):
+        return value, None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value), None
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        return value, kind.__name__
+    return value, None
+
+
+def _line_of(key: str, lines: list[str]) -> int:
+    """First line that sets ``key`` or opens its table; 1 when it cannot be found."""
+    for number, line in enumerate(lines, start=1):
+        head = line.split("=")[0].strip().strip("[]").split(".")[-1].strip()
+        if head == key:
+            return number
+    return 1

@@ -1,0 +1,236 @@
+"""Load a model folder: weights, tokenizer, processor and what ``surgery_r1.json`` says of them.
+
+Works on the shipped tiny base, on plain Qwen2-VL, Qwen2.5-VL and Qwen3-VL folders, on checkpoints of this project and
+on LoRA adapters (the base they name is loaded first).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from surgery_r1 import codec, prompts
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.files import read_json, sha256_file, write_json
+from surgery_r1.models.tiny import TINY_BASE
+
+INFO_FILE = "surgery_r1.json"
+
+#: Model families: ``config.model_type`` -> box space that the published weights read and write (FACTS 4).
+FAMILIES: dict[str, str] = {
+    "qwen2_vl": "norm1000",
+    "qwen2_5_vl": "pixels",
+    "qwen3_vl": "norm1000",
+    "qwen3_vl_moe": "norm1000",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What ``surgery_r1.json`` records of a checkpoint (DESIGN section 2).
+
+    Attributes:
+        min_pixels, max_pixels: limits of the resized image in pixels; trainer and engine must use the same.
+        stage: ``base``, ``sft`` or ``rft``.
+        template_sha256: of the chat template, so that a changed template is noticed.
+        base_sha256: of the base model's weights and configuration.
+    """
+
+    box_space: str
+    min_pixels: int
+    max_pixels: int
+    template_sha256: str
+    base_model: str
+    base_sha256: str
+    stage: str = "base"
+    dataset_sha256: str | None = None
+    codec_version: str = codec.CODEC_VERSION
+    prompt_version: str = prompts.PROMPT_VERSION
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / INFO_FILE, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelInfo:
+        """Read ``surgery_r1.json``.
+
+        Raises:
+            SurgeryR1Error: when the file does not fit, or was written by another codec or prompt version.
+        """
+        path = folder / INFO_FILE
+        data = read_json(path)
+        try:
+            info = cls(**data)
+        except TypeError as error:
+            raise SurgeryR1Error(
+                f"does not describe a model: {error}", where=str(path), fix="export it again"
+            ) from None
+        for name, have, want in (
+            ("codec", info.codec_version, codec.CODEC_VERSION),
+            ("prompt", info.prompt_version, prompts.PROMPT_VERSION),
+        ):
+            if have != want:
+                raise SurgeryR1Error(
+                    f"written with {name} version {have}, this is {want}",
+                    where=str(path),
+                    fix="train again, or use the surgery-r1 version that wrote it",
+                )
+        return info
+
+
+@dataclass(slots=True)
+class Bundle:
+    """A loaded model with all that goes with it. ``model`` is None when only the processor was asked for."""
+
+    model: Any
+    processor: Any
+    info: ModelInfo
+    folder: Path
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+
+def resolve(name: str | Path) -> Path:
+    """The folder that a model name stands for: ``tiny``, a model folder, or a run folder (its ``best``).
+
+    Raises:
+        SurgeryR1Error: when there is none. A hub name is an error unless hub access is on.
+    """
+    if str(name) == "tiny":
+        return TINY_BASE
+    path = Path(name)
+    for folder in (path, path / "best"):
+        if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+            # A run folder holds its own resolved config.json, which has no model type.
+            if folder is path and (path / "best").is_dir():
+                continue
+            return folder
+    if not path.exists():
+        from huggingface_hub import constants
+
+        if not constants.HF_HUB_OFFLINE and str(name).count("/") == 1:
+            from huggingface_hub import snapshot_download
+
+            return Path(snapshot_download(str(name)))
+        raise SurgeryR1Error(
+            f"no model at {str(name)!r}",
+            fix="give a folder with config.json, a run folder, 'tiny', or a hub name with --allow-hub",
+        )
+    raise SurgeryR1Error("holds neither a model nor a finished run", where=str(path), fix="check the path")
+
+
+def from_pretrained(
+    name: str | Path = "tiny",
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    attention: str = "sdpa",
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    box_space: str | None = None,
+    with_model: bool = True,
+    trainable: bool = False,
+) -> Bundle:
+    """Model, tokenizer and working processor of a folder, in one line.
+
+    Args:
+        name: see :func:`resolve`.
+        dtype: ``auto`` (as saved), ``float32``, ``bfloat16`` or ``float16``.
+        device: such as ``cuda``; None takes CUDA where there is one.
+        attention: implementation name of transformers.
+        min_pixels, max_pixels: pixel limits; None takes those of ``surgery_r1.json``, else of the folder.
+        box_space: overrides the family's own for folders without ``surgery_r1.json``.
+        trainable: keep a LoRA adapter trainable.
+
+    Raises:
+        SurgeryR1Error: no such folder, unknown family, torn weights, or a version or template that does not fit.
+
+    >>> bundle = from_pretrained("tiny")
+    >>> bundle.info.box_space, bundle.tokenizer.decode(bundle.tokenizer("<box>[1, 20, 3, 100]</box>")["input_ids"])
+    ('norm100', '<box>[1, 20, 3, 100]</box>')
+    """
+    folder = resolve(name)
+    base = folder
+    if (folder / "adapter_config.json").is_file():
+        base = resolve(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
+    config = read_json(base / "config.json")
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise SurgeryR1Error(
+            f"unknown model family {model_type!r}",
+            where=str(base / "config.json"),
+            fix=f"use one of {sorted(FAMILIES)}",
+        )
+    from surgery_r1.models.processor import load_processor
+
+    recorded = ModelInfo.read(folder) if (folder / INFO_FILE).is_file() else None
+    processor = load_processor(
+        folder if (folder / "preprocessor_config.json").is_file() else base,
+        model_type,
+        min_pixels=min_pixels or (recorded.min_pixels if recorded else None),
+        max_pixels=max_pixels or (recorded.max_pixels if recorded else None),
+    )
+    size = processor.image_processor.size
+    template = processor.chat_template or processor.tokenizer.chat_template
+    found = ModelInfo(
+        box_space=box_space or FAMILIES[model_type],
+        min_pixels=size["shortest_edge"],
+        max_pixels=size["longest_edge"],
+        template_sha256=hashlib.sha256(str(template).encode()).hexdigest(),
+        base_model=str(name) if recorded is None else recorded.base_model,
+        base_sha256="" if recorded is None else recorded.base_sha256,
+    )
+    if recorded is None:
+        info = replace(found, base_sha256=weights_sha256(base))
+    else:
+        if recorded.template_sha256 != found.template_sha256:
+            raise SurgeryR1Error(
+                "the chat template is not the one that the model was trained with",
+                where=str(folder),
+                fix="restore chat_template.jinja and tokenizer_config.json of the checkpoint",
+            )
+        info = replace(recorded, min_pixels=found.min_pixels, max_pixels=found.max_pixels)
+    model = None
+    if with_model:
+        model = _load_model(base, folder, dtype, device, attention, trainable)
+    return Bundle(model, processor, info, folder)
+
+
+def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attention: str, trainable: bool) -> Any:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=attention)
+        if folder != base:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    except SurgeryR1Error:
+        raise
+    except Exception as error:
+        # Torn safetensors raise the Rust library's own exception type, missing shards an OSError.
+        raise SurgeryR1Error(
+            f"the weights cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})",
+            where=str(folder),
+            fix="the checkpoint is torn or incomplete: copy it again or go back to an earlier one",
+        ) from error
+    generation = model.generation_config
+    # Greedy is the default here; a published checkpoint's sampling settings would otherwise leak into evaluation.
+    generation.temperature = generation.top_p = generation.top_k = None
+    generation.do_sample = False
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(target)
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash over names and sha256 of the weight files and ``config.json`` of a model folder."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        digest.update(json.dumps([path.name, sha256_file(path)]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,117 @@
+"""Processors that work without torchvision, and with the stock one where torchvision exists.
+
+transformers 5 loads a Qwen-VL processor only together with its video processor, which needs torchvision. Frames are
+images, so where torchvision is missing a processor without the video part is used. ``AutoProcessor`` must not be
+called directly: without a registered class it silently returns a bare tokenizer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+from transformers.processing_utils import ProcessorMixin
+
+from surgery_r1.codec import View
+from surgery_r1.errors import SurgeryR1Error
+
+
+class _ImageOnly:
+    """Drops ``video_processor`` from a Qwen-VL processor; ProcessorMixin reads its parts from this signature."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **_: Any):
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        # Qwen3-VL's processor also looks for these; the older ones ignore them.
+        self.vision_start_token, self.vision_end_token = "<|vision_start|>", "<|vision_end|>"
+        self.vision_start_token_id = tokenizer.convert_tokens_to_ids(self.vision_start_token)
+        self.vision_end_token_id = tokenizer.convert_tokens_to_ids(self.vision_end_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)  # type: ignore[arg-type]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        names = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]  # type: ignore[attr-defined]
+        return [*dict.fromkeys(names), "mm_token_type_ids"]
+
+
+class ImageOnlyQwen2VLProcessor(_ImageOnly, Qwen2VLProcessor):
+    """Qwen2-VL without video."""
+
+
+class ImageOnlyQwen25VLProcessor(_ImageOnly, Qwen2_5_VLProcessor):
+    """Qwen2.5-VL without video."""
+
+
+class ImageOnlyQwen3VLProcessor(_ImageOnly, Qwen3VLProcessor):
+    """Qwen3-VL without video."""
+
+
+_IMAGE_ONLY: dict[str, type[Any]] = {
+    "qwen2_vl": ImageOnlyQwen2VLProcessor,
+    "qwen2_5_vl": ImageOnlyQwen25VLProcessor,
+    "qwen3_vl": ImageOnlyQwen3VLProcessor,
+}
+
+
+def load_processor(folder: Path, model_type: str, *, min_pixels: int | None = None, max_pixels: int | None = None):
+    """The processor of a model folder, with its pixel limits set.
+
+    Args:
+        folder: model folder (or hub name where hub access is on).
+        model_type: ``config.model_type`` of the model.
+        min_pixels, max_pixels: limits of the resized image in pixels; None keeps the folder's own.
+
+    Raises:
+        SurgeryR1Error: when the model family has no processor here.
+    """
+    if importlib.util.find_spec("torchvision") is not None:
+        from transformers import AutoProcessor
+
+        processor = AutoProcessor.from_pretrained(folder)
+    elif model_type in _IMAGE_ONLY:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+        template = getattr(tokenizer, "chat_template", None)
+        processor = _IMAGE_ONLY[model_type](image_processor, tokenizer, chat_template=template)
+    else:
+        raise SurgeryR1Error(
+            f"model type {model_type!r} has no image-only processor",
+            where=str(folder),
+            fix=f"install torchvision, or use one of {sorted(_IMAGE_ONLY)}",
+        )
+    if not hasattr(processor, "image_processor"):
+        raise SurgeryR1Error(
+            "the folder holds a tokenizer but no image processor",
+            where=str(folder),
+            fix="add preprocessor_config.json of the model",
+        )
+    size = dict(processor.image_processor.size)
+    if min_pixels is not None:
+        size["shortest_edge"] = min_pixels
+    if max_pixels is not None:
+        size["longest_edge"] = max_pixels
+    processor.image_processor.size = size
+    # Generation needs the prompt's last token at the right end.
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def view_of(processor: Any, width: int, height: int) -> View:
+    """How this processor resizes a frame of ``width`` x ``height`` pixels."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    image = processor.image_processor
+    input_height, input_width = smart_resize(
+        height,
+        width,
+        factor=image.patch_size * image.merge_size,
+        min_pixels=image.size["shortest_edge"],
+        max_pixels=image.size["longest_edge"],
+    )
+    return View(width, height, input_width, input_height)
