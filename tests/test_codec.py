@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from surgery_r1 import codec, prompts
 from surgery_r1.codec import PROBLEMS, View, parse, read, render, to_model, to_px
 
+# Machines are shared: no example is timed, and every run tries the same ones.
+UNTIMED = settings(deadline=None, derandomize=True)
+
 SPACES = sorted(codec.BOX_SPACES)
 SIZES = [(1280, 1024, 1120, 896), (1280, 1024, 700, 560), (320, 256, 112, 112), (160, 128, 168, 140), (97, 53, 56, 28)]
 VIEWS = [View(*size) for size in SIZES]
@@ -33,6 +36,7 @@ def view_and_box(draw):
 
 @pytest.mark.parametrize("space", SPACES)
 @given(view_and_box())
+@UNTIMED
 def test_round_trip_within_half_a_unit(space, drawn):
     view, box = drawn
     ux, uy = view.units(space)
@@ -47,6 +51,7 @@ def test_round_trip_within_half_a_unit(space, drawn):
 
 @pytest.mark.parametrize("space", SPACES)
 @given(view_and_box())
+@UNTIMED
 def test_model_boxes_are_boxes_inside_the_frame(space, drawn):
     view, box = drawn
     ux, uy = view.units(space)
@@ -98,6 +103,7 @@ model_boxes = st.tuples(corners, corners, corners, corners).filter(lambda b: b[0
 
 
 @given(st.none() | words, st.none() | words, st.none() | model_boxes)
+@UNTIMED
 def test_what_is_rendered_is_read_back(reasoning, answer, box):
     if reasoning is None and answer is None and box is None:
         return
@@ -249,24 +255,9 @@ def test_answers_keep_their_case_and_characters():
 
 # --- any text ------------------------------------------------------------------------------------------------------
 
-pieces = st.sampled_from(
-    [
-        "<think>",
-        "</think>",
-        "<answer>",
-        "</answer>",
-        "<box>",
-        "</box>",
-        "<",
-        ">",
-        "/",
-        "[1, 2, 3, 4]",
-        "[",
-        "9" * 30,
-        "kidney",
-    ]
-    + [" ", "\n", "nan", "-", "\x00", "\ud800", "é", "١"]
-)
+TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<box>", "</box>", "<", ">", "/")
+SCRAPS = ("[1, 2, 3, 4]", "[", "9" * 30, "kidney", " ", "\n", "nan", "-", "\x00", "\ud800", "é", "١")
+pieces = st.sampled_from([*TAGS, *SCRAPS])
 any_text = st.one_of(
     st.text(), st.text(st.characters(categories=None)), st.lists(pieces, max_size=30).map("".join), st.just(good)
 )
@@ -274,7 +265,7 @@ any_text = st.one_of(
 
 @given(any_text)
 @example("\ud800")
-@settings(max_examples=500)
+@settings(UNTIMED, max_examples=500)
 def test_no_text_makes_it_raise_and_what_is_found_was_written(text):
     parsed = parse(text)
     assert set(parsed.problems) <= set(PROBLEMS)

@@ -6,11 +6,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from surgery_r1 import geometry
 from surgery_r1.geometry import LocationRule
+
+# Machines are shared: no example is timed, and every run tries the same ones.
+UNTIMED = settings(deadline=None, derandomize=True)
 
 
 @st.composite
@@ -28,11 +31,13 @@ def cells(box):
 
 
 @given(grid_boxes(), grid_boxes())
+@UNTIMED
 def test_iou_counts_cells(a, b):
     assert geometry.iou(a, b) == pytest.approx(len(cells(a) & cells(b)) / len(cells(a) | cells(b)))
 
 
 @given(grid_boxes(), grid_boxes())
+@UNTIMED
 def test_giou_counts_cells(a, b):
     hull = (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
     union, whole = len(cells(a) | cells(b)), len(cells(hull))
@@ -42,6 +47,7 @@ def test_giou_counts_cells(a, b):
 
 
 @given(any_box, any_box)
+@UNTIMED
 @example((0.0, 0.0, 1e-200, 1e-200), (0.0, 0.0, 1e-200, 1e-200))
 @example((0.0, 0.0, 1e160, 1e160), (0.0, 0.0, 1e160, 1e160))
 @example((0.0, 0.0, 1.3e154, 1.3e154), (0.0, 0.0, 1.3e154, 1.3e154))
@@ -147,6 +153,7 @@ def test_rules_relative_to_the_organ_need_one():
 
 
 @given(grid_boxes(100), st.sampled_from(["image", "organ"]))
+@UNTIMED
 def test_flipping_y_swaps_top_and_bottom_only(box, reference):
     organ = (10.0, 20.0, 70.0, 90.0)
     normal, flipped = (
