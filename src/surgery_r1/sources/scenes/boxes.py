@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from surgery_r1.sources.scenes.model import ToolPose
-from surgery_r1.sources.scenes.tools import tool_parts
+from surgery_r1.sources.scenes.tools import silhouette, tool_parts
 
 Box = tuple[float, float, float, float]
 
@@ -62,8 +62,17 @@ def visible_box(polygons, aspect: float, circle: float | None = None) -> Box | N
 
 
 def tool_box(pose: ToolPose, aspect: float, circle: float | None = None) -> Box | None:
-    """Box of a tool's shaft, wrist and jaws, cue excluded, in frame heights."""
-    return visible_box([part.points for part in tool_parts(pose)], aspect, circle)
+    """Box of a tool's shaft, wrist and jaws, cue excluded, in frame heights; None where nothing is seen."""
+    shaft, rest = silhouette(pose)
+    x1, y1 = rest.min(axis=0).tolist()
+    x2, y2 = rest.max(axis=0).tolist()
+    inside = x1 >= 0 and y1 >= 0 and x2 <= aspect and y2 <= 1
+    if inside and circle is not None:
+        inside = float(np.hypot(rest[:, 0] - aspect / 2, rest[:, 1] - 0.5).max()) < circle * 0.99
+    if not inside:  # seldom: some of the wrist is cut off too, so every polygon has to be clipped
+        return visible_box([part.points for part in tool_parts(pose)], aspect, circle)
+    box = visible_box([shaft], aspect, circle)
+    return (x1, y1, x2, y2) if box is None else (min(x1, box[0]), min(y1, box[1]), max(x2, box[2]), max(y2, box[3]))
 
 
 def quadrant(box: Box, aspect: float) -> str:

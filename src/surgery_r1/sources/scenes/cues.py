@@ -72,31 +72,30 @@ def _dim(colour, factor: float):
 def _grasping(pen: Pen) -> None:
     """A pinched lump of tissue in front of the closed jaws, pale where the blood is pressed out."""
     flesh = pen.style.flesh
-    pen.blob(0.42, 0, 0.92, 0.84, _dim(flesh, 0.38), 0.8)
-    pen.blob(0.36, 0, 0.78, 0.66, _bright(flesh, 0.30))
-    pen.blob(0.20, 0.0, 0.52, 0.46, _bright(flesh, 0.62))
-    for y in (-0.62, -0.34, 0.0, 0.34, 0.62):
-        pen.line([(-0.1, y * 0.25), (0.45, y * 0.7), (1.02, y)], _dim(flesh, 0.4), 0.09)
-    pen.blob(0.1, -0.22, 0.14, 0.08, (1, 1, 1), 0.9)
+    pen.blob(0.52, 0, 1.0, 0.96, _dim(flesh, 0.25), 0.85)
+    pen.blob(0.46, 0, 0.84, 0.78, (0.98, 0.62, 0.62))
+    pen.blob(0.24, 0.0, 0.52, 0.5, (1.0, 0.86, 0.84))
+    for y in (-0.72, -0.38, 0.0, 0.38, 0.72):
+        pen.line([(0.0, y * 0.2), (0.5, y * 0.65), (1.12, y)], (0.55, 0.12, 0.14), 0.12)
+    pen.blob(0.2, -0.28, 0.15, 0.09, (1, 1, 1), 0.9)
 
 
 def _retraction(pen: Pen) -> None:
     """Tissue pulled up into a tent: a bright and a dark flank meeting at the tip."""
     flesh = pen.style.flesh
-    pen.shape([(-0.12, 0.0), (1.75, -1.35), (2.0, 0.0), (1.75, 1.35)], _dim(flesh, 0.30), 0.75)
-    pen.shape([(-0.15, -0.1), (1.6, -1.15), (1.8, -0.1), (-0.1, 0.06)], _bright(flesh, 0.55))
-    pen.shape([(-0.1, 0.06), (1.8, -0.1), (1.6, 1.15), (-0.15, 0.14)], _dim(flesh, 0.66))
-    for y in (-0.9, -0.6, -0.3, 0.35, 0.75):
-        pen.line([(0.0, y * 0.08), (1.6, y)], _bright(flesh, 0.85) if y < 0 else _dim(flesh, 0.38), 0.05)
+    pen.shape([(-0.15, 0.0), (1.75, -1.45), (2.05, 0.0), (1.75, 1.45)], _dim(flesh, 0.22), 0.8)
+    pen.shape([(-0.2, -0.12), (1.62, -1.25), (1.85, -0.1), (-0.12, 0.06)], _bright(flesh, 0.62))
+    pen.shape([(-0.12, 0.06), (1.85, -0.1), (1.62, 1.25), (-0.2, 0.16)], _dim(flesh, 0.6))
+    for y in (-0.95, -0.62, -0.3, 0.4, 0.8):
+        pen.line([(0.0, y * 0.08), (1.62, y)], _bright(flesh, 0.92) if y < 0 else _dim(flesh, 0.3), 0.07)
 
 
 def _tissue_manipulation(pen: Pen) -> None:
     """A hollow pressed into the tissue, with a raised rim ahead of the open jaws."""
     flesh = pen.style.flesh
-    pen.blob(0.05, 0, 1.02, 1.12, _bright(flesh, 0.5), 0.85)
-    pen.blob(0.0, 0, 0.88, 0.98, _dim(flesh, 0.55))
-    pen.blob(-0.06, 0, 0.68, 0.78, _dim(flesh, 0.30))
-    pen.arc(0.05, 0, 0.98, -1.0, 1.0, (1, 0.95, 0.93), 0.10, 0.9)
+    pen.blob(0.05, 0, 1.12, 1.2, (1.0, 0.80, 0.78), 0.9)
+    pen.blob(0.02, 0, 0.92, 1.0, _dim(flesh, 0.45))
+    pen.blob(-0.04, 0, 0.70, 0.78, _dim(flesh, 0.22))
 
 
 def _tool_manipulation(pen: Pen) -> None:
@@ -153,7 +152,7 @@ def _suction(pen: Pen) -> None:
 
 
 def _thread(pen: Pen) -> tuple[float, float, float]:
-    return pen.rng.choice([(0.42, 0.16, 0.72), (0.34, 0.14, 0.66)])
+    return pen.rng.choice([(0.60, 0.32, 0.98), (0.52, 0.30, 0.95)])
 
 
 def _looping(pen: Pen) -> None:

@@ -18,7 +18,7 @@ from surgery_r1.sources.scenes.tissue import MARGIN, kidney_outline, paint_kidne
 from surgery_r1.sources.scenes.tools import tool_parts
 
 #: Tissue is soft: above this height it is painted small and enlarged, tools and cues stay sharp.
-TISSUE_HEIGHT = 288
+TISSUE_HEIGHT = 192
 
 
 @lru_cache(maxsize=2)

@@ -85,7 +85,7 @@ def place_tool(
     """A pose whose box carries ``location`` by a clear margin, as far from ``others`` as the frame allows."""
     best, least = None, math.inf
     look = rng.getrandbits(30)
-    for attempt in range(400):
+    for attempt in range(300):
         entry, tip = _propose(rng, location, aspect)
         if style.circle is not None and math.hypot(tip[0] - aspect / 2, tip[1] - 0.5) > style.circle - 0.17:
             continue
@@ -94,7 +94,7 @@ def place_tool(
             pose = ToolPose(name, state, location, entry, tip, rng.uniform(-0.4, 0.4), style.zoom, look)
             if _fits(pose, aspect, style.circle):
                 best, least = pose, cost
-        if best is not None and (least == 0 or attempt > 60 and least < 0.15):
+        if best is not None and (least == 0 or attempt > 40 and least < 0.15 or attempt > 120):
             break
     if best is None:  # pragma: no cover - 400 proposals always held one in tests of every size
         raise RuntimeError(f"no room for {name} at {location}")
@@ -114,10 +114,18 @@ def place_kidney(rng: random.Random, aspect: float) -> KidneyPose:
 
 def plan_random(rng: random.Random, aspect: float, style: Style, record: Record) -> FramePlan:
     """One frame on its own for ``record``, a list of (tool, state, location)."""
-    tools: list[ToolPose] = []
-    for name, state, location in record:
-        tools.append(place_tool(rng, name, state, location, tools, aspect, style))
-    return FramePlan(tuple(tools), place_kidney(rng, aspect), grain=rng.getrandbits(30))
+    best: list[ToolPose] = []
+    least = math.inf
+    for _ in range(3):
+        tools: list[ToolPose] = []
+        for name, state, location in record:
+            tools.append(place_tool(rng, name, state, location, tools, aspect, style))
+        cost = _total_crowding(tools)
+        if cost < least:
+            best, least = tools, cost
+        if least < 0.4:
+            break
+    return FramePlan(tuple(best), place_kidney(rng, aspect), grain=rng.getrandbits(30))
 
 
 def _glide(a: ToolPose, b: ToolPose, t: float) -> ToolPose:
@@ -138,8 +146,8 @@ def _same_border(a: ToolPose, b: ToolPose, aspect: float) -> bool:
 
 def _next_key(rng, pose: ToolPose, others, aspect: float, style: Style) -> ToolPose:
     """Where a tool moves next: a free place of the same quarter and border not too far away."""
-    best, least = pose, math.inf
-    for _ in range(30):
+    best, least = pose, _crowding(pose.entry, pose.tip, others) + 0.2
+    for _ in range(20):
         entry, tip = _propose(rng, pose.location, aspect)
         reach = math.hypot(tip[0] - pose.tip[0], tip[1] - pose.tip[1])
         cost = _crowding(entry, tip, others) + max(0.0, reach - 0.35)
@@ -155,6 +163,33 @@ def _next_key(rng, pose: ToolPose, others, aspect: float, style: Style) -> ToolP
     return best
 
 
+def _total_crowding(tools: Sequence[ToolPose]) -> float:
+    return sum(_crowding(t.entry, t.tip, tools[i + 1 :]) for i, t in enumerate(tools))
+
+
+def _welcome(rng, record: Record, moving: dict, now: int, aspect: float, style: Style) -> None:
+    """Place the tools of ``record`` that are new to ``moving``; if that is a squeeze, place all of them anew."""
+    new = [label for label in record if label[0] not in moving]
+    if not new:
+        return
+    ends = [pose for m in moving.values() for pose in set(m[:2])]
+    placed = []
+    for label in new:
+        placed.append(place_tool(rng, *label, [*ends, *placed], aspect, style))
+    least = _total_crowding([*ends, *placed]) - _total_crowding(ends)
+    for _ in range(4):
+        if least < 0.35:
+            break
+        fresh: list[ToolPose] = []
+        for label in rng.sample(list(record), len(record)):
+            fresh.append(place_tool(rng, *label, fresh, aspect, style))
+        cost = _total_crowding(fresh)
+        if cost < least:
+            placed, least = fresh, cost
+    for pose in placed:
+        moving[pose.name] = (pose, pose, now, now + 1)
+
+
 def plan_sequence(records: Sequence[Record], aspect: float, style: Style, *seed: object) -> list[FramePlan]:
     """Frames of one sequence: tools glide between key poses, and are placed anew when their label jumps."""
     rng = seeded("motion", *seed)
@@ -165,12 +200,10 @@ def plan_sequence(records: Sequence[Record], aspect: float, style: Style, *seed:
     for i, record in enumerate(records):
         wanted = {name: location for name, _, location in record}
         moving = {n: m for n, m in moving.items() if wanted.get(n) == m[0].location}
+        _welcome(rng, record, moving, i, aspect, style)
         tools = []
         for name, state, location in record:
-            ends = [m[1] for n, m in moving.items() if n != name]
-            if name not in moving:
-                pose = place_tool(rng, name, state, location, ends, aspect, style)
-                moving[name] = (pose, pose, i, i + 1)
+            ends = [pose for n, m in moving.items() if n != name for pose in set(m[:2])]
             start, end, first, last = moving[name]
             if i >= last:
                 goal = _next_key(rng, end, ends, aspect, style)

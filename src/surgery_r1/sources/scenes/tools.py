@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -203,30 +204,58 @@ def jaw_axis(pose: ToolPose) -> np.ndarray:
     return np.array([c * d[0] - s * d[1], s * d[0] + c * d[1]])
 
 
-def tool_parts(pose: ToolPose, shaft_colour: tuple[float, float, float] = (0.2, 0.2, 0.22)) -> list[Part]:
-    """All polygons of a tool, back to front, in frame heights. The shaft starts outside the frame."""
-    rng = seeded("tool", pose.look, pose.name)
+@lru_cache(maxsize=256)
+def _jaw_parts(name: str, state: str, look: int) -> tuple[Part, ...]:
+    """Wrist and jaws in their own frame (mirrored or not, as ``look`` says)."""
+    rng = seeded("tool", look, name)
     tint, mirror = rng.uniform(0.88, 1.12), rng.choice((-1.0, 1.0))
+    parts = _SHAPES[name](OPENING[state] * rng.uniform(0.9, 1.1), tint)
+    return tuple(Part(part.points * (1.0, mirror), part.fill, part.edge) for part in parts)
+
+
+@lru_cache(maxsize=256)
+def _jaw_points(name: str, state: str, look: int) -> np.ndarray:
+    return np.concatenate([part.points for part in _jaw_parts(name, state, look)])
+
+
+def _place(pose: ToolPose) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+    """Wrist, 2x2 basis of the jaws, both ends of the shaft's axis, and the shaft's half width."""
     axis = jaw_axis(pose)
-    side = np.array([-axis[1], axis[0]]) * mirror
     length = JAW * pose.scale
-    wrist = np.asarray(pose.tip) - axis * length
-    opening = OPENING[pose.state] * rng.uniform(0.9, 1.1)
-    parts = []
-    back = wrist - axis * 0.22 * length
+    wrist = pose.tip - axis * length
+    back = wrist - axis * (0.22 * length)
     run = back - pose.entry
-    run = run / max(1e-6, math.hypot(*run))
-    start = np.asarray(pose.entry) - run * 0.35
-    across = np.array([-run[1], run[0]])
-    half = SHAFT * pose.scale * _THICK.get(pose.name, 1.0)
-    shaft = np.array([start + across * half, back + across * half, back - across * half, start - across * half])
-    parts.append(Part(shaft, _tone(shaft_colour, 0.6), None))
-    # A cylinder: bands across the shaft, bright on one side, dark at both edges.
-    for a, b, tone in ((-0.86, 0.7, 1.0), (-0.7, 0.2, 1.5), (-0.55, -0.15, 2.3), (-0.45, -0.3, 3.4)):
-        band = np.array([start + across * half * a, back + across * half * a, back + across * half * b, start + across * half * b])
+    start = pose.entry - run * (0.35 / max(1e-6, math.hypot(*run)))
+    basis = np.array([axis, (-axis[1], axis[0])]) * length
+    return wrist, basis, start, back, SHAFT * pose.scale * _THICK.get(pose.name, 1.0)
+
+
+def silhouette(pose: ToolPose) -> tuple[np.ndarray, np.ndarray]:
+    """What a box needs: the shaft's corners (4, 2) and all points of the rest (n, 2), in frame heights."""
+    wrist, basis, start, back, half = _place(pose)
+    run = back - start
+    across = np.array([-run[1], run[0]]) * (half / max(1e-6, math.hypot(*run)))
+    shaft = np.array([start + across, back + across, back - across, start - across])
+    rest = wrist + _jaw_points(pose.name, pose.state, pose.look) @ basis
+    return shaft, np.concatenate([rest, back + _KNUCKLE * half])
+
+
+_KNUCKLE = _round(0.0, 0.0, 1.02, 1.02)
+#: Bands along the shaft that make it a cylinder: bright on one side, dark at both edges.
+_BANDS = ((-1.0, 1.0, 0.6), (-0.86, 0.7, 1.0), (-0.7, 0.2, 1.5), (-0.55, -0.15, 2.3), (-0.45, -0.3, 3.4))
+
+
+@lru_cache(maxsize=16)
+def tool_parts(pose: ToolPose, shaft_colour: tuple[float, float, float] = (0.2, 0.2, 0.22)) -> tuple[Part, ...]:
+    """All polygons of a tool, back to front, in frame heights. The shaft starts outside the frame."""
+    wrist, basis, start, back, half = _place(pose)
+    run = back - start
+    across = np.array([-run[1], run[0]]) * (half / max(1e-6, math.hypot(*run)))
+    parts = []
+    for a, b, tone in _BANDS:
+        band = np.array([start + across * a, back + across * a, back + across * b, start + across * b])
         parts.append(Part(band, _tone(shaft_colour, tone), None))
-    parts.append(Part(_round(back[0], back[1], half * 1.02, half * 1.02), _tone(STEEL, 0.5)))
-    for part in _SHAPES[pose.name](opening, tint):
-        p = part.points * length
-        parts.append(Part(wrist + p[:, :1] * axis + p[:, 1:] * side, part.fill, part.edge))
-    return parts
+    parts.append(Part(back + _KNUCKLE * half, _tone(STEEL, 0.5)))
+    for part in _jaw_parts(pose.name, pose.state, pose.look):
+        parts.append(Part(wrist + part.points @ basis, part.fill, part.edge))
+    return tuple(parts)

@@ -25,7 +25,7 @@ GENERATOR_VERSION = 1
 DOMAINS = (18, 17)
 SMALLEST, LARGEST = (160, 128), (1280, 1024)
 #: Frames handed to a worker at once: small enough to share the load, large enough to share a sequence's tissue.
-CHUNK = 40
+CHUNK = 75
 
 
 def style_of(domain: int, sequence: int, seed: int) -> Style:
