@@ -74,6 +74,17 @@ def test_closeness_grows_as_a_disjoint_box_comes_nearer():
     assert geometry.closeness(truth, truth, 1280, 1024) == 1.0
 
 
+@given(any_box, grid_boxes(100))
+@UNTIMED
+def test_pointing_is_a_share_and_leaves_boxes_of_ordinary_size_alone(box, truth):
+    if not geometry.is_box(box):
+        return
+    value = geometry.pointing(box, truth, 100, 100)
+    assert 0.0 <= value <= 1.0
+    if geometry.area(geometry.clip(box, 100, 100)) <= 7500:
+        assert value == 1.0
+
+
 # --- the published figure ------------------------------------------------------------------------------------------
 
 

@@ -363,15 +363,15 @@ def test_a_well_formed_megabyte_is_no_better_than_a_sentence():
 
 
 def realistic_boxes(n: int, seed: int) -> list[geometry.Box]:
-    """Invented boxes of the kind that label files hold: mostly tools that reach in from a side, some large organs."""
+    """Invented boxes, as spread out as those of the drawn scenes or more: tools from all corners, an organ in six."""
     rng = random.Random(seed)
     boxes: list[geometry.Box] = []
     for _ in range(n):
         if rng.random() < 0.17:  # 1,560 of 9,014 training questions ask for the organ
-            w, h, cx, cy = rng.uniform(0.4, 0.75), rng.uniform(0.4, 0.8), rng.gauss(0.5, 0.07), rng.gauss(0.55, 0.07)
+            w, h, cx, cy = rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.6), rng.gauss(0.5, 0.2), rng.gauss(0.5, 0.2)
         else:
-            w, h = rng.uniform(0.15, 0.5), rng.uniform(0.15, 0.5)
-            cx, cy = rng.gauss(rng.choice([0.35, 0.65]), 0.1), rng.gauss(0.42, 0.14)
+            w, h = rng.uniform(0.2, 0.5), rng.uniform(0.2, 0.5)
+            cx, cy = rng.choice([w / 2, 1 - w / 2]), rng.choice([h / 2, h / 2, 1 - h / 2])  # from a corner
         box = ((cx - w / 2) * 1280, (cy - h / 2) * 1024, (cx + w / 2) * 1280, (cy + h / 2) * 1024)
         boxes.append(geometry.clip(box, 1280, 1024))
     return boxes
@@ -407,11 +407,29 @@ def test_the_whole_image_earns_less_than_the_mean_box_in_each_box_reward(name):
     assert earned["whole"] < earned["mean"]
 
 
-def test_why_the_dense_reward_is_not_giou():
-    """Recorded so that nobody puts it back: scaled GIoU pays more for the whole image than for the mean box."""
+def test_why_boxes_are_not_paid_by_plain_iou_or_giou():
+    """Recorded so that nobody puts it back: with both, the whole image beats the mean box on boxes like these."""
     boxes = realistic_boxes(400, 1)
     mean = mean_box(boxes)
-    assert sum(geometry.giou(WHOLE, box) for box in boxes) > sum(geometry.giou(mean, box) for box in boxes)
+    for score in (geometry.iou, geometry.giou):
+        assert sum(score(WHOLE, box) for box in boxes) > sum(score(mean, box) for box in boxes)
+
+
+def test_boxes_that_fill_the_frame_are_paid_less_without_an_edge():
+    values = []
+    for margin in (0, 20, 40, 60, 80):
+        box = (margin, margin, 1280 - margin, 1024 - margin)
+        paid, true = rewards.box_reward(reply("left-top", box), TRUTH), geometry.iou(box, SUCTION)
+        assert paid <= true + 0.01
+        values.append(paid)
+    assert values == sorted(values) and values[0] == 0
+    assert values[-1] == pytest.approx(geometry.iou((80, 80, 1200, 944), SUCTION), abs=0.01)
+
+
+def test_the_whole_frame_is_right_where_it_is_the_truth():
+    truth = dataclasses.replace(TRUTH, accepted=(("left-top", WHOLE),))
+    assert rewards.box_reward(reply("left-top", WHOLE), truth) == 1
+    assert rewards.coherence_joint(reply("left-top", WHOLE), truth) == 1
 
 
 @given(st.lists(st.tuples(*[st.floats(0, 1)] * 4), min_size=1, max_size=30))

@@ -82,6 +82,31 @@ def closeness(a: Sequence[float], b: Sequence[float], width: float, height: floa
     return max(0.0, 1.0 - error / 4)
 
 
+#: Up to this share of the frame a box points at something, whatever it holds; see :func:`pointing`.
+POINTING_SHARE = 0.75
+
+
+def pointing(box: Sequence[float], truth: Sequence[float], width: float, height: float) -> float:
+    """How far a box still points at something rather than at everything, in [0, 1].
+
+    1 for a box that covers at most :data:`POINTING_SHARE` of the frame, or no more of it than the truth does; from
+    there it falls in a straight line to 0 for the whole frame, so that there is no edge to sit just below of. Ours.
+
+    Args:
+        box, truth: predicted and true corners in the same space as the frame; ``box`` is clipped to it.
+        width, height: size of the frame.
+
+    >>> pointing((0, 0, 50, 100), (0, 0, 9, 9), 100, 100), pointing((0, 0, 100, 100), (0, 0, 9, 9), 100, 100)
+    (1.0, 0.0)
+    >>> pointing((0, 0, 100, 100), (0, 0, 100, 100), 100, 100)
+    1.0
+    """
+    frame = width * height
+    allowed = max(POINTING_SHARE, area(clip(truth, width, height)) / frame)
+    share = area(clip(box, width, height)) / frame
+    return 1.0 if share <= allowed else max(0.0, (1.0 - share) / (1.0 - allowed))
+
+
 def iou_published(box_px: Sequence[float] | None, truth_px: Sequence[float], width: int, height: int) -> float:
     """The number that the Surgical-VQLA family prints as ``IoU``; it is not an IoU.
 
