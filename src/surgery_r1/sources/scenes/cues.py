@@ -43,9 +43,13 @@ class Pen:
         self.draw.polygon(self._xy(points), fill=self._ink(colour, alpha))
 
     def line(self, points, colour, width: float, alpha: float = 1.0) -> None:
-        self.draw.line(self._xy(points), fill=self._ink(colour, alpha), width=max(1, round(width * self.size)), joint="curve")
+        self.draw.line(
+            self._xy(points), fill=self._ink(colour, alpha), width=max(1, round(width * self.size)), joint="curve"
+        )
 
-    def blob(self, x: float, y: float, rx: float, ry: float | None, colour, alpha: float = 1.0, wobble: float = 0.0) -> None:
+    def blob(
+        self, x: float, y: float, rx: float, ry: float | None, colour, alpha: float = 1.0, wobble: float = 0.0
+    ) -> None:
         ry = rx if ry is None else ry
         t = np.linspace(0, 2 * math.pi, 28, endpoint=False)
         r = 1 + wobble * (np.sin(3 * t + self.rng.uniform(0, 6)) + 0.6 * np.sin(5 * t + self.rng.uniform(0, 6)))

@@ -23,7 +23,7 @@ TISSUE_HEIGHT = 192
 
 @lru_cache(maxsize=2)
 def _tissue(style: Style, width: int, height: int) -> np.ndarray:
-    """The tissue of a style with a margin to drift in, float32 (h, w, 3). Cached: a sequence shares it."""
+    """The tissue of a style with a margin to drift in, float32 (3, h, w). Cached: a sequence shares it."""
     pad = int(MARGIN * height + 1)
     return paint_tissue(style, width + 2 * pad, height + 2 * pad, height)
 
@@ -77,9 +77,11 @@ def render(plan: FramePlan, style: Style, size: tuple[int, int]) -> Image.Image:
     w, h = round(width * shrink), round(height * shrink)
     pad = int(MARGIN * h + 1)
     x0, y0 = (min(2 * pad, max(0, pad - round(d * h))) for d in plan.drift)
-    ground = _tissue(style, w, h)[y0 : y0 + h, x0 : x0 + w].copy()
+    ground = _tissue(style, w, h)[:, y0 : y0 + h, x0 : x0 + w].copy()
     paint_kidney(ground, plan.kidney, style, h)
-    image = Image.fromarray(np.clip(ground * 255, 0, 255).astype(np.uint8))
+    ground *= 255
+    planes = np.clip(ground, 0, 255, out=ground).astype(np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
     if image.size != size:
         image = image.resize(size, Image.Resampling.BICUBIC)
     shadow = _shadow(plan, style, width, height)

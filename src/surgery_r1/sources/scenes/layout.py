@@ -94,7 +94,7 @@ def place_tool(
             pose = ToolPose(name, state, location, entry, tip, rng.uniform(-0.4, 0.4), style.zoom, look)
             if _fits(pose, aspect, style.circle):
                 best, least = pose, cost
-        if best is not None and (least == 0 or attempt > 40 and least < 0.15 or attempt > 120):
+        if best is not None and (least == 0 or (attempt > 40 and least < 0.15) or attempt > 120):
             break
     if best is None:  # pragma: no cover - 400 proposals always held one in tests of every size
         raise RuntimeError(f"no room for {name} at {location}")
@@ -202,7 +202,7 @@ def plan_sequence(records: Sequence[Record], aspect: float, style: Style, *seed:
         moving = {n: m for n, m in moving.items() if wanted.get(n) == m[0].location}
         _welcome(rng, record, moving, i, aspect, style)
         tools = []
-        for name, state, location in record:
+        for name, state, _ in record:
             ends = [pose for n, m in moving.items() if n != name for pose in set(m[:2])]
             start, end, first, last = moving[name]
             if i >= last:

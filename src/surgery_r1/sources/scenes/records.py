@@ -19,8 +19,8 @@ Record = tuple[tuple[str, str, str], ...]
 FACTS = Path(__file__).with_name("train_facts.tsv")
 
 HEADER = (
-    "# Facts counted from the public record text of the MIT-licensed Surgical-VQLA repository: how often each set of",
-    "# (tool, state, location) labels occurs in each of eleven contiguous blocks of its 1,560 EndoVis-18 training frames.",
+    "# Facts counted from the public record text of the MIT-licensed Surgical-VQLA repository: how often each set",
+    "# of (tool, state, location) labels occurs in each of eleven equal blocks of its 1,560 EndoVis-18 train frames.",
     "# Made by scripts/make_scene_facts.py. Columns: sequence, frames, labels. A label is a tool digit, a state letter",
     "# and a location digit, each an index (0 or a first) into vocab.TOOLS, vocab.STATES and vocab.LOCATIONS.",
 )

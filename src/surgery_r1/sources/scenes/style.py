@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def make_style(namespace: str, seed: int, domain: int = 18) -> Style:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def noise_tile(kind: int, exponent: float) -> np.ndarray:
     """A seamless noise tile, float32 (TILE, TILE), mean 0 and deviation 1. A pure function, cached."""
     rng = np.random.default_rng([20241, kind])

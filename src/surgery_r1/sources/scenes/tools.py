@@ -98,7 +98,9 @@ def _monopolar_curved_scissors(opening: float, tint) -> list[Part]:
     return [
         Part(_turn(blade, -opening, 0.15), _tone(STEEL, 0.72)),
         Part(_turn(blade, opening * 0.8, 0.15), STEEL),
-        Part(np.array([(-0.55, -0.22), (0.05, -0.24), (0.26, -0.11), (0.26, 0.11), (0.05, 0.24), (-0.55, 0.22)]), sleeve),
+        Part(
+            np.array([(-0.55, -0.22), (0.05, -0.24), (0.26, -0.11), (0.26, 0.11), (0.05, 0.24), (-0.55, 0.22)]), sleeve
+        ),
         Part(_bar(-0.5, 0.1, -0.13, -0.05), _tone(sleeve, 1.3), None),
     ]
 
@@ -148,7 +150,10 @@ def _stapler(opening: float, tint) -> list[Part]:
     base = np.array([(-0.1, 0.0), (1.02, 0.0), (1.06, 0.1), (0.98, 0.34), (-0.1, 0.34)])
     blue = _tone((0.24, 0.34, 0.62), tint)
     deck = np.array([(0.02, 0.0), (0.98, 0.0), (0.98, 0.1), (0.02, 0.1)])
-    dots = [Part(_turn(_bar(x, x + 0.07, 0.16, 0.26), opening), (0.93, 0.93, 0.95), None) for x in np.arange(0.1, 0.95, 0.17)]
+    dots = [
+        Part(_turn(_bar(x, x + 0.07, 0.16, 0.26), opening), (0.93, 0.93, 0.95), None)
+        for x in np.arange(0.1, 0.95, 0.17)
+    ]
     return [
         Part(_turn(anvil, -opening * 0.7), _tone(STEEL, 0.85)),
         Part(_turn(base, opening), blue),
@@ -161,11 +166,17 @@ def _stapler(opening: float, tint) -> list[Part]:
 
 def _large_needle_driver(opening: float, tint) -> list[Part]:
     jaw = [(0.28, 0.0), (0.3, 0.24), (0.5, 0.25), (0.98, 0.1), (1.0, 0.0)]
-    hatch = [(np.array([(x, 0.0), (x + 0.05, 0.0), (x + 0.12, 0.12), (x + 0.07, 0.12)]), DARK, None) for x in (0.5, 0.64, 0.78)]
+    hatch = [
+        (np.array([(x, 0.0), (x + 0.05, 0.0), (x + 0.12, 0.12), (x + 0.07, 0.12)]), DARK, None)
+        for x in (0.5, 0.64, 0.78)
+    ]
     gold = _tone((0.90, 0.74, 0.30), tint)
     return [
         *_pair(jaw, opening, gold, 0.3, hatch),
-        Part(np.array([(-0.3, -0.2), (0.2, -0.27), (0.42, -0.14), (0.42, 0.14), (0.2, 0.27), (-0.3, 0.2)]), _tone(STEEL, 0.9)),
+        Part(
+            np.array([(-0.3, -0.2), (0.2, -0.27), (0.42, -0.14), (0.42, 0.14), (0.2, 0.27), (-0.3, 0.2)]),
+            _tone(STEEL, 0.9),
+        ),
         Part(_round(0.2, 0, 0.13, 0.13), DARK),
         Part(_round(0.2, 0, 0.06, 0.06), STEEL, None),
     ]

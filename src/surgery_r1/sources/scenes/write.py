@@ -112,7 +112,9 @@ def _check(out: Path, domain: int, size: tuple[int, int]) -> None:
     if any(not low <= v <= high for v, low, high in zip(size, SMALLEST, LARGEST, strict=True)):
         raise SurgeryR1Error(f"size {size[0]}x{size[1]} is out of range", fix="choose between 160x128 and 1280x1024")
     if not 0.9 <= size[0] / size[1] <= 2:
-        raise SurgeryR1Error(f"size {size[0]}x{size[1]} is too narrow or too wide", fix="keep near 5:4, such as 320x256")
+        raise SurgeryR1Error(
+            f"size {size[0]}x{size[1]} is too narrow or too wide", fix="keep near 5:4, such as 320x256"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SurgeryR1Error(f"{out} is not empty", fix="name a new folder, or remove this one first")
 
