@@ -137,6 +137,27 @@ def _glide(a: ToolPose, b: ToolPose, t: float) -> ToolPose:
     return replace(a, entry=mix(a.entry, b.entry), tip=mix(a.tip, b.tip), bend=a.bend + (b.bend - a.bend) * t)
 
 
+def _settle(start: ToolPose, end: ToolPose, t: float, state: str, aspect: float, circle) -> ToolPose | None:
+    """Where a tool is at ``t`` of its way, or the nearest place on it whose box still carries the label."""
+    for step in (0.0, 0.05, -0.05, 0.1, -0.1, 0.2, -0.2, 0.4, -0.4, 0.8, -0.8):
+        now = replace(_glide(start, end, min(1.0, max(0.0, t + step))), state=state)
+        if _fits(now, aspect, circle):
+            return now
+    return None
+
+
+def _nearby(rng: random.Random, pose: ToolPose, aspect: float):
+    """Entry and tip a hand's move away from those of ``pose``, on the same border."""
+    slide = rng.uniform(-0.12, 0.12)
+    on_side = pose.entry[0] in (0.0, aspect)
+    entry = (pose.entry[0], pose.entry[1] + slide) if on_side else (pose.entry[0] + slide, pose.entry[1])
+    angle, reach = rng.uniform(0, 2 * math.pi), rng.uniform(0.06, 0.22)
+    tip = (pose.tip[0] + reach * math.cos(angle), pose.tip[1] + reach * math.sin(angle))
+    free = 0.15 <= tip[0] <= aspect - 0.15 and 0.15 <= tip[1] <= 0.85
+    free = free and 0.0 <= entry[0] <= aspect and 0.0 <= entry[1] <= 1.0
+    return (entry, tip) if free and 0.26 < math.hypot(tip[0] - entry[0], tip[1] - entry[1]) < 0.98 else None
+
+
 def _same_border(a: ToolPose, b: ToolPose, aspect: float) -> bool:
     return any(
         abs(a.entry[axis] - edge) < 1e-9 and abs(b.entry[axis] - edge) < 1e-9
@@ -147,8 +168,11 @@ def _same_border(a: ToolPose, b: ToolPose, aspect: float) -> bool:
 def _next_key(rng, pose: ToolPose, others, aspect: float, style: Style) -> ToolPose:
     """Where a tool moves next: a free place of the same quarter and border not too far away."""
     best, least = pose, _crowding(pose.entry, pose.tip, others) + 0.2
-    for _ in range(20):
-        entry, tip = _propose(rng, pose.location, aspect)
+    for attempt in range(24):
+        place = _nearby(rng, pose, aspect) if attempt % 3 else _propose(rng, pose.location, aspect)
+        if place is None:
+            continue
+        entry, tip = place
         reach = math.hypot(tip[0] - pose.tip[0], tip[1] - pose.tip[1])
         cost = _crowding(entry, tip, others) + max(0.0, reach - 0.35)
         if style.circle is not None and math.hypot(tip[0] - aspect / 2, tip[1] - 0.5) > style.circle - 0.17:
@@ -208,12 +232,10 @@ def plan_sequence(records: Sequence[Record], aspect: float, style: Style, *seed:
             if i >= last:
                 goal = _next_key(rng, end, ends, aspect, style)
                 moving[name] = start, end, first, last = end, goal, i, i + rng.randint(KEY // 2, KEY)
-            now = replace(_glide(start, end, (i - first) / (last - first)), state=state)
-            # Jaws open and close with the state, which moves the box a little: stay inside the quarter.
-            for _ in range(6):
-                if _fits(now, aspect, style.circle):
-                    break
-                now = replace(now, tip=tuple(p + 0.12 * (e - p) for p, e in zip(now.tip, now.entry, strict=True)))
+            now = _settle(start, end, (i - first) / (last - first), state, aspect, style.circle)
+            if now is None:  # seldom: jaws that open with the state leave no place on the way
+                now = place_tool(rng, name, state, start.location, ends, aspect, style)
+                moving[name] = (now, now, i, i + 1)
             tools.append(now)
         t = i / 40
         drift = (0.05 * math.sin(t + sway[0]) + 0.015 * math.sin(3.1 * t + sway[1]), 0.05 * math.sin(0.8 * t + sway[2]))

@@ -131,7 +131,7 @@ def cross_records(seed: int = 0) -> dict[int, list[Record]]:
     for sequence, frames in CROSS_FRAMES.items():
         tools = left_tools if frames == left_frames else round(left_tools * frames / left_frames)
         # Blocks in turn, so that each is used and the rare tools of a few sequences are met.
-        blocks = tuple(vocab.TRAIN_SEQUENCES[(sequence * k) % 11] for k in (1, 3, 7))
+        blocks = tuple(vocab.TRAIN_SEQUENCES[(sequence + k) % 11] for k in (0, 3, 7))
         out[sequence] = _chain(_draw(blocks, frames, tools, rng), rng)
         left_frames, left_tools = left_frames - frames, left_tools - tools
     return out
