@@ -27,17 +27,17 @@ class Writer(Protocol):
 #: What a state looks like, in words that are no class names.
 _SEEN: dict[str, str] = {
     "Idle": "at rest",
-    "Grasping": "holding tissue",
+    "Grasping": "gripping",
     "Retraction": "pulling tissue aside",
     "Tissue_Manipulation": "moving tissue",
     "Tool_Manipulation": "moving a tool",
-    "Cutting": "cutting tissue",
+    "Cutting": "making a cut",
     "Cauterization": "burning tissue",
     "Suction": "drawing up fluid",
     "Looping": "winding a thread",
     "Suturing": "stitching tissue",
     "Clipping": "placing a clip",
-    "Staple": "stapling tissue",
+    "Staple": "setting staples",
     "Ultrasound_Sensing": "scanning tissue",
 }
 

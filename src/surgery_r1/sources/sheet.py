@@ -76,7 +76,7 @@ def _tile(root: Path, frame: Frame, width: int):
     for seen in frame.objects:
         box = scale(seen.box_px, width / frame.width, height / frame.height)
         draw.rectangle(box, outline=_colour(seen.name), width=2)
-        short = "".join(part[0] for part in seen.name.split("_"))
+        short = _short(seen.name)
         draw.text((box[0] + 4, box[1] + 2), short, fill=_colour(seen.name), font=font)
     for number, (text, colour) in enumerate(lines[:7]):
         draw.text((3, height + number * _LINE), text, fill=colour, font=font)
@@ -84,7 +84,7 @@ def _tile(root: Path, frame: Frame, width: int):
 
 
 def _describe(seen) -> str:
-    short = "".join(part[0] for part in seen.name.split("_"))
+    short = _short(seen.name)
     return f"{short}  " + ", ".join(filter(None, (seen.name, seen.state, seen.location)))
 
 
@@ -92,3 +92,8 @@ def _colour(name: str) -> str:
     if name == vocab.ORGAN:
         return _ORGAN_COLOUR
     return _COLOURS[vocab.TOOLS.index(name) % len(_COLOURS)] if name in vocab.TOOLS else _COLOURS[-1]
+
+
+def _short(name: str) -> str:
+    parts = name.split("_")
+    return "".join(part[0] for part in parts) if len(parts) > 1 else name[:3]
