@@ -62,3 +62,11 @@ def small_set(root: Path) -> Path:
         for frame in (3, 10):
             put_frame(root, sequence, frame, (*LINES, STATE_2, LOCATION_2))
     return root
+
+
+def faulty(root: Path) -> Path:
+    """The small set with four faults; the path of the label file that has three of them."""
+    small_set(root)
+    label = put_frame(root, lines=(*LINES, STATE, "broken", "What is the state of suction?|Asleep|1, 1, 9, 9"))
+    (root / "seq_1/left_frames/frame003.png").unlink()
+    return label
