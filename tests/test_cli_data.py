@@ -4,7 +4,6 @@ import json
 
 import label_folders as lf
 import pytest
-from label_folders import faulty
 
 from surgery_r1.cli.data import Build, Check, parse_size
 from surgery_r1.errors import SurgeryR1Error

@@ -309,6 +309,26 @@ def test_unknown_question_form_is_a_notice(tmp_path):
     assert (notice.path, notice.line, notice.what) == (str(label), 4, "unknown question form")
 
 
+@pytest.mark.parametrize(
+    "question",
+    ["What tool is in left-top?", "What tool is in the left top?", "Which tool is located at left-top of the frame?"],
+)
+def test_forms_of_the_tool_question(tmp_path, question):
+    lf.put_frame(tmp_path, lines=[f"{question}|suction|1, 1, 20, 20"])
+    (sample,) = read_folder(tmp_path).samples
+    assert (sample.kind, sample.subject, sample.answer) == ("tool", "left-top", "suction")
+
+
+def test_unreadable_folder_is_an_error(tmp_path, monkeypatch):
+    def refused(root, **options):
+        options["onerror"](PermissionError(13, "Permission denied", str(root)))
+        return iter(())
+
+    monkeypatch.setattr("os.walk", refused)
+    with pytest.raises(SurgeryR1Error, match="cannot read the folder"):
+        check_folder(tmp_path)
+
+
 def test_unknown_tool_is_kept_and_noticed(tmp_path):
     lf.put_frame(tmp_path, lines=[lf.STATE.replace("bipolar_forceps", "vessel_sealer")])
     report = check_folder(tmp_path)

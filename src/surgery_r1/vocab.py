@@ -60,7 +60,15 @@ _QUESTION_FORMS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("organ", re.compile(r"what organ is being operated\s*\?", re.I)),
     ("state", re.compile(r"what is the state of (?P<subject>[a-z_ ]+?)\s*\?", re.I)),
     ("location", re.compile(r"where is (?P<subject>[a-z_ ]+?) located\s*\?", re.I)),
-    ("tool", re.compile(r"what tool is in (?:the )?(?P<subject>[a-z -]+?)\s*\?", re.I)),
+    # "What tool is in {location}-style questions" (FACTS 2): the exact words of the extended set are second hand.
+    (
+        "tool",
+        re.compile(
+            r"(?:what|which) (?:tool|instrument) is (?:located |present |seen )?(?:in|at|on) (?:the )?"
+            r"(?P<subject>(?:left|right)[ _-](?:top|bottom))(?: .*?)?\s*\?",
+            re.I,
+        ),
+    ),
 )
 
 
@@ -73,6 +81,8 @@ def classify_question(question: str) -> tuple[str | None, str | None]:
     ('location', 'bipolar_forceps')
     >>> classify_question("What organ is being operated?")
     ('organ', 'kidney')
+    >>> classify_question("What tool is in the left-top of the frame?")
+    ('tool', 'left-top')
     >>> classify_question("How many tools are there?")
     (None, None)
     """
@@ -82,5 +92,7 @@ def classify_question(question: str) -> tuple[str | None, str | None]:
         if match:
             if kind == "organ":
                 return kind, ORGAN
-            return kind, match.group("subject").strip().lower().replace(" ", "_")
+            subject = match.group("subject").strip().lower()
+            # Places are written with a hyphen, tools with underscores.
+            return kind, re.sub(r"[ _-]", "-" if kind == "tool" else "_", subject)
     return None, None

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.sources.findings import Finding
 from surgery_r1.sources.image_files import IMAGE_SUFFIXES
 
@@ -90,7 +91,7 @@ def _walk(root: Path, notices: list[Finding]) -> Iterator[tuple[Path, list[str]]
     """Every folder with its sorted file names; shadow trees are left out and noticed."""
     seen: set[str] = set()
     right: list[Path] = []
-    for current, folders, files in os.walk(root, followlinks=True):
+    for current, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(current)
         if real in seen:  # a link that leads back
             folders.clear()
@@ -113,6 +114,10 @@ def _walk(root: Path, notices: list[Finding]) -> Iterator[tuple[Path, list[str]]
     if right:
         value, fix = f"{len(right)} right_frames folders, not read", "nothing to do: labels belong to left_frames"
         notices.append(Finding(str(right[0]), None, "right camera", value, fix))
+
+
+def _unreadable(error: OSError) -> None:
+    raise SurgeryR1Error(f"cannot read the folder: {error.strerror}", where=error.filename, fix="check permissions")
 
 
 def _sequence_above(directory: Path) -> int | None:
