@@ -30,6 +30,8 @@ from surgery_r1.models import tiny, tiny_text
 
 NAMES = (*vocab.TOOLS, vocab.ORGAN)
 GRID_W, GRID_H = 6, 5
+#: Centre of each image token as a fraction of the frame, (30, 2), in the order of the tokens.
+CENTRES = torch.tensor([[(x + 0.5) / GRID_W, (y + 0.5) / GRID_H] for y in range(GRID_H) for x in range(GRID_W)])
 WIDTH, HEIGHT = GRID_W * 28, GRID_H * 28
 
 
@@ -177,7 +179,15 @@ class Trainer:
         self.s, self.out = settings, out
         self.tok = tiny.build_tokenizer(tiny_text.corpus())
         self.model = tiny.build_model(tiny.build_config(self.tok), settings.seed)
-        self.head = torch.nn.Linear(128, len(NAMES) + 1 + len(vocab.STATES) + 4)
+        # After the vision tower: what lies at a token, and its box relative to the token (the tower knows no absolute
+        # place). After language layers 1 and 2: the token's own place, and the box in the frame.
+        self.head = torch.nn.ModuleDict(
+            {
+                "tower": torch.nn.Linear(128, len(NAMES) + 1 + len(vocab.STATES) + 4),
+                "place": torch.nn.Linear(128, 2),
+                "box": torch.nn.Linear(128, 4),
+            }
+        )
         matrices = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed_tokens" not in n]
         chosen = {id(p) for p in matrices}
         rest = [p for p in (*self.model.parameters(), *self.head.parameters()) if id(p) not in chosen]
@@ -210,12 +220,18 @@ class Trainer:
         embeds = core.get_input_embeddings()(ids)
         embeds = embeds.masked_scatter((ids == self.image_id)[..., None], image.to(embeds.dtype))
         hidden = core.language_model(
-            inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False
-        ).last_hidden_state
+            inputs_embeds=embeds,
+            position_ids=positions,
+            attention_mask=mask,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        first, second = (hidden.hidden_states[i][ids == self.image_id] for i in (1, 2))
+        hidden = hidden.last_hidden_state
         target = labels[:, 1:]
         wanted = target != -100
         logits = self.model.lm_head(hidden[:, :-1][wanted])
-        aux = self.head(image)
+        aux = self.head["tower"](image)
         logp = logits.log_softmax(-1)
         target = target[wanted]
         nll = -logp.gather(1, target[:, None])[:, 0]
@@ -234,8 +250,12 @@ class Trainer:
         here = name < len(NAMES)
         aux_name = torch.nn.functional.cross_entropy(aux[:, :n], name, weight=weight)
         aux_state = torch.nn.functional.cross_entropy(aux[:, n : n + 13], state, ignore_index=-100)
-        aux_box = (aux[:, n + 13 :][here] - box[here]).abs().mean()
-        loss = nll.mean() + self.s.auxiliary * (aux_name + aux_state + 4 * aux_box)
+        centre = CENTRES.repeat(len(scenes), 1)
+        corner = centre.repeat(1, 2)
+        aux_box = (aux[:, n + 13 :][here] - (box - corner)[here]).abs().mean()
+        aux_place = (self.head["place"](first) - centre).abs().mean()
+        aux_frame = (self.head["box"](second)[here] - box[here]).abs().mean()
+        loss = nll.mean() + self.s.auxiliary * (aux_name + aux_state + 4 * (aux_box + aux_place + aux_frame))
         return loss, {
             "loss": nll.mean().item(),
             "number": nll[is_number].mean().item(),
@@ -243,6 +263,8 @@ class Trainer:
             "aux_name": aux_name.item(),
             "aux_state": aux_state.item(),
             "aux_box": aux_box.item(),
+            "aux_place": aux_place.item(),
+            "aux_frame": aux_frame.item(),
         }
 
     def update(self, loss: Any) -> None:

@@ -7,11 +7,13 @@ called directly: without a registered class it silently returns a bare tokenizer
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+import numpy as np
+from transformers import AutoTokenizer, BatchFeature, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
@@ -52,6 +54,45 @@ class ImageOnlyQwen3VLProcessor(_ImageOnly, Qwen3VLProcessor):
     """Qwen3-VL without video."""
 
 
+class DeduplicatingImageProcessor(Qwen2VLImageProcessorPil):
+    """Resizes each distinct image once: trainers pass a group's frame once for every completion.
+
+    Recently resized frames are kept, because they come again in the next passes and epochs.
+    """
+
+    #: Bytes of patches kept, and how many images that is at most is left to their size.
+    keep_bytes = 256 * 2**20
+
+    def _preprocess(self, images: list[np.ndarray], **settings: Any) -> BatchFeature:
+        kept: dict[bytes, tuple[Any, Any]] = self.__dict__.setdefault("_kept", {})
+        tensor_type = settings.pop("return_tensors", None)
+        stamp = repr(sorted(settings.items(), key=lambda item: item[0])).encode()
+        keys = [self._key(image, stamp) for image in images]
+        for key, image in zip(keys, images, strict=True):
+            if key not in kept:
+                result = super()._preprocess([image], return_tensors=None, **settings)
+                kept[key] = (np.asarray(result["pixel_values"]), np.asarray(result["image_grid_thw"]))
+        data = {
+            "pixel_values": np.concatenate([kept[key][0] for key in keys]),
+            "image_grid_thw": np.concatenate([kept[key][1] for key in keys]),
+        }
+        while sum(pixels.nbytes for pixels, _ in kept.values()) > self.keep_bytes and len(kept) > 1:
+            kept.pop(next(iter(kept)))
+        return BatchFeature(data=data, tensor_type=tensor_type)
+
+    @staticmethod
+    def _key(image: np.ndarray, stamp: bytes) -> bytes:
+        digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
+        digest.update(repr(image.shape).encode() + stamp)
+        return digest.digest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved: the stock processor's settings under its own name."""
+        data = super().to_dict()
+        data.pop("_kept", None)
+        return {**data, "image_processor_type": "Qwen2VLImageProcessor"}
+
+
 _IMAGE_ONLY: dict[str, type[Any]] = {
     "qwen2_vl": ImageOnlyQwen2VLProcessor,
     "qwen2_5_vl": ImageOnlyQwen25VLProcessor,
@@ -76,7 +117,7 @@ def load_processor(folder: Path, model_type: str, *, min_pixels: int | None = No
         processor = AutoProcessor.from_pretrained(folder)
     elif model_type in _IMAGE_ONLY:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+        image_processor = DeduplicatingImageProcessor.from_pretrained(folder)
         template = getattr(tokenizer, "chat_template", None)
         processor = _IMAGE_ONLY[model_type](image_processor, tokenizer, chat_template=template)
     else:

@@ -80,7 +80,7 @@ def build_tokenizer(corpus: list[str], vocab_size: int = 1024) -> Any:
 
 
 def build_config(tokenizer: Any) -> Any:
-    """The architecture: 4 vision layers of width 96, 3 language layers of width 128."""
+    """The architecture: 4 vision layers of width 96, 4 language layers of width 128."""
     from transformers import Qwen2_5_VLConfig
 
     ids = tokenizer.convert_tokens_to_ids
@@ -89,14 +89,14 @@ def build_config(tokenizer: Any) -> Any:
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 3,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "max_position_embeddings": 4096,
             "tie_word_embeddings": True,
-            # A short base: positions are hundreds, not hundreds of thousands, so slow rotations would be wasted.
-            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]},
+            # A short base: the grid is 6 x 5 tokens, and with Qwen's base its columns would all look alike.
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [4, 6, 6]},
             **tokens,
         },
         vision_config={

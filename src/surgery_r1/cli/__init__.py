@@ -1,0 +1,100 @@
+"""The command ``surgery-r1``. Arguments are parsed before torch is imported, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from surgery_r1 import __version__
+from surgery_r1.cli.data import Build, Check, MakeScenes
+from surgery_r1.cli.demo import Demo
+from surgery_r1.cli.evaluate import Report, Score
+from surgery_r1.cli.predict import Ask, Predict
+from surgery_r1.cli.train import Export, TrainRft, TrainSft
+from surgery_r1.errors import SurgeryR1Error
+
+_named = tyro.conf.subcommand
+
+DataCommand = (
+    Annotated[MakeScenes, _named("make-scenes")] | Annotated[Check, _named("check")] | Annotated[Build, _named("build")]
+)
+TrainCommand = Annotated[TrainSft, _named("sft")] | Annotated[TrainRft, _named("rft")]
+
+
+@dataclass
+class Data:
+    """Draw scenes, check label folders, build datasets."""
+
+    command: DataCommand
+
+    def run(self) -> int:
+        return self.command.run()
+
+
+@dataclass
+class Train:
+    """Fine-tune a model: SFT, then RFT."""
+
+    command: TrainCommand
+
+    def run(self) -> int:
+        return self.command.run()
+
+
+Command = (
+    Annotated[Demo, _named("demo")]
+    | Annotated[Data, _named("data")]
+    | Annotated[Train, _named("train")]
+    | Annotated[Predict, _named("predict")]
+    | Annotated[Score, _named("score")]
+    | Annotated[Report, _named("report")]
+    | Annotated[Ask, _named("ask")]
+    | Annotated[Export, _named("export")]
+)
+
+_DESCRIPTION = f"""Train, judge and run reasoning models on surgical frames (version {__version__}).
+Research use only. --debug after any command shows tracebacks."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status: 0 fine, 1 faults found, 2 bad input, 130 interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    if args == ["--version"]:
+        sys.stdout.write(f"surgery-r1 {__version__}\n")
+        return 0
+    command = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        args=args,
+        prog="surgery-r1",
+        description=_DESCRIPTION,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    try:
+        return int(command.run())
+    except SurgeryR1Error as error:
+        return _fail(str(error), 2, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was finished is kept, run the same command again to go on", 130, debug)
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail("no space left on the disk; free some and run the same command again", 2, debug)
+        return _fail(f"{type(error).__name__}: {error}; --debug shows where", 2, debug)
+    except Exception as error:
+        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where, please report it", 2, debug)
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    sys.stderr.write(f"surgery-r1: {message}\n")
+    return status

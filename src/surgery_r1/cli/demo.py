@@ -1,0 +1,47 @@
+"""``surgery-r1 demo``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from surgery_r1.cli.data import say
+from surgery_r1.files import dump_json
+from surgery_r1.run import stay_offline
+
+
+@dataclass
+class Demo:
+    """The paper's story on the tiny model, offline: scenes, dataset, base, SFT, RFT, table, report."""
+
+    out: Path = Path("demo")
+    """Folder for everything; finished parts of an interrupted demo are kept."""
+    config: str = "tiny"
+    """A shipped config by name, or a TOML file."""
+    seed: int = 0
+    """Seed of the scenes."""
+    frames: int | None = None
+    """Frames per domain; the full sets (2,007 and 97) by default."""
+    controls: bool = False
+    """Also train with random rewards, and with SFT continued instead of RFT."""
+    fresh: bool = False
+    """Start again instead of keeping finished parts."""
+    json: bool = False
+    """Print the summary as JSON at the end."""
+
+    def run(self) -> int:
+        """Exit status 0; errors are raised."""
+        stay_offline(allow_hub=False)
+        from surgery_r1.demo import run_demo
+
+        summary = run_demo(
+            self.out,
+            config=self.config,
+            seed=self.seed,
+            frames=self.frames,
+            controls=self.controls,
+            fresh=self.fresh,
+        )
+        if self.json:
+            say(dump_json(summary, indent=2))
+        return 0

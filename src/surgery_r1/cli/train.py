@@ -1,0 +1,111 @@
+"""``surgery-r1 train sft|rft`` and ``surgery-r1 export``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from surgery_r1.cli.data import say
+from surgery_r1.files import dump_json
+from surgery_r1.run import stay_offline
+
+
+@dataclass(kw_only=True)
+class _Train:
+    config: str
+    """A TOML file, or a shipped config by name: tiny, qwen2_5_vl_3b, qwen2_5_vl_7b, qwen3_vl_8b."""
+    data: Path
+    """A dataset folder that surgery-r1 data build wrote."""
+    out: Path
+    """The run folder to write; out/best is the model that dev chose."""
+    model: str | None = None
+    """Start from this model instead of the config's: a folder, a run, or tiny."""
+    images: Path | None = None
+    """Where the images lie now, if they moved."""
+    seed: int | None = None
+    """Overrides the config's seed."""
+    include_dev: bool = False
+    """Train on the dev sequences too: for a final run, after everything has been chosen."""
+    resume: bool = False
+    """Go on from the last checkpoint in --out."""
+    allow_hub: bool = False
+    """Allow downloads from the model hub."""
+    allow_upload: bool = False
+    """Allow trackers and options that send metrics, weights or completions to another machine."""
+    json: bool = False
+    """Print the result as JSON, without a progress bar."""
+
+    def _run(self, stage: Literal["sft", "rft"]) -> int:
+        from dataclasses import replace
+
+        from surgery_r1.config import load_config
+        from surgery_r1.dataset import open_dataset
+
+        stay_offline(self.allow_hub)
+        config = load_config(self.config)
+        if self.seed is not None:
+            config = replace(config, seed=self.seed)
+        dataset = open_dataset(self.data, images=self.images)
+
+        from surgery_r1.stages import train
+        from surgery_r1.train.common import Permissions
+
+        result = train(
+            stage,
+            config,
+            dataset,
+            self.out,
+            base=self.model,
+            include_dev=self.include_dev,
+            resume=self.resume,
+            allowed=Permissions(hub=self.allow_hub, upload=self.allow_upload),
+            quiet=self.json,
+        )
+        if self.json:
+            say(dump_json(result, indent=2))
+        elif result["stopped"]:
+            say(f"stopped at step {result['steps']}; go on with --resume")
+        else:
+            say(f"best on dev: joint {result['dev/joint']:.4f} at step {result['best_step']}: {result['best']}")
+        return 0
+
+
+@dataclass(kw_only=True)
+class TrainSft(_Train):
+    """Stage one: supervised fine-tuning with TRL's SFTTrainer."""
+
+    def run(self) -> int:
+        """Exit status 0; errors are raised."""
+        return self._run("sft")
+
+
+@dataclass(kw_only=True)
+class TrainRft(_Train):
+    """Stage two: GRPO with rule-based rewards with TRL's GRPOTrainer. Start it with --model RUN_OF_SFT."""
+
+    def run(self) -> int:
+        """Exit status 0; errors are raised."""
+        return self._run("rft")
+
+
+@dataclass
+class Export:
+    """Merge an adapter into a folder that vLLM and transformers serve, with a model card."""
+
+    source: tyro.conf.Positional[Path]
+    """A run folder or checkpoint."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write."""
+    allow_hub: bool = False
+    """Allow downloads from the model hub."""
+
+    def run(self) -> int:
+        """Exit status 0; errors are raised."""
+        stay_offline(self.allow_hub)
+        from surgery_r1.stages import export
+
+        say(f"exported: {export(self.source, self.out)}")
+        return 0

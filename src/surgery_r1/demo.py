@@ -1,0 +1,239 @@
+"""The paper's story on drawn scenes, offline, in one process: base, SFT, RFT, table, report."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from surgery_r1.config import RftConfig, TrainConfig, load_config
+from surgery_r1.dataset import Dataset, open_dataset
+from surgery_r1.evaluate.compare import compare_scores
+from surgery_r1.evaluate.tables import text_table
+from surgery_r1.files import read_json, write_json
+from surgery_r1.stages import predict_and_score, train
+
+#: What is scored: the held-out sequences of the same domain, and the other domain.
+SPLITS = ("val", "test")
+
+
+@dataclass
+class Demo:
+    """One demo in the folder ``out``. Finished parts of an earlier, interrupted call are kept and not run again.
+
+    Args:
+        out: folder for scenes, dataset, runs, scores and report.
+        config: what to train.
+        seed: of the scenes.
+        size: of the frames in pixels.
+        frames: frames in all per domain; None draws the full sets.
+        controls: also run RFT with random rewards, and SFT continued for as many steps as RFT.
+        say: where progress lines go.
+    """
+
+    out: Path
+    config: TrainConfig
+    seed: int = 0
+    size: tuple[int, int] = (320, 256)
+    frames: int | None = None
+    controls: bool = False
+    say: Callable[[str], None] = print
+
+    def run(self) -> dict[str, Any]:
+        """Run what is not finished yet; times by part, metrics by variant and split, paired differences."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.seconds: dict[str, float] = {}
+        start = time.monotonic()
+        for domain in (18, 17):
+            self._part(f"scenes{domain}", f"drawing scenes (domain {domain})", self._draw, domain)
+        self._part("dataset", "building the dataset", self._build)
+        dataset = open_dataset(self.out / "dataset")
+        self._show_first(dataset)
+        self._score("base", "tiny", dataset)
+        self._train("sft", "sft", self.config, dataset, None)
+        self._score("sft", self.out / "sft", dataset)
+        self._train("rft", "rft", self.config, dataset, self.out / "sft")
+        self._score("rft", self.out / "rft", dataset)
+        if self.controls:
+            self._run_controls(dataset)
+        differences = self._differences()
+        self.seconds["total"] = time.monotonic() - start
+        summary = {
+            "seconds": {k: round(v, 1) for k, v in self.seconds.items()},
+            "metrics": {
+                name: {split: read_json(self.out / "scores" / name / split / "metrics.json") for split in SPLITS}
+                for name in self._variants()
+            },
+            "differences": differences,
+        }
+        write_json(self.out / "demo.json", summary)
+        self._report(dataset)
+        return summary
+
+    def _variants(self) -> list[str]:
+        return ["base", "sft", "rft", *(["sft_continued", "random_rewards"] if self.controls else [])]
+
+    def _part(self, key: str, title: str, work: Callable[..., Any], *args: Any) -> None:
+        self.say(f"\n== {title}")
+        begin = time.monotonic()
+        work(*args)
+        self.seconds[key] = time.monotonic() - begin
+        self.say(f"   {self.seconds[key]:.1f} s")
+
+    def _draw(self, domain: int) -> None:
+        from surgery_r1.sources.scenes import make_scenes
+
+        folder = self.out / f"scenes{domain}"
+        if folder.exists():
+            self.say("   already there")
+            return
+        made = make_scenes(folder, domain=domain, seed=self.seed, size=self.size, frames=self.frames, progress=_counter)
+        self.say(f"   {made['frames']:,} frames, {made['questions']:,} questions: {folder}")
+
+    def _build(self) -> None:
+        from surgery_r1.build import build_dataset
+
+        folder = self.out / "dataset"
+        if not (folder / "manifest.json").is_file():
+            build_dataset([self.out / "scenes18", self.out / "scenes17"], folder)
+        manifest = read_json(folder / "manifest.json")
+        counts = ", ".join(f"{k} {v:,}" for k, v in manifest["samples"].items() if k != "total")
+        self.say(f"   questions: {counts}; {manifest['rows']['total']:,} training rows")
+        rule = manifest["location_rule"]
+        self.say(f"   location labels follow {rule['rule']} in {rule['agreement']:.1%} of cases")
+
+    def _show_first(self, dataset: Dataset) -> None:
+        from PIL import Image
+
+        from surgery_r1.draw import draw_boxes
+
+        sample = next(s for s in dataset.split("val") if s.kind == "location")
+        with Image.open(dataset.image_path(sample)) as image:
+            picture = draw_boxes(image.convert("RGB"), sample.box_px, true_label=sample.answer, caption=sample.question)
+        path = self.out / "first_look.png"
+        picture.save(path)
+        if sys.stdout.isatty():
+            self.say(_terminal_picture(picture))
+        self.say(f"\nThe task: {sample.question} -> {sample.answer} and the box in {path}")
+
+    def _train(self, stage: Any, name: str, config: TrainConfig, dataset: Dataset, base: Path | None) -> None:
+        run = self.out / name
+
+        def work() -> None:
+            if (run / "result.json").is_file() and not read_json(run / "result.json")["stopped"]:
+                self.say("   already trained")
+                return
+            train(stage, config, dataset, run, base=base, resume=(run / "run.json").is_file())
+            result = read_json(run / "result.json")
+            self.say(f"   best on dev: joint {result['dev/joint']:.3f} at step {result['best_step']}")
+
+        titles = {
+            "sft": "SFT: learning to answer and point",
+            "rft": "RFT: GRPO with coherence",
+            "sft_continued": "control: SFT continued",
+            "random_rewards": "control: RFT with random rewards",
+        }
+        self._part(f"train_{name}", titles[name], work)
+
+    def _score(self, name: str, model: str | Path, dataset: Dataset) -> None:
+        def work() -> None:
+            for split in SPLITS:
+                out = self.out / "scores" / name / split
+                if not (out / "metrics.json").is_file():
+                    (out / "predictions.jsonl").unlink(missing_ok=True)
+                    predict_and_score(
+                        model,
+                        dataset,
+                        split,
+                        out,
+                        batch_size=self.config.eval.batch_size,
+                        max_new_tokens=self.config.eval.max_new_tokens,
+                        name=name,
+                        progress=_counter,
+                    )
+                m = read_json(out / "metrics.json")
+                self.say(
+                    f"   {split:5} n={m['n']:,}  Acc {m['acc']:.3f}  true mIoU {m['miou']:.3f}  "
+                    f"joint@.5 {m['joint_at_iou50']:.3f}  (no-image floor: Acc {m['no_image_floor']['acc']:.3f})"
+                )
+
+        self._part(f"score_{name}", f"scoring {name} on held-out frames", work)
+
+    def _run_controls(self, dataset: Dataset) -> None:
+        rft = self.config.rft
+        steps = rft.max_steps
+        random = replace(self.config, rft=replace(rft, rewards={"random": 1.0}))
+        # The last step, not the best one, is what a control must show: dev would hide the harm by keeping the start.
+        sft = replace(self.config.sft, max_steps=steps, eval_every=steps, patience=0)
+        self._train("sft", "sft_continued", replace(self.config, sft=sft), dataset, self.out / "sft")
+        self._score("sft_continued", self.out / "sft_continued", dataset)
+        self._train("rft", "random_rewards", random, dataset, self.out / "sft")
+        self._score("random_rewards", self.out / "random_rewards", dataset)
+
+    def _differences(self) -> dict[str, Any]:
+        """RFT against SFT on every split, paired by block of ten neighbouring frames."""
+        result: dict[str, Any] = {}
+        self.say("\n== results")
+        for split in SPLITS:
+            scores = {name: self.out / "scores" / name / split for name in self._variants()}
+            for name in self._variants()[2:]:
+                result.setdefault(split, {})[f"{name} minus sft"] = {
+                    metric: compare_scores(scores[name] / "scores.jsonl", scores["sft"] / "scores.jsonl", metric)
+                    for metric in ("joint_at_iou50", "joint", "acc", "miou")
+                }
+            lines = [
+                (name, metric, difference)
+                for name, metrics in result[split].items()
+                for metric, difference in metrics.items()
+            ]
+            entries = [(name, read_json(path / "metrics.json")) for name, path in scores.items()]
+            self.say(f"\n{split}\n" + text_table(entries, lines))
+        return result
+
+    def _report(self, dataset: Dataset) -> None:
+        from surgery_r1.report import write_report
+
+        path = self.out / "report.html"
+        runs = [self.out / name for name in self._variants() if (self.out / name / "run.json").is_file()]
+        scores = [self.out / "scores" / name / split for name in self._variants() for split in SPLITS]
+        write_report([*runs, *scores], path, dataset=dataset)
+        self.say(f"\nopen {path.resolve()}")
+        sample = next(s for s in dataset.split("val") if s.kind == "location")
+        self.say(
+            f'ask it: surgery-r1 ask "{dataset.image_path(sample)}" "{sample.question}" --model {self.out / "rft"}'
+        )
+
+
+def run_demo(
+    out: Path, *, config: str = "tiny", seed: int = 0, frames: int | None = None, controls: bool = False, fresh: bool
+) -> dict[str, Any]:
+    """The demo with a config by name; ``fresh`` removes what an earlier demo left in ``out``."""
+    if fresh and (out / "scenes18").exists():
+        shutil.rmtree(out)
+    loaded = load_config(config)
+    assert isinstance(loaded.rft, RftConfig)
+    return Demo(out, loaded, seed=seed, frames=frames, controls=controls).run()
+
+
+def _counter(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r   {done:,} of {total:,}{chr(10) if done == total else ''}")
+        sys.stderr.flush()
+
+
+def _terminal_picture(image: Any, columns: int = 72) -> str:
+    """The picture in half blocks of true colour, two pixels a character."""
+    rows = round(columns * image.height / image.width / 2) * 2
+    pixels = image.convert("RGB").resize((columns, rows)).load()
+    lines = []
+    for y in range(0, rows, 2):
+        cells = []
+        for x in range(columns):
+            upper, lower = pixels[x, y], pixels[x, y + 1]
+            cells.append("\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀".format(*upper, *lower))
+        lines.append("".join(cells) + "\x1b[0m")
+    return "\n".join(lines)

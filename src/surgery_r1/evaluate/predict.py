@@ -1,0 +1,131 @@
+"""Dataset + model -> ``predictions.jsonl``: raw text, one line a sample, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from surgery_r1 import prompts
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.files import atomic_write, dump_json, read_jsonl
+from surgery_r1.models.encode import Prompt
+from surgery_r1.models.processor import view_of
+
+if TYPE_CHECKING:
+    from surgery_r1.dataset import Dataset
+    from surgery_r1.models.load import ModelInfo
+    from surgery_r1.schema import Sample
+
+
+class Engine(Protocol):
+    """What :func:`predict` needs of an engine."""
+
+    encoder: Any
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterable[list[str]]:
+        """Replies batch by batch, in the order of ``prompts``."""
+        ...
+
+
+def prompt_of(sample: Sample, dataset: Dataset, *, reasoning: bool = True, task: str = "cot") -> Prompt:
+    """The prompt of a sample: its frame (or frames), its question, and the reply asked for."""
+    images = tuple(dataset.image_root / path for path in (sample.images or (sample.image,)))
+    return Prompt(images, prompts.user_text(sample.question, task, reasoning))
+
+
+def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """``count`` of ``samples``, evenly spread; all of them for 0 or too large a count.
+
+    >>> spread("abcdef", 3)
+    ['a', 'c', 'e']
+    """
+    if count <= 0 or count >= len(samples):
+        return list(samples)
+    return [samples[i * len(samples) // count] for i in range(count)]
+
+
+def predict(
+    dataset: Dataset,
+    split: str,
+    engine: Engine,
+    info: ModelInfo,
+    out: Path,
+    *,
+    model_name: str,
+    weights_sha256: str,
+    reasoning: bool = True,
+    limit: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Predict every sample of a split; the number predicted in this call.
+
+    Lines are appended to ``<out>.partial`` batch by batch, and the file takes its name when it is whole: a killed
+    run goes on where it was, if model, dataset, split and settings are the same.
+
+    Args:
+        limit: predict only that many samples, evenly spread (0: all). Scoring counts the others as wrong.
+
+    Raises:
+        SurgeryR1Error: when ``out`` exists, or a partial file was written with other settings.
+    """
+    if out.exists():
+        raise SurgeryR1Error("already exists", where=str(out), fix="remove it or give another --out")
+    samples = spread(dataset.split(split), limit)
+    if not samples:
+        raise SurgeryR1Error(f"split {split!r} has no samples", where=str(dataset.root), fix="check --split")
+    stamp = {
+        "model": model_name,
+        "weights_sha256": weights_sha256,
+        "stage": info.stage,
+        "codec_version": info.codec_version,
+        "prompt_version": info.prompt_version,
+        "box_space": info.box_space,
+        "reasoning": reasoning,
+        "split": split,
+        "dataset_hash": dataset.hash,
+    }
+    partial = out.with_name(out.name + ".partial")
+    done = _finished(partial, stamp)
+    todo = [sample for sample in samples if sample.id not in done]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    views = {}
+    count = 0
+    with partial.open("a", encoding="utf-8", newline="\n") as handle:
+        queue = iter(todo)
+        for texts in engine.generate([prompt_of(sample, dataset, reasoning=reasoning) for sample in todo]):
+            for text in texts:
+                sample = next(queue)
+                size = (sample.width, sample.height)
+                if size not in views:
+                    views[size] = view_of(engine.encoder.processor, *size)
+                view = views[size]
+                seen = {"input_width": view.input_width, "input_height": view.input_height}
+                handle.write(dump_json({"id": sample.id, "text": text, **seen, **stamp}) + "\n")
+                count += 1
+            handle.flush()
+            if progress is not None:
+                progress(len(done) + count, len(samples))
+    partial.replace(out)
+    return count
+
+
+def _finished(partial: Path, stamp: dict[str, Any]) -> set[str]:
+    """Ids already predicted. A last line torn by a kill is cut off and predicted again."""
+    if not partial.exists():
+        return set()
+    text = partial.read_text(encoding="utf-8", errors="replace")
+    if text and not text.endswith("\n"):
+        with atomic_write(partial) as handle:
+            handle.write(text[: text.rfind("\n") + 1])
+    done = set()
+    for where, record in read_jsonl(partial):
+        for key, value in stamp.items():
+            if record.get(key) != value:
+                raise SurgeryR1Error(
+                    f"was begun with {key}={record.get(key)!r}, now it is {value!r}",
+                    where=where,
+                    fix=f"remove {partial} to start again, or give another --out",
+                )
+        done.add(record["id"])
+    return done

@@ -1,0 +1,113 @@
+"""Prompts and images to model inputs. Each image of a batch is read and resized once, however many prompts show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from surgery_r1 import prompts
+from surgery_r1.errors import SurgeryR1Error
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question to a model: one or more images and the text that follows them."""
+
+    images: tuple[Path, ...]
+    text: str
+
+
+def load_image(path: Path) -> Image.Image:
+    """An image as RGB.
+
+    Raises:
+        SurgeryR1Error: when it is missing or cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise SurgeryR1Error("no such image", where=str(path), fix="say where images are with --images") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise SurgeryR1Error(f"the image cannot be decoded: {error}", where=str(path), fix="copy it again") from None
+
+
+class ImageCache:
+    """Decoded images by path, the least recently used dropped beyond ``limit`` bytes of pixels."""
+
+    def __init__(self, limit: int = 512 * 2**20) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._images: dict[str, Image.Image] = {}
+
+    def __call__(self, path: str | Path) -> Image.Image:
+        """The image at ``path`` as RGB; see :func:`load_image`."""
+        key = str(path)
+        image = self._images.pop(key, None)
+        if image is None:
+            image = load_image(Path(path))
+            self._bytes += _size(image)
+        # Dictionaries keep insertion order: the first entry is the one used longest ago.
+        self._images[key] = image
+        while self._bytes > self._limit and len(self._images) > 1:
+            self._bytes -= _size(self._images.pop(next(iter(self._images))))
+        return image
+
+
+def _size(image: Image.Image) -> int:
+    return 3 * image.width * image.height
+
+
+class PromptEncoder:
+    """Encodes prompts with a model's own processor, chat template and pixel limits.
+
+    Args:
+        processor: from :func:`surgery_r1.models.processor.load_processor`.
+        box_space: units that the system text names.
+    """
+
+    def __init__(self, processor: Any, box_space: str) -> None:
+        self.processor = processor
+        self.box_space = box_space
+        self._chat = lru_cache(maxsize=4096)(self._render)
+
+    def _render(self, text: str, images: int) -> str:
+        return self.processor.apply_chat_template(
+            prompts.messages(text, self.box_space, images), tokenize=False, add_generation_prompt=True
+        )
+
+    def __call__(self, batch: Sequence[Prompt]) -> dict[str, Any]:
+        """Left-padded tensors for ``generate``: input_ids and attention_mask (batch, length), pixel_values, grids.
+
+        Raises:
+            SurgeryR1Error: for an image that is missing or torn.
+        """
+        import torch
+
+        unique = list(dict.fromkeys(path for prompt in batch for path in prompt.images))
+        processed = self.processor.image_processor(images=[load_image(p) for p in unique], return_tensors="pt")
+        grids = dict(zip(unique, processed["image_grid_thw"], strict=True))
+        sizes = [int(grid.prod()) for grid in grids.values()]
+        pixels = dict(zip(unique, torch.split(processed["pixel_values"], sizes), strict=True))
+        token, merge = self.processor.image_token, self.processor.image_processor.merge_size**2
+        texts = []
+        for prompt in batch:
+            head, *tail = self._chat(prompt.text, len(prompt.images)).split(token)
+            counts = [int(grids[path].prod()) // merge for path in prompt.images]
+            texts.append(head + "".join(token * n + piece for n, piece in zip(counts, tail, strict=True)))
+        encoded = self.processor.tokenizer(
+            texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+        )
+        shown = [path for prompt in batch for path in prompt.images]
+        return {
+            "input_ids": encoded["input_ids"],
+            "attention_mask": encoded["attention_mask"],
+            "mm_token_type_ids": (encoded["input_ids"] == self.processor.image_token_id).int(),
+            "pixel_values": torch.cat([pixels[path] for path in shown]),
+            "image_grid_thw": torch.stack([grids[path] for path in shown]),
+        }

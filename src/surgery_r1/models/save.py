@@ -1,0 +1,57 @@
+"""Write a model folder whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.files import read_json, write_json
+from surgery_r1.models.load import ModelInfo
+
+#: Stock processor by model type, which other engines look up by this name.
+_PROCESSOR_CLASS = {
+    "qwen2_vl": "Qwen2VLProcessor",
+    "qwen2_5_vl": "Qwen2_5_VLProcessor",
+    "qwen3_vl": "Qwen3VLProcessor",
+    "qwen3_vl_moe": "Qwen3VLProcessor",
+}
+
+
+def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> None:
+    """Save a model (or LoRA adapter), its processor and ``surgery_r1.json`` as a plain HF folder.
+
+    The folder is written beside its place and swapped in, so that a kill leaves the old one or the new one.
+
+    Raises:
+        SurgeryR1Error: when the disk is full or cannot be written.
+    """
+    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    try:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial)
+        save_processor(processor, model.config.model_type, partial)
+        info.save(partial)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except Exception as error:
+        # safetensors reports a full disk as an exception type of its own.
+        shutil.rmtree(partial, ignore_errors=True)
+        raise SurgeryR1Error(
+            f"the model could not be saved ({type(error).__name__}: {error})",
+            where=str(folder),
+            fix="free some disk space and go on with --resume",
+        ) from error
+
+
+def save_processor(processor: Any, model_type: str, folder: Path) -> None:
+    """Tokenizer, chat template and image processor under the stock names that every engine reads."""
+    processor.tokenizer.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    path = folder / "preprocessor_config.json"
+    write_json(path, {**read_json(path), "processor_class": _PROCESSOR_CLASS[model_type]})

@@ -1,0 +1,276 @@
+"""The stages as functions: what the commands, the demo and ``reproduce`` call. Each meets the next through files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from surgery_r1.codec import read
+from surgery_r1.config import TrainConfig
+from surgery_r1.dataset import Dataset
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.evaluate.predict import predict, prompt_of, spread
+from surgery_r1.evaluate.score import score_predictions
+from surgery_r1.files import write_json
+from surgery_r1.judge import judge
+from surgery_r1.run import metrics_writer, seed_everything, start_run
+
+if TYPE_CHECKING:
+    from surgery_r1.models.load import Bundle
+    from surgery_r1.train.common import Permissions
+
+Progress = Callable[[int, int], None]
+
+
+def dev_evaluator(config: TrainConfig, dataset: Dataset, bundle: Bundle) -> Callable[[Any], dict[str, float]]:
+    """A function model -> acc, miou, joint, joint_at_iou50 and parse failures on dev (all in [0, 1]).
+
+    ``joint`` is the mean over questions of the IoU where the answer is right, else 0.
+
+    Raises:
+        SurgeryR1Error: when the dataset has no dev questions.
+    """
+    from surgery_r1.engines.local import TransformersEngine
+    from surgery_r1.models.processor import view_of
+
+    samples = spread(dataset.split("dev"), config.eval.dev_samples)
+    if not samples:
+        raise SurgeryR1Error(
+            "the dataset has no dev questions to choose on",
+            where=str(dataset.root),
+            fix="build it from label folders that hold the dev sequences (see surgery_r1.vocab.DEV_SEQUENCES)",
+        )
+    reasoning = config.rft.reasoning
+    prompts = [prompt_of(sample, dataset, reasoning=reasoning) for sample in samples]
+    space = bundle.info.box_space
+
+    def evaluate(model: Any) -> dict[str, float]:
+        engine = TransformersEngine(
+            model,
+            bundle.processor,
+            space,
+            batch_size=config.eval.batch_size,
+            max_new_tokens=config.eval.max_new_tokens,
+        )
+        texts = [text for batch in engine.generate(prompts) for text in batch]
+        readings = [
+            read(text, space, view_of(bundle.processor, s.width, s.height))
+            for text, s in zip(texts, samples, strict=True)
+        ]
+        judged = [judge(reading, s.accepted) for reading, s in zip(readings, samples, strict=True)]
+        n = len(judged)
+        return {
+            "acc": sum(j.answer_right for j in judged) / n,
+            "miou": sum(j.iou for j in judged) / n,
+            "joint": sum(j.joint for j in judged) / n,
+            "joint_at_iou50": sum(j.joint_at_iou50 for j in judged) / n,
+            "parse_failure_rate": sum(r.answer is None or r.box_px is None for r in readings) / n,
+        }
+
+    return evaluate
+
+
+def train(
+    stage: Literal["sft", "rft"],
+    config: TrainConfig,
+    dataset: Dataset,
+    out: Path,
+    *,
+    base: str | Path | None = None,
+    include_dev: bool = False,
+    resume: bool = False,
+    allowed: Permissions | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run one training stage into the run folder ``out``; ``out/best`` is the model that dev chose.
+
+    Args:
+        base: model to start from; None takes ``model.base`` of the config. RFT starts from a run of SFT.
+        include_dev: train on the dev sequences too, for a final run after everything has been chosen.
+
+    Raises:
+        SurgeryR1Error: for bad input, a run folder that is taken, or nothing to resume.
+    """
+    import torch
+
+    from surgery_r1.models.load import from_pretrained, weights_sha256
+    from surgery_r1.models.save import save_model
+    from surgery_r1.train.common import Permissions
+    from surgery_r1.train.data import rft_dataset, sft_dataset
+
+    allowed = allowed or Permissions()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    seed_everything(config.seed)
+    m = config.model
+    bundle = from_pretrained(
+        base or m.base,
+        dtype=m.dtype,
+        attention=m.attention,
+        min_pixels=m.min_pixels or None,
+        max_pixels=m.max_pixels or None,
+        box_space=m.box_space or None,
+    )
+    model = bundle.model
+    if hasattr(model, "merge_and_unload"):
+        # The next stage gets an adapter of its own on top of the merged weights.
+        model = model.merge_and_unload()
+    space = bundle.info.box_space
+    if stage == "sft":
+        rows = sft_dataset(
+            dataset,
+            bundle.processor,
+            space,
+            tasks=config.sft.tasks,
+            direct_answers=config.sft.direct_answers,
+            include_dev=include_dev,
+        )
+    else:
+        rows = rft_dataset(dataset, bundle.processor, space, reasoning=config.rft.reasoning, include_dev=include_dev)
+    evaluate = dev_evaluator(config, dataset, bundle)
+    facts = {
+        "stage": stage,
+        "base": str(bundle.folder),
+        "base_sha256": weights_sha256(bundle.folder),
+        "dataset": str(dataset.root),
+        "dataset_sha256": dataset.hash,
+        "rows": len(rows),
+        "include_dev": include_dev,
+        "seed": config.seed,
+    }
+    start_run(out, config.to_json(), facts, resume=resume)
+    info = replace(bundle.info, stage=stage, dataset_sha256=dataset.hash)
+    if config.lora.enabled:
+        # An adapter names its base by path; a merged SFT model is kept beside it, so that the run is whole.
+        _keep_base(model, bundle, info, out)
+
+    def keep(best: Any) -> None:
+        save_model(best, bundle.processor, info, out / "best")
+
+    common: dict[str, Any] = {
+        "evaluate": evaluate,
+        "keep": keep,
+        "write": metrics_writer(out),
+        "allowed": allowed,
+        "resume": resume,
+        "quiet": quiet,
+    }
+    if stage == "sft":
+        from surgery_r1.train.sft import train_sft
+
+        result = train_sft(config, model, bundle.processor, rows, out, **common)
+    else:
+        from surgery_r1.train.rft import train_rft
+
+        result = train_rft(config, model, bundle.processor, rows, out, **common)
+    write_json(out / "result.json", result)
+    return result
+
+
+def _keep_base(model: Any, bundle: Bundle, info: Any, out: Path) -> None:
+    from surgery_r1.models.save import save_model
+
+    if (bundle.folder / "adapter_config.json").is_file():
+        folder = out / "base"
+        if not folder.exists():
+            save_model(model, bundle.processor, info, folder)
+    else:
+        folder = bundle.folder
+    model.name_or_path = str(folder.resolve())
+    model.config._name_or_path = str(folder.resolve())
+
+
+def predict_and_score(
+    model: str | Path,
+    dataset: Dataset,
+    split: str,
+    out: Path,
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 256,
+    reasoning: bool = True,
+    limit: int = 0,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Predict a split with a model and score it into ``out``; the metrics."""
+    predictions = out / "predictions.jsonl"
+    run_predict(
+        model,
+        dataset,
+        split,
+        predictions,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        reasoning=reasoning,
+        limit=limit,
+        name=name,
+        progress=progress,
+    )
+    return score_predictions(predictions, dataset, split, out)
+
+
+def run_predict(
+    model: str | Path,
+    dataset: Dataset,
+    split: str,
+    out: Path,
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 256,
+    reasoning: bool = True,
+    limit: int = 0,
+    dtype: str = "auto",
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Load a model and write ``predictions.jsonl``; the number of predictions made in this call."""
+    from surgery_r1.engines.local import TransformersEngine
+    from surgery_r1.models.load import from_pretrained, weights_sha256
+
+    bundle = from_pretrained(model, dtype=dtype)
+    engine = TransformersEngine(
+        bundle.model, bundle.processor, bundle.info.box_space, batch_size=batch_size, max_new_tokens=max_new_tokens
+    )
+    return predict(
+        dataset,
+        split,
+        engine,
+        bundle.info,
+        out,
+        model_name=name or str(model),
+        weights_sha256=weights_sha256(bundle.folder),
+        reasoning=reasoning,
+        limit=limit,
+        progress=progress,
+    )
+
+
+def export(run: Path, out: Path) -> Path:
+    """Merge an adapter (or copy a full model) into a folder that vLLM and transformers serve, with a model card.
+
+    Raises:
+        SurgeryR1Error: when ``out`` is not empty or ``run`` holds no model.
+    """
+    from surgery_r1.models.card import model_card
+    from surgery_r1.models.load import from_pretrained, resolve
+    from surgery_r1.models.save import save_model
+
+    if out.exists() and any(out.iterdir()):
+        raise SurgeryR1Error("is not empty", where=str(out), fix="give another folder")
+    bundle = from_pretrained(run)
+    model = bundle.model
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    if out.exists():
+        out.rmdir()
+    save_model(model, bundle.processor, bundle.info, out)
+    (out / "README.md").write_text(model_card(bundle.info, run), encoding="utf-8")
+    source = resolve(run).parent
+    for name in ("run.json", "config.json"):
+        if source == run and (source / name).is_file():
+            shutil.copyfile(source / name, out / f"training_{name}")
+    return out

@@ -1,0 +1,147 @@
+"""What both stages share: pass-through options with privacy switched on, adapters, and what is trained."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from surgery_r1.config import TrainConfig
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.run import LOCAL_TRACKERS
+
+#: Options that send weights, metrics, completions or frames elsewhere, and what they are held at.
+_PRIVATE: dict[str, Any] = {
+    "push_to_hub": False,
+    "hub_model_id": None,
+    "hub_token": None,
+    "hub_strategy": "every_save",
+    "hub_private_repo": None,
+    "hub_always_push": False,
+    "log_completions_hub_repo": None,
+    "log_multimodal": False,
+    "trackio_space_id": None,
+    "report_to": "none",
+    "trust_remote_code": False,
+}
+
+#: Options that the config sets by names of its own.
+_OWNED: dict[str, str] = {
+    "output_dir": "--out",
+    "learning_rate": "learning_rate",
+    "max_steps": "max_steps",
+    "warmup_steps": "warmup_steps",
+    "per_device_train_batch_size": "batch_size or micro_batch",
+    "gradient_accumulation_steps": "micro_batch",
+    "num_generations": "generations",
+    "temperature": "temperature",
+    "max_completion_length": "max_completion",
+    "reward_weights": "rewards",
+    "seed": "seed",
+    "save_steps": "eval_every",
+    "save_strategy": "eval_every",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """What the user allowed by flags."""
+
+    hub: bool = False
+    upload: bool = False
+
+
+def tracker(config: TrainConfig, allowed: Permissions) -> str:
+    """The tracker to report to.
+
+    Raises:
+        SurgeryR1Error: for one that uploads, without --allow-upload.
+    """
+    if config.tracker not in LOCAL_TRACKERS and not allowed.upload:
+        raise SurgeryR1Error(
+            f"tracker {config.tracker!r} may send metrics to another machine",
+            fix=f"use one of {list(LOCAL_TRACKERS)}, or give --allow-upload",
+        )
+    return config.tracker
+
+
+def trl_options(
+    kind: type, ours: dict[str, Any], passed: dict[str, Any], allowed: Permissions, table: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Options for TRL's config class: defaults for this machine, ours, then the pass-through table.
+
+    Options that would send data elsewhere are held off unless ``--allow-upload`` was given; each one held off is
+    reported on standard error and returned.
+
+    Args:
+        kind: TRL's config dataclass.
+        ours: options set by this project's own config keys.
+        passed: the ``[table]`` of the config file.
+
+    Returns:
+        The options, and the names that were held off.
+
+    Raises:
+        SurgeryR1Error: for a name that TRL does not know, or that the config sets under another name.
+    """
+    import difflib
+
+    import torch
+
+    known = {f.name for f in fields(kind)}
+    held: list[str] = []
+    cuda = torch.cuda.is_available()
+    options: dict[str, Any] = {"use_cpu": not cuda, "bf16": cuda, "gradient_checkpointing": cuda, "disable_tqdm": True}
+    options |= {name: value for name, value in _PRIVATE.items() if name in known} | ours
+    for name, value in passed.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"see the options of TRL's {kind.__name__}"
+            raise SurgeryR1Error(f"[{table}] unknown option {name!r}", fix=hint)
+        if name in _OWNED and name in ours:
+            raise SurgeryR1Error(f"[{table}] sets {name!r}", fix=f"set {_OWNED[name]} instead")
+        if name in _PRIVATE and value != _PRIVATE[name] and not allowed.upload:
+            held.append(name)
+            sys.stderr.write(
+                f"warning: [{table}] {name} = {value!r} is held off: it may send data away; --allow-upload\n"
+            )
+            continue
+        options[name] = value
+    return options, held
+
+
+def lora_of(config: TrainConfig) -> Any:
+    """PEFT's configuration for the language model's linear layers, or None to train all weights."""
+    if not config.lora.enabled:
+        return None
+    from peft import LoraConfig
+
+    tower = "" if config.model.freeze_vision else "|visual.*"
+    return LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        # Projections of attention and MLP; the vision tower's have the same names and stay out while it is frozen.
+        target_modules=rf".*(language_model{tower}).*\.(q_proj|k_proj|v_proj|o_proj|qkv|gate_proj|up_proj|down_proj)",
+        task_type="CAUSAL_LM",
+    )
+
+
+def freeze(model: Any, config: TrainConfig) -> None:
+    """Without LoRA: train everything but, if asked, the vision tower. PEFT freezes by itself."""
+    if config.lora.enabled:
+        return
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not (config.model.freeze_vision and ".visual." in f".{name}"))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole trainer checkpoint below ``folder``; a torn one is passed over with a warning."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in reversed(found):
+        # The trainer writes its state last but for the random state; without both the save was cut off.
+        if (path / "trainer_state.json").is_file() and list(path.glob("rng_state*.pth")):
+            return path
+        sys.stderr.write(f"warning: {path} is incomplete and is passed over\n")
+    return None

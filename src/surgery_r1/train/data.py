@@ -1,0 +1,112 @@
+"""Dataset folder -> the conversational datasets that TRL's trainers take. Images are read when a row is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from surgery_r1 import codec, prompts
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models.encode import ImageCache
+from surgery_r1.models.processor import view_of
+from surgery_r1.rewards import Truth
+
+if TYPE_CHECKING:
+    from datasets import Dataset as HFDataset
+
+    from surgery_r1.dataset import Dataset
+    from surgery_r1.schema import Sample
+
+
+def conversation(question: str, box_space: str, task: str, reasoning: bool) -> list[dict[str, str]]:
+    """System and user message; TRL puts the images in front of the user's text, as ``prompts.messages`` does."""
+    return [
+        {"role": "system", "content": prompts.system_text(box_space)},
+        {"role": "user", "content": prompts.user_text(question, task, reasoning)},
+    ]
+
+
+def sft_dataset(
+    dataset: Dataset,
+    processor: Any,
+    box_space: str,
+    *,
+    tasks: Sequence[str],
+    direct_answers: bool = False,
+    include_dev: bool = False,
+) -> HFDataset:
+    """Rows of ``tasks`` with columns prompt, completion and images.
+
+    Args:
+        direct_answers: add each question once without reasoning.
+
+    Raises:
+        SurgeryR1Error: when there are no such rows.
+    """
+    columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": []}
+
+    def add(sample: Sample, task: str, reasoning: str | None, answer: str | None, box: Any) -> None:
+        view = view_of(processor, sample.width, sample.height)
+        box_model = None if box is None else codec.to_model(box, box_space, view)
+        text = codec.render(reasoning, answer, box_model)
+        columns["prompt"].append(conversation(sample.question, box_space, task, reasoning is not None))
+        columns["completion"].append([{"role": "assistant", "content": text}])
+        columns["images"].append([str(dataset.image_root / path) for path in (sample.images or (sample.image,))])
+
+    for row in dataset.train_rows(tasks, include_dev):
+        add(dataset.samples[row.sample_id], row.task, row.reasoning, row.answer, row.box_px)
+    if direct_answers:
+        for sample in train_samples(dataset, include_dev):
+            add(sample, "cot", None, sample.answer, sample.box_px)
+    if not columns["prompt"]:
+        raise SurgeryR1Error(
+            f"no training rows of tasks {list(tasks)}", where=str(dataset.root), fix="check [sft] tasks"
+        )
+    return _lazy(columns)
+
+
+def rft_dataset(
+    dataset: Dataset, processor: Any, box_space: str, *, reasoning: bool = True, include_dev: bool = False
+) -> HFDataset:
+    """One prompt for each training question, with columns prompt, images and truth.
+
+    Raises:
+        SurgeryR1Error: when there are none.
+    """
+    columns: dict[str, list[Any]] = {"prompt": [], "images": [], "truth": []}
+    for sample in train_samples(dataset, include_dev):
+        rule = dataset.location_rule_of(sample.source)
+        truth = Truth.from_sample(
+            sample,
+            dataset.frame_of(sample),
+            view=view_of(processor, sample.width, sample.height),
+            box_space=box_space,
+            rule=rule.name if rule else None,
+            # The dataset has already refused rules that too few labels follow.
+            agreement=1.0 if rule else None,
+            reasoning=reasoning,
+        )
+        columns["prompt"].append(conversation(sample.question, box_space, "cot", reasoning))
+        columns["images"].append([str(dataset.image_root / path) for path in (sample.images or (sample.image,))])
+        columns["truth"].append(truth.to_json())
+    if not columns["prompt"]:
+        raise SurgeryR1Error(
+            "no training questions", where=str(dataset.root), fix="build it from the training sequences"
+        )
+    return _lazy(columns)
+
+
+def train_samples(dataset: Dataset, include_dev: bool) -> list[Sample]:
+    """Samples to train on: train, and dev on request."""
+    return dataset.split("train") + (dataset.split("dev") if include_dev else [])
+
+
+def _lazy(columns: dict[str, list[Any]]) -> HFDataset:
+    from datasets import Dataset as HFDataset
+
+    cache = ImageCache()
+
+    def fetch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {**batch, "images": [[cache(path) for path in paths] for paths in batch["images"]]}
+
+    return HFDataset.from_dict(columns).with_transform(fetch)
