@@ -15,7 +15,7 @@ Box = tuple[float, float, float, float]
 
 def _clip(points: list, nx: float, ny: float, limit: float) -> list:
     """Points of a polygon where nx * x + ny * y <= limit (one step of Sutherland-Hodgman)."""
-    out = []
+    out: list[tuple[float, float]] = []
     if not points:
         return out
     px, py = points[-1]

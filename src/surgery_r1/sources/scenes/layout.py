@@ -197,16 +197,16 @@ def _welcome(rng, record: Record, moving: dict, now: int, aspect: float, style: 
     if not new:
         return
     ends = [pose for m in moving.values() for pose in set(m[:2])]
-    placed = []
+    placed: list[ToolPose] = []
     for label in new:
-        placed.append(place_tool(rng, *label, [*ends, *placed], aspect, style))
+        placed.append(place_tool(rng, *label, others=[*ends, *placed], aspect=aspect, style=style))
     least = _total_crowding([*ends, *placed]) - _total_crowding(ends)
     for _ in range(4):
         if least < 0.35:
             break
         fresh: list[ToolPose] = []
         for label in rng.sample(list(record), len(record)):
-            fresh.append(place_tool(rng, *label, fresh, aspect, style))
+            fresh.append(place_tool(rng, *label, others=fresh, aspect=aspect, style=style))
         cost = _total_crowding(fresh)
         if cost < least:
             placed, least = fresh, cost

@@ -48,7 +48,8 @@ def encode(record: Record) -> str:
 
 def decode(text: str) -> Record:
     """The inverse of ``encode``."""
-    return tuple((vocab.TOOLS[int(t)], vocab.STATES[ord(s) - 97], vocab.LOCATIONS[int(p)]) for t, s, p in text.split())
+    labels = text.split()
+    return tuple((vocab.TOOLS[int(x[0])], vocab.STATES[ord(x[1]) - 97], vocab.LOCATIONS[int(x[2])]) for x in labels)
 
 
 @lru_cache(maxsize=1)

@@ -97,8 +97,10 @@ def _draw_chunk(job: tuple) -> dict:
         picture.parent.mkdir(parents=True, exist_ok=True)
         label.parent.mkdir(parents=True, exist_ok=True)
         image = render(plans[index], style, size)
-        options = {"quality": 92, "subsampling": 0} if domain == 17 else {"compress_level": 2}
-        image.save(picture, **options)
+        if domain == 17:
+            image.save(picture, quality=92, subsampling=0)
+        else:
+            image.save(picture, compress_level=2)
         lines = question_lines(objects_of(plans[index], style, size), size, organ=domain == 18)
         label.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
         counts["frames"] += 1
