@@ -205,8 +205,8 @@ def _welcome(rng, record: Record, moving: dict, now: int, aspect: float, style: 
         if least < 0.35:
             break
         fresh: list[ToolPose] = []
-        for label in rng.sample(list(record), len(record)):
-            fresh.append(place_tool(rng, *label, others=fresh, aspect=aspect, style=style))
+        for name, state, place in rng.sample(list(record), len(record)):
+            fresh.append(place_tool(rng, name, state, place, fresh, aspect, style))
         cost = _total_crowding(fresh)
         if cost < least:
             placed, least = fresh, cost
