@@ -1,0 +1,40 @@
+# make demo   the paper's story on a laptop, offline after set-up: open demo/report.html at the end
+# make test   all quick tests; make test-slow the others
+# Both set themselves up in .venv (Python 3.11 or newer, pip).
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo demo-controls test test-slow lint clean
+
+setup: $(VENV)/ready
+
+# pip takes torch's CPU build where an index offers one; the pinned version keeps it from drawing in CUDA packages.
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "surgery-r1 needs Python 3.11 or newer; say which with: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: setup
+	$(BIN)/surgery-r1 demo --out demo
+
+demo-controls: setup
+	$(BIN)/surgery-r1 demo --out demo --controls
+
+test: setup
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo
