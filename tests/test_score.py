@@ -205,7 +205,7 @@ def test_a_box_on_the_wrong_instrument_is_an_illusion(tmp_path, dataset):
     metrics, lines = score(tmp_path, dataset, [on_stapler, on_nothing, truth(val[5])])
     assert [lines[i]["referent_illusion"] for i in (1, 3, 5, 7)] == [True, False, False, None]
     assert metrics["illusion_rate"] == pytest.approx(1 / 3) and metrics["illusion_n"] == 3
-    assert lines[1]["coherence"] == "right answer, box elsewhere" and lines[5]["coherence"] == "coherent"
+    assert lines[1]["coherence"] == "right answer, wrong box" and lines[5]["coherence"] == "coherent"
 
 
 def first(dataset: Dataset) -> str:

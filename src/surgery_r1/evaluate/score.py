@@ -59,7 +59,7 @@ def referent_illusion(box_px: Box | None, sample: Sample, frame: Frame | None) -
 
 def _coherence(answer_right: bool, box_right: bool) -> str:
     if answer_right:
-        return "coherent" if box_right else "right answer, box elsewhere"
+        return "coherent" if box_right else "right answer, wrong box"
     return "wrong answer, right box" if box_right else "both wrong"
 
 

@@ -16,6 +16,9 @@ COLUMNS: dict[str, str] = {
 
 FLOOR = "no-image floor"
 
+#: Below this many blocks a percentile bootstrap is known to be too narrow, and tables say so.
+FEW_BLOCKS = 10
+
 
 def number(value: float | None) -> str:
     """Three decimals without the leading zero, as the papers of the field write rates; a dash for None.
@@ -102,10 +105,12 @@ def markdown_table(
 def _notes(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     if not entries:
         return []
-    metrics = entries[0][1]
-    how = metrics.get("bootstrap", {})
-    return [
+    how = entries[0][1].get("bootstrap", {})
+    notes = [
         f"95 % intervals: {how.get('resamples', '?')} resamples (seed {how.get('seed', '?')}) of"
         f" {how.get('blocks', '?')} blocks of {how.get('frames_per_block', '?')} neighbouring frames."
         " 'mIoU published' is the field's formula, which is not an IoU."
     ]
+    if how.get("blocks", FEW_BLOCKS) < FEW_BLOCKS:
+        notes.append("So few blocks make rough intervals, most likely too narrow.")
+    return notes
