@@ -16,7 +16,10 @@ from surgery_r1.geometry import Box, is_box
 from surgery_r1.schema import Sample
 
 #: Fields of a prediction line that describe the run that wrote it; recorded in ``metrics.json``.
-META: tuple[str, ...] = ("model", "stage", "reasoning", "codec_version", "prompt_version", "box_space", "dataset_hash")
+META: tuple[str, ...] = (
+    *("model", "weights_sha256", "stage", "reasoning"),
+    *("codec_version", "prompt_version", "box_space", "dataset_hash"),
+)
 
 #: What ``metrics.json`` says of boxes whose space nobody stated.
 ASSUMED_SOURCE = "source (assumed)"

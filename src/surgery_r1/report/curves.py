@@ -20,20 +20,33 @@ Series = dict[str, list[tuple[float, float]]]
 
 
 def panels(records: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
-    """What there is to draw: panel title -> series name -> ``(step, value)`` points; only finite numbers."""
-    found: dict[str, Series] = {"loss": {}, "reward": {}, "reward parts": {}, "KL": {}, "dev": {}}
+    """What there is to draw: panel title -> series name -> ``(step, value)`` points; only finite numbers.
+
+    Of a step that was logged twice, as by a run that was killed and resumed, the later record counts.
+    """
+    found: dict[str, dict[str, dict[float, float]]] = {
+        "loss": {},
+        "reward": {},
+        "reward parts": {},
+        "KL": {},
+        "dev": {},
+    }
     for record in records:
         for key, value in record.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 continue
             place = _place(key)
             if place is not None:
-                found[place[0]].setdefault(place[1], []).append((float(record["step"]), float(value)))
-    return {title: dict(sorted(series.items())) for title, series in found.items() if series}
+                found[place[0]].setdefault(place[1], {})[float(record["step"])] = float(value)
+    return {
+        title: {name: sorted(points.items()) for name, points in sorted(series.items())}
+        for title, series in found.items()
+        if series
+    }
 
 
 def _place(key: str) -> tuple[str, str] | None:
-    if key in ("loss", "train_loss"):
+    if key == "loss":
         return "loss", "loss"
     if key == "reward":
         return "reward", "reward"

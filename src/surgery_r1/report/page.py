@@ -206,7 +206,7 @@ def _provenance(scored: Scored) -> dict[str, Any]:
         "predictions": (metrics.get("predictions") or {}).get("sha256", "")[:12],
         "dataset": str(metrics.get("dataset_hash"))[:12],
         "boxes read as": metrics.get("box_space"),
-        **(metrics.get("predicted_with") or {}),
+        **{k: str(v)[:12] if k.endswith("sha256") else v for k, v in (metrics.get("predicted_with") or {}).items()},
         "missing": metrics.get("missing"),
         "scored with": ", ".join(f"{k} {v}" for k, v in (metrics.get("versions") or {}).items()),
     }
