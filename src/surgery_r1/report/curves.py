@@ -24,7 +24,8 @@ def panels(records: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
 
     Of a step that was logged twice, as by a run that was killed and resumed, the later record counts.
     """
-    found: dict[str, dict[str, dict[float, float]]] = {
+    titles = ("loss", "reward", "reward parts", "KL", "dev")
+    found: dict[str, dict[str, dict[float, float]]] = {title: {} for title in titles}
         "loss": {},
         "reward": {},
         "reward parts": {},
