@@ -26,12 +26,6 @@ def panels(records: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
     """
     titles = ("loss", "reward", "reward parts", "KL", "dev")
     found: dict[str, dict[str, dict[float, float]]] = {title: {} for title in titles}
-        "loss": {},
-        "reward": {},
-        "reward parts": {},
-        "KL": {},
-        "dev": {},
-    }
     for record in records:
         for key, value in record.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
