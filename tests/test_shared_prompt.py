@@ -1,0 +1,142 @@
+"""Shared prompts give TRL's own log-probabilities, entropies and gradients; a cached frame gives the same features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from surgery_r1.models import tiny, tiny_text
+from surgery_r1.models.vision_cache import content_keys, keep_frozen_features
+
+C = 7
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random weights: what is compared does not depend on what a model has learned."""
+    torch.manual_seed(0)
+    tokenizer = tiny.build_tokenizer(tiny_text.corpus())
+    return tiny.build_model(tiny.build_config(tokenizer), seed=3), tokenizer
+
+
+def batch(tokenizer):
+    """Two frames, three prompts of different length, groups of different size, rows shuffled."""
+    rng = np.random.default_rng(0)
+    frames = [Image.fromarray(rng.integers(0, 255, (140, 168, 3), dtype=np.uint8)) for _ in range(2)]
+    image = tiny.build_image_processor()(images=frames, return_tensors="pt")
+    pixels = torch.split(image["pixel_values"], 120)
+    pad = "<|image_pad|>" * 30
+    prompts = [(0, "Where?"), (0, "What is the state of stapler?"), (1, "Where?")]
+    rows = [(p, k) for p, count in zip(prompts, (3, 4, 2), strict=True) for k in range(count)]
+    rows = [rows[i] for i in rng.permutation(len(rows))]
+    texts = [
+        f"<|im_start|>user\n<|vision_start|>{pad}<|vision_end|>{question}<|im_end|>\n" for (_, question), _ in rows
+    ]
+    prompt = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
+    completion = torch.from_numpy(rng.integers(300, 900, (len(rows), C)))
+    mask = torch.arange(C) < torch.from_numpy(rng.integers(1, C + 1, len(rows)))[:, None]
+    ids = torch.cat([prompt["input_ids"], completion.masked_fill(~mask, tokenizer.pad_token_id)], 1)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.cat([prompt["attention_mask"], mask.long()], 1),
+        "logits_to_keep": C,
+        "compute_entropy": True,
+        "pixel_values": torch.cat([pixels[frame] for (frame, _), _ in rows]),
+        "image_grid_thw": image["image_grid_thw"][[frame for (frame, _), _ in rows]],
+        "num_images": [1] * len(rows),
+        "mm_token_type_ids": (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int(),
+    }, mask
+
+
+def both(model, inputs, mask):
+    """Log-probabilities, entropies and gradients of the stock method and of ours, on the same model."""
+    from accelerate import Accelerator
+    from trl import GRPOTrainer
+    from trl.trainer.utils import add_fused_lm_head
+
+    from surgery_r1.train.shared_prompt import SharedPromptGRPOTrainer
+
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    results = []
+    for kind in (GRPOTrainer, SharedPromptGRPOTrainer):
+        trainer = kind.__new__(kind)
+        trainer.accelerator = Accelerator(cpu=True)
+        model.zero_grad()
+        logps, entropies, _ = trainer._get_per_token_logps_and_entropies(model, **inputs)
+        (logps * mask).sum().backward()
+        grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        results.append((logps.detach() * mask, entropies.detach() * mask, grads))
+    return results
+
+
+def test_equal_to_stock(model):
+    network, tokenizer = model
+    inputs, mask = batch(tokenizer)
+    (logps, entropies, grads), (ours, our_entropies, our_grads) = both(network, inputs, mask)
+    assert logps.abs().max() > 1
+    torch.testing.assert_close(ours, logps, atol=2e-5, rtol=0)
+    torch.testing.assert_close(our_entropies, entropies, atol=2e-5, rtol=0)
+    assert grads.keys() == our_grads.keys()
+    largest = max(grad.abs().max().item() for grad in grads.values())
+    for name, grad in grads.items():
+        assert (our_grads[name] - grad).abs().max() < 1e-5 * largest, name
+
+
+def test_rows_that_share_nothing_are_equal_too(model):
+    network, tokenizer = model
+    inputs, mask = batch(tokenizer)
+    single = {k: v[:1] for k, v in inputs.items() if k not in ("logits_to_keep", "compute_entropy", "pixel_values")}
+    single |= {"logits_to_keep": C, "compute_entropy": True, "pixel_values": inputs["pixel_values"][:120]}
+    (logps, _, _), (ours, _, _) = both(network, single, mask[:1])
+    torch.testing.assert_close(ours, logps, atol=2e-5, rtol=0)
+
+
+def test_what_cannot_be_shared_goes_to_stock(model, monkeypatch):
+    from trl import GRPOTrainer
+
+    from surgery_r1.train.shared_prompt import SharedPromptGRPOTrainer
+
+    inputs, _ = batch(model[1])
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", lambda *_, **__: "stock")
+    trainer = SharedPromptGRPOTrainer.__new__(SharedPromptGRPOTrainer)
+    for change in ({"num_images": [2] * 9}, {"pixel_values": None}, {"compute_aux_loss": True}):
+        assert trainer._get_per_token_logps_and_entropies(model[0], **{**inputs, **change}) == "stock"
+
+
+def test_cached_features_are_the_towers_own(model):
+    network, tokenizer = model
+    inputs, _ = batch(tokenizer)
+    pixels, grids = inputs["pixel_values"], inputs["image_grid_thw"]
+    plain = network.model.visual(pixels, grid_thw=grids).pooler_output
+    assert len(set(content_keys(pixels, grids))) == 2
+    stock = network.model.visual.forward
+    try:
+        cache = keep_frozen_features(network)
+        assert cache is not None and keep_frozen_features(network) is cache
+        with torch.inference_mode():
+            first = network.model.visual(pixels, grid_thw=grids).pooler_output
+        again = network.model.visual(pixels, grid_thw=grids).pooler_output
+        assert (cache.computed, cache.reused) == (2, 16)
+        torch.testing.assert_close(first, plain, atol=1e-5, rtol=0)
+        torch.testing.assert_close(again, plain, atol=1e-5, rtol=0)
+        assert not again.is_inference()
+    finally:
+        network.model.visual.forward = stock
+
+
+def test_cache_stays_within_its_limit(model):
+    network, tokenizer = model
+    inputs, _ = batch(tokenizer)
+    stock = network.model.visual.forward
+    try:
+        cache = keep_frozen_features(network, limit=1)
+        for _ in range(2):
+            network.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+        # One batch is always kept whole: 2 frames of 30 tokens.
+        assert len(cache._kept) == 2
+        network.model.visual(torch.zeros(120, 1176), grid_thw=torch.tensor([[1, 10, 12]]))
+        assert len(cache._kept) == 1
+    finally:
+        network.model.visual.forward = stock
