@@ -281,7 +281,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, scenes: list[Scene]) -> dict[str, float]:
-        """Greedy: mean IoU of "detect", and the share of cues named right, on scenes of styles never trained on."""
+        """Greedy: mean IoU of "detect" and "describe", and the share of cues named right, on scenes of styles never trained on."""
         self.model.eval()
         requests, truths = [], []
         rng = random.Random(5)
@@ -290,7 +290,7 @@ class Trainer:
             requests.append((scene, f"Detect the {o[0]}. Reply with box."))
             truths.append(o)
             o = rng.choice([o for o in scene.objects if o[1]])
-            requests.append((scene, f"Describe the {o[0]}."))
+            requests.append((scene, f"Describe the {o[0]}. Reply with think and box."))
             truths.append(o)
         texts = []
         b = self.batcher
@@ -312,11 +312,10 @@ class Trainer:
             texts += self.tok.batch_decode(out[:, longest:], skip_special_tokens=True)
         overlap, cue = [], []
         for text, truth in zip(texts, truths, strict=True):
-            box = codec.parse(text).box_model
-            if text.startswith("<box>"):
-                overlap.append(geometry.iou(box, truth[3]) if box else 0.0)
-            else:
-                cue.append(truth[1] is not None and f"shows {tiny_text.CUES[truth[1]]}." in text)
+            reply = codec.parse(text)
+            overlap.append(geometry.iou(reply.box_model, truth[3]) if reply.box_model else 0.0)
+            if not text.startswith("<box>"):
+                cue.append(truth[1] is not None and tiny_text.CUES[truth[1]] in str(reply.reasoning))
         self.model.train()
         return {"miou": float(np.mean(overlap)), "cue": float(np.mean(cue)), "n": len(scenes)}
 

@@ -1,6 +1,6 @@
 """All text that the tiny base is pretrained on: generic grounding and description, never a VQLA question.
 
-Frozen with the tokenizer, which is trained on this text and on the package's own prompts.
+The tokenizer is trained on :func:`corpus` and frozen; the replies use the codec's tags, but never an answer.
 """
 
 from __future__ import annotations
@@ -35,40 +35,34 @@ PLACES: dict[str, str] = dict(
 SceneTuple = tuple[str, str | None, str | None, tuple[int, int, int, int]]
 
 
-def box_text(box: Sequence[int]) -> str:
-    """A box as the codec writes it inside its tags."""
-    return codec.render(None, None, box)
-
-
 def tasks(objects: Sequence[SceneTuple], rng: random.Random, count: int) -> list[tuple[str, str]]:
     """``count`` (request, reply) pairs about the objects ``(name, state, location, box in model units)`` of a scene."""
     result = []
     tools = [o for o in objects if o[1] is not None]
     for _ in range(count):
         form = rng.random()
-        if form < 0.45 or not tools:
+        if form < 0.35:
             name, _, _, box = rng.choice(objects)
-            result.append((f"Detect the {name}. Reply with box.", box_text(box)))
-        elif form < 0.60:
-            name, _, place, box = rng.choice(tools)
-            result.append((f"What is in {box_text(box)}?", f"The {name} in the {PLACES[str(place)]}."))
-        elif form < 0.90:
-            name, state, place, box = rng.choice(tools)
-            result.append(
-                (
-                    f"Describe the {name}.",
-                    f"The {name} in the {PLACES[str(place)]} shows {CUES[str(state)]}. {box_text(box)}",
-                )
-            )
+            result.append((f"Detect the {name}. Reply with box.", codec.render(None, None, box)))
+        elif form < 0.80:
+            seen = rng.choice(objects)
+            reply = codec.render(_description(seen), None, seen[3])
+            result.append((f"Describe the {seen[0]}. Reply with think and box.", reply))
+        elif form < 0.92:
+            seen = rng.choice(objects)
+            request = f"What is in {codec.render(None, None, seen[3])}? Reply with think."
+            result.append((request, codec.render(_description(seen), None, None)))
         else:
-            listed = sorted(tools, key=lambda o: o[3][0])
-            result.append(
-                (
-                    "Describe the frame.",
-                    " ".join(f"The {o[0]} in the {PLACES[str(o[2])]} shows {CUES[str(o[1])]}." for o in listed),
-                )
-            )
+            listed = ", ".join(_description(o) for o in sorted(tools, key=lambda o: o[3][0]))
+            result.append(("Describe the frame. Reply with think.", codec.render(listed, None, None)))
     return result
+
+
+def _description(seen: SceneTuple) -> str:
+    name, state, place, _ = seen
+    where = f" in the {PLACES[place]}" if place else ""
+    cue = f" with {CUES[state]}" if state else ""
+    return f"the {name}{where} is seen{cue}"
 
 
 def corpus() -> list[str]:
