@@ -39,6 +39,7 @@ def ask(
     picture: Path | None = None,
     reasoning: bool = True,
     max_new_tokens: int = 256,
+    allow_hub: bool = False,
 ) -> Reply:
     """Ask a model; with ``picture``, draw the box into a copy of the image.
 
@@ -54,7 +55,7 @@ def ask(
     if not question.strip():
         raise SurgeryR1Error("the question is empty", fix='ask for instance "What organ is being operated?"')
     frame = load_image(image)
-    bundle = from_pretrained(model)
+    bundle = from_pretrained(model, allow_hub=allow_hub)
     space = bundle.info.box_space
     engine = TransformersEngine(bundle.model, bundle.processor, space, batch_size=1, max_new_tokens=max_new_tokens)
     text = next(iter(engine.generate([Prompt((image,), prompts.user_text(question, "cot", reasoning))])))[0]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.schema import TASKS
 
 #: Configs shipped with the package, usable by their bare name.
 SHIPPED = Path(__file__).with_name("configs")
@@ -81,6 +82,7 @@ class RftConfig:
         generations: completions per question (the group, G).
         micro_batch: completions per forward and backward pass; 0 means all of a step.
         reasoning: ask for reasoning.
+        share_prompts: compute a prompt once for all its completions (equal to rounding); false is stock TRL.
         trl: passed through to TRL's GRPOConfig.
     """
 
@@ -97,6 +99,7 @@ class RftConfig:
     temperature: float = 1.0
     max_completion: int = 256
     reasoning: bool = True
+    share_prompts: bool = True
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -107,11 +110,13 @@ class EvalConfig:
     Attributes:
         dev_samples: questions of dev to use, evenly spread; 0 means all.
         batch_size: prompts per generation batch.
+        choose: keep the ``best`` model on dev, or the ``last`` one, for controls that must show where training leads.
     """
 
     dev_samples: int = 0
     batch_size: int = 16
     max_new_tokens: int = 256
+    choose: Literal["best", "last"] = "best"
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,9 @@ def load_config(name: str | Path) -> TrainConfig:
         path = SHIPPED / f"{name}.toml"
     try:
         text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError):
+    except UnicodeDecodeError as error:
+        raise SurgeryR1Error(f"not UTF-8: {error.reason}", where=str(path), fix="save the config as UTF-8") from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         shipped = sorted(p.stem for p in SHIPPED.glob("*.toml"))
         raise SurgeryR1Error("no such config", where=str(name), fix=f"give a TOML file or one of {shipped}") from None
     try:
@@ -164,30 +171,62 @@ def parse_config(data: Mapping[str, Any], path: Path | str = "config", text: str
     return config
 
 
-def _inconsistent(config: TrainConfig) -> list[str]:
-    """Values that are fine alone and wrong together."""
-    from surgery_r1.schema import TASKS
+#: Smallest value of each number. Written so that NaN fails too.
+_AT_LEAST: dict[str, float] = {
+    "model.min_pixels": 0,
+    "model.max_pixels": 0,
+    "lora.rank": 1,
+    "lora.alpha": 1,
+    "lora.dropout": 0,
+    "sft.batch_size": 1,
+    "sft.learning_rate": 0,
+    "sft.warmup_steps": 0,
+    "sft.max_steps": 1,
+    "sft.eval_every": 1,
+    "sft.patience": 0,
+    "rft.prompts": 1,
+    "rft.generations": 2,
+    "rft.micro_batch": 0,
+    "rft.learning_rate": 0,
+    "rft.warmup_steps": 0,
+    "rft.max_steps": 1,
+    "rft.eval_every": 1,
+    "rft.temperature": 0.01,
+    "rft.max_completion": 1,
+    "eval.dev_samples": 0,
+    "eval.batch_size": 1,
+    "eval.max_new_tokens": 1,
+    "seed": 0,
+    "threads": 0,
+}
 
+
+def _inconsistent(config: TrainConfig) -> list[str]:
+    """Values that no run can use, and values that are fine alone and wrong together."""
     messages = []
+    for name, least in _AT_LEAST.items():
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if not least <= value < math.inf:
+            why = ": a group needs at least 2 completions to compare" if name == "rft.generations" else ""
+            messages.append(f"{name} = {value}, expected {least} or more{why}")
     rft = config.rft
     completions = rft.prompts * rft.generations
-    if rft.generations < 2:
-        messages.append(f"rft.generations = {rft.generations}: a group needs at least 2 completions to compare")
-    if rft.prompts < 1:
-        messages.append(f"rft.prompts = {rft.prompts}: a batch must hold at least one group")
-    elif rft.micro_batch and (completions % rft.micro_batch or rft.micro_batch % rft.generations):
+    if (
+        rft.generations > 1
+        and rft.micro_batch > 0
+        and (completions % rft.micro_batch or rft.micro_batch % rft.generations)
+    ):
         messages.append(
             f"rft.micro_batch = {rft.micro_batch} cannot hold whole groups: it must be a multiple of "
             f"rft.generations = {rft.generations} that divides prompts x generations = {completions}"
         )
     if not config.sft.tasks:
-        messages.append("sft.tasks is empty")
+        messages.append(f"sft.tasks is empty: give some of {list(TASKS)}")
     messages += [
         f"sft.tasks holds {task!r}, not one of {list(TASKS)}" for task in config.sft.tasks if task not in TASKS
     ]
-    for name in ("batch_size", "max_steps", "eval_every"):
-        if getattr(config.sft, name) < 1:
-            messages.append(f"sft.{name} = {getattr(config.sft, name)}: must be at least 1")
     return messages
 
 
@@ -197,7 +236,7 @@ def _build(kind: type, data: Mapping[str, Any], prefix: str, errors: list[str], 
     values: dict[str, Any] = {}
     for key, value in data.items():
         name = f"{prefix}{key}"
-        where = f"{path}:{_line_of(key, lines)}" if lines else path
+        where = f"{path}:{_line_of(name, lines)}" if lines else path
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {prefix}{close[0]!s}?" if close else f"known keys: {', '.join(sorted(known))}"
@@ -233,8 +272,6 @@ def _convert(value: Any, kind: Any) -> tuple[Any, str | None]:
             bad = [k for k, v in value.items() if isinstance(v, bool) or not isinstance(v, int | float)]
             return ({k: float(v) for k, v in value.items() if k not in bad}, f"numbers in {bad}" if bad else None)
         return dict(value), None
-    if isinstance(kind, types.UnionType):
-        return value, None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value), None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -242,10 +279,16 @@ def _convert(value: Any, kind: Any) -> tuple[Any, str | None]:
     return value, None
 
 
-def _line_of(key: str, lines: list[str]) -> int:
-    """First line that sets ``key`` or opens its table; 1 when it cannot be found."""
+def _line_of(name: str, lines: list[str]) -> int:
+    """First line that sets the dotted ``name`` or opens its table; 1 when it cannot be found."""
+    table = ""
     for number, line in enumerate(lines, start=1):
-        head = line.split("=")[0].strip().strip("[]").split(".")[-1].strip()
-        if head == key:
+        text = line.split("#")[0].strip()
+        if text.startswith("["):
+            table = text.strip("[] ") + "."
+            found = table[:-1]
+        else:
+            found = table.replace(" ", "") + text.split("=")[0].strip()
+        if found == name or found.startswith(f"{name}."):
             return number
     return 1

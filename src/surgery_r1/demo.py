@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -10,13 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from surgery_r1.config import RftConfig, TrainConfig, load_config
+from surgery_r1.config import TrainConfig, load_config
 from surgery_r1.dataset import Dataset, open_dataset
+from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.compare import compare_scores
 from surgery_r1.evaluate.tables import text_table
-from surgery_r1.files import read_json, write_json
+from surgery_r1.files import dump_json, read_json, write_json
+from surgery_r1.schema import Sample
 from surgery_r1.stages import predict_and_score, train
 
+#: Everything that a demo writes into its folder; ``fresh`` removes these and nothing else.
+PARTS = (
+    *("settings.json", "scenes18", "scenes17", "dataset", "first_look.png", "sft", "rft", "sft_continued"),
+    *("random_rewards", "scores", "demo.json", "report.html"),
+)
 #: What is scored: the held-out sequences of the same domain, and the other domain.
 SPLITS = ("val", "test")
 
@@ -44,8 +52,12 @@ class Demo:
     say: Callable[[str], None] = print
 
     def run(self) -> dict[str, Any]:
-        """Run what is not finished yet; times by part, metrics by variant and split, paired differences."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        """Run what is not finished yet; times by part, metrics by variant and split, paired differences.
+
+        Raises:
+            SurgeryR1Error: when the folder holds a demo with other settings, or training was stopped by a signal.
+        """
+        self._same_settings()
         self.seconds: dict[str, float] = {}
         start = time.monotonic()
         for domain in (18, 17):
@@ -73,6 +85,16 @@ class Demo:
         write_json(self.out / "demo.json", summary)
         self._report(dataset)
         return summary
+
+    def _same_settings(self) -> None:
+        """Finished parts are kept, so all must come from the same settings."""
+        path = self.out / "settings.json"
+        settings = {"seed": self.seed, "size": list(self.size), "frames": self.frames, "config": self.config.to_json()}
+        if path.is_file() and read_json(path) != json.loads(dump_json(settings)):
+            raise SurgeryR1Error(
+                "holds a demo with other settings", where=str(self.out), fix="give --fresh, or another --out"
+            )
+        write_json(path, settings)
 
     def _variants(self) -> list[str]:
         return ["base", "sft", "rft", *(["sft_continued", "random_rewards"] if self.controls else [])]
@@ -111,7 +133,7 @@ class Demo:
 
         from surgery_r1.draw import draw_boxes
 
-        sample = next(s for s in dataset.split("val") if s.kind == "location")
+        sample = _shown(dataset)
         with Image.open(dataset.image_path(sample)) as image:
             picture = draw_boxes(image.convert("RGB"), sample.box_px, true_label=sample.answer, caption=sample.question)
         path = self.out / "first_look.png"
@@ -127,8 +149,11 @@ class Demo:
             if (run / "result.json").is_file() and not read_json(run / "result.json")["stopped"]:
                 self.say("   already trained")
                 return
-            train(stage, config, dataset, run, base=base, resume=(run / "run.json").is_file())
-            result = read_json(run / "result.json")
+            result = train(stage, config, dataset, run, base=base, resume=(run / "run.json").is_file())
+            if result["stopped"]:
+                raise SurgeryR1Error(
+                    f"stopped at step {result['steps']}", where=str(run), fix="run the same command again to go on"
+                )
             self.say(f"   best on dev: joint {result['dev/joint']:.3f} at step {result['best_step']}")
 
         titles = {
@@ -144,7 +169,6 @@ class Demo:
             for split in SPLITS:
                 out = self.out / "scores" / name / split
                 if not (out / "metrics.json").is_file():
-                    (out / "predictions.jsonl").unlink(missing_ok=True)
                     predict_and_score(
                         model,
                         dataset,
@@ -164,12 +188,12 @@ class Demo:
         self._part(f"score_{name}", f"scoring {name} on held-out frames", work)
 
     def _run_controls(self, dataset: Dataset) -> None:
-        rft = self.config.rft
-        steps = rft.max_steps
-        random = replace(self.config, rft=replace(rft, rewards={"random": 1.0}))
         # The last step, not the best one, is what a control must show: dev would hide the harm by keeping the start.
-        sft = replace(self.config.sft, max_steps=steps, eval_every=steps, patience=0)
-        self._train("sft", "sft_continued", replace(self.config, sft=sft), dataset, self.out / "sft")
+        steps = self.config.rft.max_steps
+        config = replace(self.config, eval=replace(self.config.eval, choose="last"))
+        random = replace(config, rft=replace(config.rft, rewards={"random": 1.0}))
+        sft = replace(config, sft=replace(config.sft, max_steps=steps, eval_every=steps))
+        self._train("sft", "sft_continued", sft, dataset, self.out / "sft")
         self._score("sft_continued", self.out / "sft_continued", dataset)
         self._train("rft", "random_rewards", random, dataset, self.out / "sft")
         self._score("random_rewards", self.out / "random_rewards", dataset)
@@ -202,7 +226,7 @@ class Demo:
         scores = [self.out / "scores" / name / split for name in self._variants() for split in SPLITS]
         write_report([*runs, *scores], path, dataset=dataset)
         self.say(f"\nopen {path.resolve()}")
-        sample = next(s for s in dataset.split("val") if s.kind == "location")
+        sample = _shown(dataset)
         self.say(
             f'ask it: surgery-r1 ask "{dataset.image_path(sample)}" "{sample.question}" --model {self.out / "rft"}'
         )
@@ -211,12 +235,20 @@ class Demo:
 def run_demo(
     out: Path, *, config: str = "tiny", seed: int = 0, frames: int | None = None, controls: bool = False, fresh: bool
 ) -> dict[str, Any]:
-    """The demo with a config by name; ``fresh`` removes what an earlier demo left in ``out``."""
-    if fresh and (out / "scenes18").exists():
-        shutil.rmtree(out)
-    loaded = load_config(config)
-    assert isinstance(loaded.rft, RftConfig)
-    return Demo(out, loaded, seed=seed, frames=frames, controls=controls).run()
+    """The demo with a config by name; ``fresh`` first removes what an earlier demo wrote (:data:`PARTS`)."""
+    if fresh:
+        for part in (out / name for name in PARTS):
+            if part.is_dir():
+                shutil.rmtree(part)
+            else:
+                part.unlink(missing_ok=True)
+    return Demo(out, load_config(config), seed=seed, frames=frames, controls=controls).run()
+
+
+def _shown(dataset: Dataset) -> Sample:
+    """The question that the demo opens and closes with: where a tool is, if any is asked about."""
+    val = dataset.split("val")
+    return next((sample for sample in val if sample.kind == "location"), val[0])
 
 
 def _counter(done: int, total: int) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import surgery_r1
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.files import dump_json, write_json
+from surgery_r1.files import dump_json, read_json, write_json, write_jsonl
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pillow")
 
@@ -32,7 +33,7 @@ def provenance() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = None  # type: ignore[assignment]
     return {
-        "command": ["surgery-r1", *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": versions,
         "platform": platform.platform(),
         "git": git_state(),
@@ -55,11 +56,25 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
 
 
-def start_run(folder: Path, config: dict[str, Any], facts: dict[str, Any], *, resume: bool = False) -> None:
-    """Create a run folder with ``config.json`` (resolved) and ``run.json`` (provenance and ``facts``).
+def start_run(
+    folder: Path,
+    config: dict[str, Any],
+    facts: dict[str, Any],
+    notes: dict[str, Any],
+    *,
+    resume: bool = False,
+    free: Collection[str] = (),
+) -> None:
+    """Create a run folder with ``config.json`` (resolved) and ``run.json`` (``facts``, ``notes`` and provenance).
+
+    Args:
+        facts: what the run is made of; a resumed run must have the same.
+        notes: what may differ, such as paths.
+        free: dotted names of config values, or prefixes that end in a dot, that may differ when a run is resumed.
 
     Raises:
-        SurgeryR1Error: when the folder already holds a run and ``resume`` is not asked for, or holds none to resume.
+        SurgeryR1Error: when the folder already holds a run and ``resume`` is not asked for, holds none to resume, or
+            was begun with other facts or another config.
     """
     begun = (folder / "run.json").is_file()
     if begun and not resume:
@@ -68,9 +83,47 @@ def start_run(folder: Path, config: dict[str, Any], facts: dict[str, Any], *, re
         raise SurgeryR1Error("holds no run to resume", where=str(folder), fix="start it without --resume")
     if not begun and folder.exists() and any(folder.iterdir()):
         raise SurgeryR1Error("is not empty and holds no run", where=str(folder), fix="give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    record = {**facts, **notes, **provenance()}
+    if begun:
+        before = read_json(folder / "run.json")
+        _refuse_changes(folder, before, facts, config, free)
+        record = {**before, "resumed": [*before.get("resumed", []), provenance()]}
+    # run.json goes first: a folder that holds it can be resumed, whatever else a kill kept from being written.
+    write_json(folder / "run.json", record)
     write_json(folder / "config.json", config)
-    write_json(folder / "run.json", {**facts, **provenance()})
+
+
+def _refuse_changes(
+    folder: Path, before: dict[str, Any], facts: dict[str, Any], config: dict[str, Any], free: Collection[str]
+) -> None:
+    """A resumed run that mixes two configs, models or datasets would be neither."""
+    path = folder / "config.json"
+    old, new = _flat(read_json(path) if path.is_file() else config), _flat(config)
+    changed = [
+        f"{name} was {before.get(name)!r}, now {value!r}" for name, value in facts.items() if before.get(name) != value
+    ]
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name) and not any(
+            name == f or (f.endswith(".") and name.startswith(f)) for f in free
+        ):
+            changed.append(f"{name} was {old.get(name)!r}, now {new.get(name)!r}")
+    if changed:
+        raise SurgeryR1Error(
+            f"was begun otherwise: {'; '.join(changed)}",
+            where=str(folder),
+            fix="resume with what it was begun with, or give another --out",
+        )
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names; tuples become lists, as JSON has them."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 def metrics_writer(folder: Path) -> Callable[[dict[str, Any]], None]:
@@ -84,6 +137,22 @@ def metrics_writer(folder: Path) -> Callable[[dict[str, Any]], None]:
     return write
 
 
+def prune_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Cut ``metrics.jsonl`` back to what was written up to ``step``, where a resumed run goes on; what is kept.
+
+    Lines of later steps belong to work that is done again, and a last line torn by a kill is dropped.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    # A whole file ends with a line feed, so that what follows the last one is empty or torn.
+    records = [json.loads(line) for line in lines[:-1] if line]
+    kept = [record for record in records if record["step"] <= step]
+    write_jsonl(path, kept)
+    return kept
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch."""
     import numpy as np
@@ -95,9 +164,10 @@ def seed_everything(seed: int) -> None:
 
 
 def stay_offline(allow_hub: bool) -> None:
-    """Turn hub access and telemetry off for this process, before any library reads the environment.
+    """Turn telemetry off for this process, and hub access unless it is allowed.
 
-    The environment is the only switch that transformers, datasets and huggingface_hub share.
+    The environment is the only switch that transformers, datasets and huggingface_hub share. huggingface_hub reads it
+    when it is imported, so that its own values are set too where that has already happened.
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["DISABLE_TELEMETRY"] = "1"
@@ -105,3 +175,8 @@ def stay_offline(allow_hub: bool) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["TRANSFORMERS_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:
+        constants.HF_HUB_DISABLE_TELEMETRY = True  # type: ignore[attr-defined]
+        if not allow_hub:
+            constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]

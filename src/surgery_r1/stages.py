@@ -16,7 +16,7 @@ from surgery_r1.evaluate.predict import predict, prompt_of, spread
 from surgery_r1.evaluate.score import score_predictions
 from surgery_r1.files import write_json
 from surgery_r1.judge import judge
-from surgery_r1.run import metrics_writer, seed_everything, start_run
+from surgery_r1.run import metrics_writer, seed_everything, start_run, stay_offline
 
 if TYPE_CHECKING:
     from surgery_r1.models.load import Bundle
@@ -89,19 +89,29 @@ def train(
 
     Args:
         base: model to start from; None takes ``model.base`` of the config. RFT starts from a run of SFT.
-        include_dev: train on the dev sequences too, for a final run after everything has been chosen.
+        include_dev: train on the dev sequences too, for a final run after everything has been chosen. Dev can then
+            neither choose nor stop: the last model is kept.
 
     Raises:
         SurgeryR1Error: for bad input, a run folder that is taken, or nothing to resume.
     """
+    allow_hub = allowed is not None and allowed.hub
+    # Also for callers from Python: TRL's trainers send telemetry unless they are told not to.
+    stay_offline(allow_hub)
+
     import torch
 
     from surgery_r1.models.load import from_pretrained, weights_sha256
     from surgery_r1.models.save import save_model
+    from surgery_r1.models.vision_cache import keep_frozen_features
     from surgery_r1.train.common import Permissions
     from surgery_r1.train.data import rft_dataset, sft_dataset
+    from surgery_r1.train.rft import rft_arguments, train_rft
+    from surgery_r1.train.sft import sft_arguments, train_sft
 
     allowed = allowed or Permissions()
+    # First what needs no model and leaves no trace: a wrong option must not cost a load or a taken run folder.
+    arguments, held = (sft_arguments if stage == "sft" else rft_arguments)(config, out, allowed)
     if config.threads:
         torch.set_num_threads(config.threads)
     seed_everything(config.seed)
@@ -113,6 +123,7 @@ def train(
         min_pixels=m.min_pixels or None,
         max_pixels=m.max_pixels or None,
         box_space=m.box_space or None,
+        allow_hub=allow_hub,
     )
     model = bundle.model
     if hasattr(model, "merge_and_unload"):
@@ -130,53 +141,48 @@ def train(
         )
     else:
         rows = rft_dataset(dataset, bundle.processor, space, reasoning=config.rft.reasoning, include_dev=include_dev)
+    if m.freeze_vision:
+        keep_frozen_features(model)
     evaluate = dev_evaluator(config, dataset, bundle)
     facts = {
         "stage": stage,
-        "base": str(bundle.folder),
         "base_sha256": weights_sha256(bundle.folder),
-        "dataset": str(dataset.root),
         "dataset_sha256": dataset.hash,
         "rows": len(rows),
         "include_dev": include_dev,
-        "seed": config.seed,
     }
-    start_run(out, config.to_json(), facts, resume=resume)
+    free = {"threads", "tracker", "eval.batch_size", f"{stage}.max_steps", "sft.patience"}
+    notes = {"base": str(bundle.folder), "dataset": str(dataset.root), "seed": config.seed}
+    start_run(out, config.to_json(), facts, notes, resume=resume, free=free)
     info = replace(bundle.info, stage=stage, dataset_sha256=dataset.hash)
     if config.lora.enabled:
         # An adapter names its base by path; a merged SFT model is kept beside it, so that the run is whole.
-        _keep_base(model, bundle, info, out)
+        _keep_base(model, bundle, out)
 
-    def keep(best: Any) -> None:
-        save_model(best, bundle.processor, info, out / "best")
+    def keep(chosen: Any, step: int) -> None:
+        save_model(chosen, bundle.processor, replace(info, step=step), out / "best")
 
     common: dict[str, Any] = {
         "evaluate": evaluate,
         "keep": keep,
         "write": metrics_writer(out),
-        "allowed": allowed,
         "resume": resume,
         "quiet": quiet,
+        "last": include_dev or config.eval.choose == "last",
     }
-    if stage == "sft":
-        from surgery_r1.train.sft import train_sft
-
-        result = train_sft(config, model, bundle.processor, rows, out, **common)
-    else:
-        from surgery_r1.train.rft import train_rft
-
-        result = train_rft(config, model, bundle.processor, rows, out, **common)
+    run_stage = train_sft if stage == "sft" else train_rft
+    result = run_stage(config, arguments, model, bundle.processor, rows, out, **common) | {"held_off": held}
     write_json(out / "result.json", result)
     return result
 
 
-def _keep_base(model: Any, bundle: Bundle, info: Any, out: Path) -> None:
+def _keep_base(model: Any, bundle: Bundle, out: Path) -> None:
     from surgery_r1.models.save import save_model
 
     if (bundle.folder / "adapter_config.json").is_file():
         folder = out / "base"
         if not folder.exists():
-            save_model(model, bundle.processor, info, folder)
+            save_model(model, bundle.processor, bundle.info, folder)
     else:
         folder = bundle.folder
     model.name_or_path = str(folder.resolve())
@@ -196,20 +202,21 @@ def predict_and_score(
     name: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Predict a split with a model and score it into ``out``; the metrics."""
+    """Predict a split with a model, where ``out`` holds no predictions yet, and score it into ``out``; the metrics."""
     predictions = out / "predictions.jsonl"
-    run_predict(
-        model,
-        dataset,
-        split,
-        predictions,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        reasoning=reasoning,
-        limit=limit,
-        name=name,
-        progress=progress,
-    )
+    if not predictions.exists():
+        run_predict(
+            model,
+            dataset,
+            split,
+            predictions,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            reasoning=reasoning,
+            limit=limit,
+            name=name,
+            progress=progress,
+        )
     return score_predictions(predictions, dataset, split, out)
 
 
@@ -225,13 +232,16 @@ def run_predict(
     limit: int = 0,
     dtype: str = "auto",
     name: str | None = None,
+    allow_hub: bool = False,
     progress: Progress | None = None,
 ) -> int:
     """Load a model and write ``predictions.jsonl``; the number of predictions made in this call."""
     from surgery_r1.engines.local import TransformersEngine
     from surgery_r1.models.load import from_pretrained, weights_sha256
+    from surgery_r1.models.vision_cache import keep_frozen_features
 
-    bundle = from_pretrained(model, dtype=dtype)
+    bundle = from_pretrained(model, dtype=dtype, allow_hub=allow_hub)
+    keep_frozen_features(bundle.model)
     engine = TransformersEngine(
         bundle.model, bundle.processor, bundle.info.box_space, batch_size=batch_size, max_new_tokens=max_new_tokens
     )
@@ -243,25 +253,26 @@ def run_predict(
         out,
         model_name=name or str(model),
         weights_sha256=weights_sha256(bundle.folder),
+        settings={"max_new_tokens": max_new_tokens, "dtype": dtype},
         reasoning=reasoning,
         limit=limit,
         progress=progress,
     )
 
 
-def export(run: Path, out: Path) -> Path:
+def export(run: Path, out: Path, *, allow_hub: bool = False) -> Path:
     """Merge an adapter (or copy a full model) into a folder that vLLM and transformers serve, with a model card.
 
     Raises:
         SurgeryR1Error: when ``out`` is not empty or ``run`` holds no model.
     """
     from surgery_r1.models.card import model_card
-    from surgery_r1.models.load import from_pretrained, resolve
+    from surgery_r1.models.load import from_pretrained
     from surgery_r1.models.save import save_model
 
     if out.exists() and any(out.iterdir()):
         raise SurgeryR1Error("is not empty", where=str(out), fix="give another folder")
-    bundle = from_pretrained(run)
+    bundle = from_pretrained(run, allow_hub=allow_hub)
     model = bundle.model
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
@@ -269,8 +280,7 @@ def export(run: Path, out: Path) -> Path:
         out.rmdir()
     save_model(model, bundle.processor, bundle.info, out)
     (out / "README.md").write_text(model_card(bundle.info, run), encoding="utf-8")
-    source = resolve(run).parent
-    for name in ("run.json", "config.json"):
-        if source == run and (source / name).is_file():
-            shutil.copyfile(source / name, out / f"training_{name}")
+    if (run / "run.json").is_file():
+        for name in ("run.json", "config.json"):
+            shutil.copyfile(run / name, out / f"training_{name}")
     return out

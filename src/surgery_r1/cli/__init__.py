@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -70,27 +71,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args == ["--version"]:
         sys.stdout.write(f"surgery-r1 {__version__}\n")
         return 0
-    command = tyro.cli(
-        Command,  # type: ignore[arg-type]
-        args=args,
-        prog="surgery-r1",
-        description=_DESCRIPTION,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
     try:
-        return int(command.run())
+        command = tyro.cli(
+            Command,  # type: ignore[arg-type]
+            args=args,
+            prog="surgery-r1",
+            description=_DESCRIPTION,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
+        status = int(command.run())
+        sys.stdout.flush()
     except SurgeryR1Error as error:
         return _fail(str(error), 2, debug)
     except KeyboardInterrupt:
-        return _fail("interrupted; what was finished is kept, run the same command again to go on", 130, debug)
+        return _fail(
+            "interrupted; what was finished is kept: run the same command again, with --resume if it trains", 130, debug
+        )
     except BrokenPipeError:
+        # Whoever read the output has gone; Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _fail("no space left on the disk; free some and run the same command again", 2, debug)
-        return _fail(f"{type(error).__name__}: {error}; --debug shows where", 2, debug)
     except Exception as error:
-        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where, please report it", 2, debug)
+        if _disk_full(error):
+            return _fail("no space left on the disk; free some and run the same command again", 2, debug)
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, OSError):
+            return _fail(f"{what}; --debug shows where", 2, debug)
+        return _fail(f"unexpected {what}; --debug shows where, please report it", 2, debug)
+    return status
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Also where a library wrapped it: safetensors and torch say it in words only."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _fail(message: str, status: int, debug: bool) -> int:

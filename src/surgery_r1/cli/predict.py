@@ -58,6 +58,7 @@ class Predict:
             reasoning=not self.no_reasoning,
             limit=self.limit,
             dtype=self.dtype,
+            allow_hub=self.allow_hub,
             progress=show_progress,
         )
         say(f"{done:,} questions predicted: {self.out}")
@@ -98,6 +99,7 @@ class Ask:
             picture=picture,
             reasoning=not self.no_reasoning,
             max_new_tokens=self.max_new_tokens,
+            allow_hub=self.allow_hub,
         )
         if self.json:
             say(dump_json({**reply.to_json(), "picture": str(picture)}, indent=2))

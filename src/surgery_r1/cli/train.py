@@ -107,5 +107,5 @@ class Export:
         stay_offline(self.allow_hub)
         from surgery_r1.stages import export
 
-        say(f"exported: {export(self.source, self.out)}")
+        say(f"exported: {export(self.source, self.out, allow_hub=self.allow_hub)}")
         return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,6 +54,7 @@ def predict(
     *,
     model_name: str,
     weights_sha256: str,
+    settings: Mapping[str, Any] | None = None,
     reasoning: bool = True,
     limit: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -64,10 +65,12 @@ def predict(
     run goes on where it was, if model, dataset, split and settings are the same.
 
     Args:
+        settings: what else the texts depend on, such as ``max_new_tokens``; recorded in every line.
         limit: predict only that many samples, evenly spread (0: all). Scoring counts the others as wrong.
 
     Raises:
-        SurgeryR1Error: when ``out`` exists, or a partial file was written with other settings.
+        SurgeryR1Error: when ``out`` exists, a partial file was written with other settings, or the engine's replies
+            are not one for each prompt.
     """
     if out.exists():
         raise SurgeryR1Error("already exists", where=str(out), fix="remove it or give another --out")
@@ -84,28 +87,31 @@ def predict(
         "reasoning": reasoning,
         "split": split,
         "dataset_hash": dataset.hash,
+        "min_pixels": info.min_pixels,
+        "max_pixels": info.max_pixels,
+        **(settings or {}),
     }
     partial = out.with_name(out.name + ".partial")
-    done = _finished(partial, stamp)
+    done = _finished(partial, stamp) & {sample.id for sample in samples}
     todo = [sample for sample in samples if sample.id not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
     views = {}
     count = 0
     with partial.open("a", encoding="utf-8", newline="\n") as handle:
-        queue = iter(todo)
         for texts in engine.generate([prompt_of(sample, dataset, reasoning=reasoning) for sample in todo]):
-            for text in texts:
-                sample = next(queue)
+            for sample, text in zip(todo[count:], texts, strict=False):
                 size = (sample.width, sample.height)
                 if size not in views:
                     views[size] = view_of(engine.encoder.processor, *size)
                 view = views[size]
                 seen = {"input_width": view.input_width, "input_height": view.input_height}
                 handle.write(dump_json({"id": sample.id, "text": text, **seen, **stamp}) + "\n")
-                count += 1
+            count += len(texts)
             handle.flush()
             if progress is not None:
                 progress(len(done) + count, len(samples))
+    if count != len(todo):
+        raise SurgeryR1Error(f"the engine gave {count} replies to {len(todo)} prompts", fix="predict again")
     partial.replace(out)
     return count
 

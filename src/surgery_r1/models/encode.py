@@ -32,8 +32,9 @@ def load_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except FileNotFoundError:
-        raise SurgeryR1Error("no such image", where=str(path), fix="say where images are with --images") from None
-    except (UnidentifiedImageError, OSError) as error:
+        raise SurgeryR1Error("no such image", where=str(path), fix="check the path; a dataset takes --images") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow raises SyntaxError or ValueError for some torn headers.
         raise SurgeryR1Error(f"the image cannot be decoded: {error}", where=str(path), fix="copy it again") from None
 
 
@@ -77,6 +78,9 @@ class PromptEncoder:
         self._chat = lru_cache(maxsize=4096)(self._render)
 
     def _render(self, text: str, images: int) -> str:
+        control = next((token for token in self.processor.tokenizer.all_special_tokens if token in text), None)
+        if control is not None:
+            raise SurgeryR1Error(f"the question holds the control token {control}", fix="leave it out")
         return self.processor.apply_chat_template(
             prompts.messages(text, self.box_space, images), tokenize=False, add_generation_prompt=True
         )
@@ -85,7 +89,7 @@ class PromptEncoder:
         """Left-padded tensors for ``generate``: input_ids and attention_mask (batch, length), pixel_values, grids.
 
         Raises:
-            SurgeryR1Error: for an image that is missing or torn.
+            SurgeryR1Error: for an image that is missing or torn, or a question that holds a control token.
         """
         import torch
 

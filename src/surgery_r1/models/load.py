@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ class ModelInfo:
     Attributes:
         min_pixels, max_pixels: limits of the resized image in pixels; trainer and engine must use the same.
         stage: ``base``, ``sft`` or ``rft``.
+        step: optimiser step of that stage after which it was saved.
         template_sha256: of the chat template, so that a changed template is noticed.
         base_sha256: of the base model's weights and configuration.
     """
@@ -49,6 +52,7 @@ class ModelInfo:
     dataset_sha256: str | None = None
     codec_version: str = codec.CODEC_VERSION
     prompt_version: str = prompts.PROMPT_VERSION
+    step: int | None = None
 
     def save(self, folder: Path) -> None:
         write_json(folder / INFO_FILE, asdict(self))
@@ -64,6 +68,8 @@ class ModelInfo:
         data = read_json(path)
         try:
             info = cls(**data)
+            if info.box_space not in codec.BOX_SPACES:
+                raise TypeError(f"box_space {info.box_space!r}")
         except TypeError as error:
             raise SurgeryR1Error(
                 f"does not describe a model: {error}", where=str(path), fix="export it again"
@@ -95,33 +101,61 @@ class Bundle:
         return self.processor.tokenizer
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, *, allow_hub: bool = False) -> Path:
     """The folder that a model name stands for: ``tiny``, a model folder, or a run folder (its ``best``).
 
     Raises:
-        SurgeryR1Error: when there is none. A hub name is an error unless hub access is on.
+        SurgeryR1Error: when there is none. A hub name is an error unless ``allow_hub``.
     """
     if str(name) == "tiny":
+        if not (TINY_BASE / "config.json").is_file():
+            raise SurgeryR1Error("the tiny base is not there", where=str(TINY_BASE), fix="install the package again")
         return TINY_BASE
     path = Path(name)
-    for folder in (path, path / "best"):
+    # A run folder holds its own resolved config.json, which has no model type.
+    candidates = (path / "best",) if (path / "run.json").is_file() else (path, path / "best")
+    for folder in candidates:
         if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
-            # A run folder holds its own resolved config.json, which has no model type.
-            if folder is path and (path / "best").is_dir():
-                continue
             return folder
-    if not path.exists():
-        from huggingface_hub import constants
-
-        if not constants.HF_HUB_OFFLINE and str(name).count("/") == 1:
-            from huggingface_hub import snapshot_download
-
-            return Path(snapshot_download(str(name)))
+    if path.exists():
         raise SurgeryR1Error(
-            f"no model at {str(name)!r}",
-            fix="give a folder with config.json, a run folder, 'tiny', or a hub name with --allow-hub",
+            "holds neither a model nor a run with a best one",
+            where=str(path),
+            fix="check the path, or finish the run with --resume",
         )
-    raise SurgeryR1Error("holds neither a model nor a finished run", where=str(path), fix="check the path")
+    if allow_hub and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(str(name)))
+        except Exception as error:
+            raise SurgeryR1Error(
+                f"cannot be had from the hub ({type(error).__name__}: {_first_line(error)})",
+                where=str(name),
+                fix="check name and network, or give a folder",
+            ) from error
+    raise SurgeryR1Error(
+        f"no model at {str(name)!r}",
+        fix="give a folder with config.json, a run folder, 'tiny', or a hub name with --allow-hub",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def _base_of(folder: Path, allow_hub: bool) -> Path:
+    """The base model that an adapter folder names, or the one that its run keeps beside it."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return folder
+    name = read_json(path).get("base_model_name_or_path")
+    beside = folder.parent / "base"
+    if beside.is_dir() and not Path(str(name)).exists():
+        return resolve(beside)
+    if not name:
+        raise SurgeryR1Error("names no base_model_name_or_path", where=str(path), fix="write the base model's folder")
+    return resolve(name, allow_hub=allow_hub)
 
 
 def from_pretrained(
@@ -134,7 +168,7 @@ def from_pretrained(
     max_pixels: int | None = None,
     box_space: str | None = None,
     with_model: bool = True,
-    trainable: bool = False,
+    allow_hub: bool = False,
 ) -> Bundle:
     """Model, tokenizer and working processor of a folder, in one line.
 
@@ -145,7 +179,7 @@ def from_pretrained(
         attention: implementation name of transformers.
         min_pixels, max_pixels: pixel limits; None takes those of ``surgery_r1.json``, else of the folder.
         box_space: overrides the family's own for folders without ``surgery_r1.json``.
-        trainable: keep a LoRA adapter trainable.
+        allow_hub: fetch ``owner/name`` from the model hub.
 
     Raises:
         SurgeryR1Error: no such folder, unknown family, torn weights, or a version or template that does not fit.
@@ -154,10 +188,8 @@ def from_pretrained(
     >>> bundle.info.box_space, bundle.tokenizer.decode(bundle.tokenizer("<box>[1, 20, 3, 100]</box>")["input_ids"])
     ('norm100', '<box>[1, 20, 3, 100]</box>')
     """
-    folder = resolve(name)
-    base = folder
-    if (folder / "adapter_config.json").is_file():
-        base = resolve(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
+    folder = resolve(name, allow_hub=allow_hub)
+    base = _base_of(folder, allow_hub)
     config = read_json(base / "config.json")
     model_type = config.get("model_type")
     if model_type not in FAMILIES:
@@ -169,6 +201,11 @@ def from_pretrained(
     from surgery_r1.models.processor import load_processor
 
     recorded = ModelInfo.read(folder) if (folder / INFO_FILE).is_file() else None
+    if box_space and (box_space not in codec.BOX_SPACES or (recorded and recorded.box_space != box_space)):
+        what = f"reads boxes in {recorded.box_space!r}, not" if recorded else "unknown box space"
+        raise SurgeryR1Error(
+            f"{what} {box_space!r}", where=str(folder), fix=f"leave box_space empty, or one of {[*codec.BOX_SPACES]}"
+        )
     processor = load_processor(
         folder if (folder / "preprocessor_config.json").is_file() else base,
         model_type,
@@ -197,35 +234,55 @@ def from_pretrained(
         info = replace(recorded, min_pixels=found.min_pixels, max_pixels=found.max_pixels)
     model = None
     if with_model:
-        model = _load_model(base, folder, dtype, device, attention, trainable)
+        model = _load_model(base, folder, dtype, device, attention)
     return Bundle(model, processor, info, folder)
 
 
-def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attention: str, trainable: bool) -> Any:
+def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attention: str) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
     try:
-        model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=attention)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            base,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+            # Pickled weights can run code, and their bytes are not part of weights_sha256.
+            use_safetensors=True,
+            local_files_only=True,
+        )
+        model, report = loaded
+        # transformers fills what a checkpoint lacks with random numbers and only warns.
+        _refuse_missing(report["missing_keys"])
         if folder != base:
-            from peft import PeftModel
+            from peft import PeftModel, get_peft_model_state_dict
+            from safetensors.torch import load_file
 
-            model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-    except SurgeryR1Error:
-        raise
+            model = PeftModel.from_pretrained(model, folder)
+            found = set(load_file(folder / "adapter_model.safetensors"))
+            _refuse_missing(set(get_peft_model_state_dict(model)) - found)
     except Exception as error:
         # Torn safetensors raise the Rust library's own exception type, missing shards an OSError.
         raise SurgeryR1Error(
-            f"the weights cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})",
+            f"the weights cannot be read ({type(error).__name__}: {_first_line(error)})",
             where=str(folder),
             fix="the checkpoint is torn or incomplete: copy it again or go back to an earlier one",
         ) from error
     generation = model.generation_config
     # Greedy is the default here; a published checkpoint's sampling settings would otherwise leak into evaluation.
     generation.temperature = generation.top_p = generation.top_k = None
+    # Published Qwen2.5-VL checkpoints set 1.05, which bends the digits of a box that repeat.
+    generation.repetition_penalty = None
     generation.do_sample = False
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(target)
+
+
+def _refuse_missing(names: Iterable[str]) -> None:
+    missing = sorted(names)
+    if missing:
+        raise ValueError(f"{len(missing)} tensors are missing, such as {missing[0]}")
 
 
 def weights_sha256(folder: Path) -> str:

@@ -54,17 +54,27 @@ class ImageOnlyQwen3VLProcessor(_ImageOnly, Qwen3VLProcessor):
     """Qwen3-VL without video."""
 
 
+class _Kept(dict[bytes, tuple[Any, Any]]):
+    """Patches and grid by image; left behind when the processor is copied, saved or sent to another process."""
+
+    def __deepcopy__(self, memo: Any) -> _Kept:
+        return _Kept()
+
+    def __reduce__(self) -> Any:
+        return _Kept, ()
+
+
 class DeduplicatingImageProcessor(Qwen2VLImageProcessorPil):
     """Resizes each distinct image once: trainers pass a group's frame once for every completion.
 
     Recently resized frames are kept, because they come again in the next passes and epochs.
     """
 
-    #: Bytes of patches kept, and how many images that is at most is left to their size.
+    #: Bytes of patches kept; what was resized longest ago is dropped first.
     keep_bytes = 256 * 2**20
 
-    def _preprocess(self, images: list[np.ndarray], **settings: Any) -> BatchFeature:
-        kept: dict[bytes, tuple[Any, Any]] = self.__dict__.setdefault("_kept", {})
+    def _preprocess(self, images: list[np.ndarray], **settings: Any) -> BatchFeature:  # type: ignore[override]
+        kept: _Kept = self.__dict__.setdefault("_kept", _Kept())
         tensor_type = settings.pop("return_tensors", None)
         stamp = repr(sorted(settings.items(), key=lambda item: item[0])).encode()
         keys = [self._key(image, stamp) for image in images]
@@ -82,7 +92,7 @@ class DeduplicatingImageProcessor(Qwen2VLImageProcessorPil):
 
     @staticmethod
     def _key(image: np.ndarray, stamp: bytes) -> bytes:
-        digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
+        digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
         digest.update(repr(image.shape).encode() + stamp)
         return digest.digest()
 
@@ -97,6 +107,7 @@ _IMAGE_ONLY: dict[str, type[Any]] = {
     "qwen2_vl": ImageOnlyQwen2VLProcessor,
     "qwen2_5_vl": ImageOnlyQwen25VLProcessor,
     "qwen3_vl": ImageOnlyQwen3VLProcessor,
+    "qwen3_vl_moe": ImageOnlyQwen3VLProcessor,
 }
 
 
@@ -104,28 +115,29 @@ def load_processor(folder: Path, model_type: str, *, min_pixels: int | None = No
     """The processor of a model folder, with its pixel limits set.
 
     Args:
-        folder: model folder (or hub name where hub access is on).
-        model_type: ``config.model_type`` of the model.
+        folder: model folder.
+        model_type: ``config.model_type`` of the model, one of :data:`surgery_r1.models.load.FAMILIES`.
         min_pixels, max_pixels: limits of the resized image in pixels; None keeps the folder's own.
 
     Raises:
-        SurgeryR1Error: when the model family has no processor here.
+        SurgeryR1Error: when files are missing or torn.
     """
-    if importlib.util.find_spec("torchvision") is not None:
-        from transformers import AutoProcessor
+    try:
+        if importlib.util.find_spec("torchvision") is not None:
+            from transformers import AutoProcessor
 
-        processor = AutoProcessor.from_pretrained(folder)
-    elif model_type in _IMAGE_ONLY:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        image_processor = DeduplicatingImageProcessor.from_pretrained(folder)
-        template = getattr(tokenizer, "chat_template", None)
-        processor = _IMAGE_ONLY[model_type](image_processor, tokenizer, chat_template=template)
-    else:
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            image_processor = DeduplicatingImageProcessor.from_pretrained(folder, local_files_only=True)
+            template = getattr(tokenizer, "chat_template", None)
+            processor = _IMAGE_ONLY[model_type](image_processor, tokenizer, chat_template=template)
+    except Exception as error:
         raise SurgeryR1Error(
-            f"model type {model_type!r} has no image-only processor",
+            f"tokenizer or image processor cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})",
             where=str(folder),
-            fix=f"install torchvision, or use one of {sorted(_IMAGE_ONLY)}",
-        )
+            fix="copy tokenizer.json, tokenizer_config.json and preprocessor_config.json of the model again",
+        ) from error
     if not hasattr(processor, "image_processor"):
         raise SurgeryR1Error(
             "the folder holds a tokenizer but no image processor",

@@ -22,31 +22,45 @@ _PROCESSOR_CLASS = {
 def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> None:
     """Save a model (or LoRA adapter), its processor and ``surgery_r1.json`` as a plain HF folder.
 
-    The folder is written beside its place and swapped in, so that a kill leaves the old one or the new one.
+    The folder is written beside its place and swapped in. A kill leaves the old one or the new one; in the moment
+    between the two renames the old one lies at ``<folder>.old``, from where :func:`recover` brings it back.
 
     Raises:
         SurgeryR1Error: when the disk is full or cannot be written.
     """
     partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
     try:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        recover(folder)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         model.save_pretrained(partial)
         save_processor(processor, model.config.model_type, partial)
         info.save(partial)
+        for path in partial.iterdir():
+            # safetensors writes for the owner alone; the one who serves a model may be another user.
+            path.chmod(0o644)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    except Exception as error:
-        # safetensors reports a full disk as an exception type of its own.
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, Exception):
+            raise
+        # safetensors reports a full disk as an exception type of its own.
         raise SurgeryR1Error(
             f"the model could not be saved ({type(error).__name__}: {error})",
             where=str(folder),
             fix="free some disk space and go on with --resume",
         ) from error
+
+
+def recover(folder: Path) -> None:
+    """Bring back what a kill left at ``<folder>.old`` in the middle of :func:`save_model`; else remove it."""
+    old = folder.with_name(folder.name + ".old")
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_processor(processor: Any, model_type: str, folder: Path) -> None:

@@ -53,65 +53,87 @@ class Recorder(TrainerCallback):
 class DevCallback(TrainerCallback):
     """Evaluates on dev every ``every`` steps, keeps the best model, and stops when dev no longer improves.
 
+    A model is kept after the trainer's checkpoint of the same step is whole, so that after a kill ``best`` is never
+    newer than what training resumes from.
+
     Args:
         evaluate: model -> metrics on dev, all in [0, 1].
-        keep: called with the model when dev is better than ever.
+        keep: called with the model and its step when dev is better than ever.
         metric: what is chosen by.
         patience: evaluations without improvement after which training stops; 0 never stops early.
         baseline: evaluate before the first step too, so that the start counts as a candidate.
+        last: keep the last evaluated model instead of the best one, and never stop early.
     """
 
     def __init__(
         self,
         stage: str,
         evaluate: Callable[[Any], Metrics],
-        keep: Callable[[Any], None],
+        keep: Callable[[Any, int], None],
         write: Callable[[dict[str, Any]], None],
         *,
         every: int,
         patience: int = 0,
         metric: str = "joint",
         baseline: bool = False,
+        last: bool = False,
     ) -> None:
         self.stage, self.evaluate, self.keep, self.write = stage, evaluate, keep, write
-        self.every, self.patience, self.metric, self.baseline = every, patience, metric, baseline
+        self.every, self.patience, self.metric, self.baseline, self.last = every, patience, metric, baseline, last
         self.best = -1.0
         self.best_step = -1
         self.since = 0
+        self.kept_step: int | None = None
 
-    def restore(self, records: list[dict[str, Any]], step: int) -> None:
-        """Take up the choice of an interrupted run from its ``metrics.jsonl``, up to ``step``."""
+    def restore(self, records: list[dict[str, Any]], kept_step: int | None) -> None:
+        """Take up the choice of an interrupted run.
+
+        Args:
+            records: its ``metrics.jsonl`` up to the checkpoint.
+            kept_step: step of the model in ``best``, None where there is none.
+        """
         for record in records:
             value = record.get(f"dev/{self.metric}")
-            if value is not None and record.get("stage") == self.stage and record["step"] <= step:
+            if value is not None:
                 self._count(value, record["step"])
+        self.kept_step = kept_step
 
-    def _count(self, value: float, step: int) -> bool:
-        better = value > self.best
-        if better:
+    def _count(self, value: float, step: int) -> None:
+        if value > self.best or self.last:
             self.best, self.best_step, self.since = value, step, 0
         else:
             self.since += 1
-        return better
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self.baseline and state.global_step == 0:
-            self._run(state, model)
+            self._evaluate(state, model)
+        # Also where a kill came between a checkpoint and keeping its model.
+        self._keep(state, model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
-            self._run(state, model)
-            if self.patience and self.since >= self.patience:
+            self._evaluate(state, model)
+            if self.patience and self.since >= self.patience and not self.last:
                 control.should_training_stop = True
 
-    def _run(self, state: Any, model: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self._keep(state, model)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self._keep(state, model)
+
+    def _evaluate(self, state: Any, model: Any) -> None:
         # Every rank evaluates the same questions: no rank waits, and all take the same decision.
         metrics = self.evaluate(model)
-        better = self._count(metrics[self.metric], state.global_step)
+        self._count(metrics[self.metric], state.global_step)
         if state.is_world_process_zero:
             self.write({"stage": self.stage, "step": state.global_step, **{f"dev/{k}": v for k, v in metrics.items()}})
-            if better:
-                self.keep(model)
+
+    def _keep(self, state: Any, model: Any) -> None:
+        if self.best_step == state.global_step and self.kept_step != self.best_step:
+            if state.is_world_process_zero:
+                self.keep(model, self.best_step)
+            self.kept_step = self.best_step
 
 
 class StopOnSignal(TrainerCallback):
@@ -120,16 +142,23 @@ class StopOnSignal(TrainerCallback):
     Args:
         cycle: optimiser steps between places where the trainer can resume. TRL does not save buffered rollouts, so
             RFT can resume only where a generation cycle ends.
+
+    Attributes:
+        asked: whether SIGTERM came.
+        stopped: whether it ended training early.
     """
 
     def __init__(self, cycle: int = 1) -> None:
         self.cycle = cycle
         self.asked = False
+        self.stopped = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.asked and state.global_step % self.cycle == 0:
+        # Training that ends by itself at this step is finished, not stopped.
+        if self.asked and state.global_step % self.cycle == 0 and not control.should_training_stop:
             control.should_save = True
             control.should_training_stop = True
+            self.stopped = True
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

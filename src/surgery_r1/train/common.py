@@ -9,7 +9,11 @@ from typing import Any
 
 from surgery_r1.config import TrainConfig
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.run import LOCAL_TRACKERS
+from surgery_r1.files import read_json
+from surgery_r1.models.load import INFO_FILE, ModelInfo
+from surgery_r1.models.save import recover
+from surgery_r1.run import LOCAL_TRACKERS, prune_metrics
+from surgery_r1.train.callbacks import DevCallback
 
 #: Options that send weights, metrics, completions or frames elsewhere, and what they are held at.
 _PRIVATE: dict[str, Any] = {
@@ -19,9 +23,12 @@ _PRIVATE: dict[str, Any] = {
     "hub_strategy": "every_save",
     "hub_private_repo": None,
     "hub_always_push": False,
+    "hub_revision": None,
     "log_completions_hub_repo": None,
     "log_multimodal": False,
     "trackio_space_id": None,
+    "trackio_bucket_id": None,
+    "trackio_static_space_id": None,
     "report_to": "none",
     "trust_remote_code": False,
 }
@@ -136,12 +143,55 @@ def freeze(model: Any, config: TrainConfig) -> None:
         parameter.requires_grad_(not (config.model.freeze_vision and ".visual." in f".{name}"))
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole trainer checkpoint below ``folder``; a torn one is passed over with a warning."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in reversed(found):
-        # The trainer writes its state last but for the random state; without both the save was cut off.
-        if (path / "trainer_state.json").is_file() and list(path.glob("rng_state*.pth")):
+def trl_config(kind: type, options: dict[str, Any], table: str) -> Any:
+    """TRL's config object.
+
+    Raises:
+        SurgeryR1Error: for values that TRL refuses.
+    """
+    try:
+        return kind(**options)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        what = " ".join(str(error).split())
+        raise SurgeryR1Error(f"[{table}] TRL refuses: {what}", fix="correct the option") from error
+
+
+def resume_point(out: Path, dev: DevCallback, *, resume: bool, cycle: int = 1) -> str | None:
+    """The checkpoint to resume from, None to begin; brings ``metrics.jsonl``, ``best`` and ``dev`` back to it."""
+    if not resume:
+        return None
+    checkpoint = last_checkpoint(out / "checkpoints", cycle)
+    step = _step_of(checkpoint) if checkpoint else -1
+    recover(out / "best")
+    info = ModelInfo.read(out / "best") if (out / "best" / INFO_FILE).is_file() else None
+    dev.restore(prune_metrics(out, step), info.step if info else None)
+    return str(checkpoint) if checkpoint else None
+
+
+def last_checkpoint(folder: Path, cycle: int = 1) -> Path | None:
+    """The newest whole trainer checkpoint below ``folder``; a torn one is passed over with a warning.
+
+    Args:
+        cycle: steps between places where training can resume; a checkpoint in between is passed over.
+    """
+    for path in sorted(folder.glob("checkpoint-[0-9]*"), key=_step_of, reverse=True):
+        if not _whole(path):
+            sys.stderr.write(f"warning: {path} is incomplete and is passed over\n")
+        elif _step_of(path) % cycle:
+            sys.stderr.write(f"warning: {path} lies inside a generation cycle and is passed over\n")
+        else:
             return path
-        sys.stderr.write(f"warning: {path} is incomplete and is passed over\n")
     return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _whole(checkpoint: Path) -> bool:
+    """Whether the save came to its end: the trainer writes its state last."""
+    try:
+        state = read_json(checkpoint / "trainer_state.json")
+    except SurgeryR1Error:
+        return False
+    return state.get("global_step") == _step_of(checkpoint) and any(checkpoint.glob("rng_state*.pth"))

@@ -2,52 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery_r1.config import TrainConfig
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.files import read_jsonl
 from surgery_r1.rewards import Mixture, trl_rewards
 from surgery_r1.train.callbacks import DevCallback, Metrics, Recorder, StopOnSignal, finish
-from surgery_r1.train.common import Permissions, freeze, last_checkpoint, lora_of, tracker, trl_options
+from surgery_r1.train.common import Permissions, freeze, lora_of, resume_point, tracker, trl_config, trl_options
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
 
 
-def train_rft(
-    config: TrainConfig,
-    model: Any,
-    processor: Any,
-    prompts: HFDataset,
-    out: Path,
-    *,
-    evaluate: Callable[[Any], Metrics],
-    keep: Callable[[Any], None],
-    write: Callable[[dict[str, Any]], None],
-    allowed: Permissions,
-    resume: bool = False,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """GRPO on ``prompts`` for ``rft.max_steps`` steps; dev chooses the checkpoint, the starting model included.
-
-    Args:
-        prompts: from :func:`surgery_r1.train.data.rft_dataset`.
-        out, evaluate, keep, write: see :func:`surgery_r1.train.sft.train_sft`.
-
-    Returns:
-        Where the best model lies, its step and its value on dev.
+def rft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple[Any, list[str]]:
+    """TRL's GRPOConfig, and the names of pass-through options that were held off.
 
     Raises:
-        SurgeryR1Error: for unknown rewards or options that do not fit together.
+        SurgeryR1Error: for unknown rewards, options that TRL does not know or refuses, options that do not fit
+            together, or a tracker that is not allowed.
     """
-    from transformers import PrinterCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig
 
     rft = config.rft
-    mixture = Mixture(rft.rewards)
     completions = rft.prompts * rft.generations
     micro = rft.micro_batch or completions
     options, held = trl_options(
@@ -62,9 +41,10 @@ def train_rft(
             "max_steps": rft.max_steps,
             "temperature": rft.temperature,
             "max_completion_length": rft.max_completion,
-            "reward_weights": mixture.weights_normalised,
+            "reward_weights": Mixture(rft.rewards).weights_normalised,
             "logging_steps": 1,
             "save_strategy": "steps",
+            "save_steps": rft.eval_every,
             "save_total_limit": 2,
             "seed": config.seed,
             "report_to": tracker(config, allowed),
@@ -73,36 +53,68 @@ def train_rft(
         allowed,
         "rft.trl",
     )
-    args = GRPOConfig(**options)
+    args = trl_config(GRPOConfig, options, "rft.trl")
     cycle = generation_cycle(args)
     if rft.eval_every % cycle:
         raise SurgeryR1Error(
             f"rft.eval_every = {rft.eval_every} is no multiple of the generation cycle of {cycle} steps",
             fix="TRL can resume only where a cycle ends: make it a multiple",
         )
-    args.save_steps = rft.eval_every
+    return args, held
+
+
+def train_rft(
+    config: TrainConfig,
+    arguments: Any,
+    model: Any,
+    processor: Any,
+    prompts: HFDataset,
+    out: Path,
+    *,
+    evaluate: Callable[[Any], Metrics],
+    keep: Callable[[Any, int], None],
+    write: Callable[[dict[str, Any]], None],
+    resume: bool = False,
+    quiet: bool = False,
+    last: bool = False,
+) -> dict[str, Any]:
+    """GRPO on ``prompts`` for ``rft.max_steps`` steps; dev chooses the checkpoint, the starting model included.
+
+    Args:
+        arguments: from :func:`rft_arguments`.
+        prompts: from :func:`surgery_r1.train.data.rft_dataset`.
+        out, evaluate, keep, write, last: see :func:`surgery_r1.train.sft.train_sft`.
+
+    Returns:
+        Where the best model lies, its step and its value on dev.
+    """
+    from transformers import PrinterCallback
+    from trl import GRPOTrainer
+
+    from surgery_r1.train.shared_prompt import SharedPromptGRPOTrainer
+
+    cycle = generation_cycle(arguments)
     freeze(model, config)
-    dev = DevCallback("rft", evaluate, keep, write, every=rft.eval_every, baseline=True)
+    dev = DevCallback("rft", evaluate, keep, write, every=config.rft.eval_every, baseline=True, last=last)
     stop = StopOnSignal(cycle)
-    trainer = GRPOTrainer(
+    kind = SharedPromptGRPOTrainer if config.rft.share_prompts else GRPOTrainer
+    trainer = kind(
         model=model,
-        args=args,
-        reward_funcs=trl_rewards(mixture.names, seed=config.seed),
+        args=arguments,
+        reward_funcs=[*trl_rewards(config.rft.rewards, seed=config.seed)],
         train_dataset=prompts,
         processing_class=processor,
         peft_config=lora_of(config),
         callbacks=[dev, stop, Recorder("rft", write, quiet=quiet)],
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = last_checkpoint(out / "checkpoints") if resume else None
-    if checkpoint is not None:
-        dev.restore([record for _, record in read_jsonl(out / "metrics.jsonl")], int(checkpoint.name.split("-")[1]))
+    checkpoint = resume_point(out, dev, resume=resume, cycle=cycle)
     with stop.listening():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return {**finish(out, dev, stop.asked), "steps": trainer.state.global_step, "held_off": held}
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return {**finish(out, dev, stop.stopped), "steps": trainer.state.global_step}
 
 
 def generation_cycle(args: Any) -> int:
-    """Optimiser steps between two generations of rollouts, at which alone TRL can resume."""
-    per_generation = args.steps_per_generation * args.num_iterations
-    return max(1, per_generation // args.gradient_accumulation_steps)
+    """Optimiser steps between two generations of rollouts, at whose ends alone TRL can resume."""
+    micro_steps = math.lcm(args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps)
+    return micro_steps // args.gradient_accumulation_steps

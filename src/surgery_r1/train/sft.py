@@ -7,40 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery_r1.config import TrainConfig
-from surgery_r1.files import read_jsonl
 from surgery_r1.train.callbacks import DevCallback, Metrics, Recorder, StopOnSignal, finish
-from surgery_r1.train.common import Permissions, freeze, last_checkpoint, lora_of, tracker, trl_options
+from surgery_r1.train.common import Permissions, freeze, lora_of, resume_point, tracker, trl_config, trl_options
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
 
 
-def train_sft(
-    config: TrainConfig,
-    model: Any,
-    processor: Any,
-    rows: HFDataset,
-    out: Path,
-    *,
-    evaluate: Callable[[Any], Metrics],
-    keep: Callable[[Any], None],
-    write: Callable[[dict[str, Any]], None],
-    allowed: Permissions,
-    resume: bool = False,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train on ``rows`` until dev no longer improves or ``sft.max_steps`` is reached.
+def sft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple[Any, list[str]]:
+    """TRL's SFTConfig, and the names of pass-through options that were held off.
 
-    Args:
-        rows: from :func:`surgery_r1.train.data.sft_dataset`.
-        out: run folder; trainer checkpoints go to ``out/checkpoints``.
-        evaluate, keep, write: see :class:`surgery_r1.train.callbacks.DevCallback`.
-
-    Returns:
-        Where the best model lies, its step and its value on dev.
+    Raises:
+        SurgeryR1Error: for options that TRL does not know or refuses, or a tracker that is not allowed.
     """
-    from transformers import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     sft = config.sft
     options, held = trl_options(
@@ -64,12 +44,46 @@ def train_sft(
         allowed,
         "sft.trl",
     )
+    return trl_config(SFTConfig, options, "sft.trl"), held
+
+
+def train_sft(
+    config: TrainConfig,
+    arguments: Any,
+    model: Any,
+    processor: Any,
+    rows: HFDataset,
+    out: Path,
+    *,
+    evaluate: Callable[[Any], Metrics],
+    keep: Callable[[Any, int], None],
+    write: Callable[[dict[str, Any]], None],
+    resume: bool = False,
+    quiet: bool = False,
+    last: bool = False,
+) -> dict[str, Any]:
+    """Train on ``rows`` until dev no longer improves or ``sft.max_steps`` is reached.
+
+    Args:
+        arguments: from :func:`sft_arguments`.
+        rows: from :func:`surgery_r1.train.data.sft_dataset`.
+        out: run folder; trainer checkpoints go to ``out/checkpoints``.
+        evaluate, keep, write, last: see :class:`surgery_r1.train.callbacks.DevCallback`.
+
+    Returns:
+        Where the best model lies, its step and its value on dev.
+    """
+    from transformers import PrinterCallback
+    from trl import SFTTrainer
+
     freeze(model, config)
-    dev = DevCallback("sft", evaluate, keep, write, every=sft.eval_every, patience=sft.patience)
+    dev = DevCallback(
+        "sft", evaluate, keep, write, every=config.sft.eval_every, patience=config.sft.patience, last=last
+    )
     stop = StopOnSignal()
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**options),
+        args=arguments,
         train_dataset=rows,
         processing_class=processor,
         peft_config=lora_of(config),
@@ -77,9 +91,7 @@ def train_sft(
         callbacks=[dev, stop, Recorder("sft", write, quiet=quiet)],
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = last_checkpoint(out / "checkpoints") if resume else None
-    if checkpoint is not None:
-        dev.restore([record for _, record in read_jsonl(out / "metrics.jsonl")], int(checkpoint.name.split("-")[1]))
+    checkpoint = resume_point(out, dev, resume=resume)
     with stop.listening():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return {**finish(out, dev, stop.asked), "steps": trainer.state.global_step, "held_off": held}
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return {**finish(out, dev, stop.stopped), "steps": trainer.state.global_step}

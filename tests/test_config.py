@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from surgery_r1.config import SHIPPED, TrainConfig, load_config
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.run import metrics_writer, prune_metrics, start_run
+
+
+def fails(tmp_path, text: str) -> str:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(SurgeryR1Error) as caught:
+        load_config(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_configs(path):
+    config = load_config(path.stem)
+    assert config == load_config(path)
+    assert path.read_text().startswith("# "), "a config opens with what it is for and its command"
+    assert f"--config {path.stem}" in path.read_text()
+    json.dumps(config.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_configs_suit_trl(path, tmp_path, monkeypatch):
+    """Their pass-through options are TRL's, their rewards exist, their cycles fit, and nothing is held off."""
+    import torch
+
+    from surgery_r1.train.common import Permissions
+    from surgery_r1.train.rft import rft_arguments
+    from surgery_r1.train.sft import sft_arguments
+
+    if not torch.cuda.is_available():
+        # Options for bf16 hardware are refused by TRL on other machines, which is not the config's fault.
+        monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    for arguments in (sft_arguments, rft_arguments):
+        assert arguments(load_config(path), tmp_path, Permissions())[1] == []
+
+
+def test_all_errors_at_once_with_line_and_suggestion(tmp_path):
+    message = fails(
+        tmp_path,
+        '[sft]\nmax_steps = 5\nlearning_rat = 1e-3\n\n[rft]\nmax_steps = "many"\nprompts = 2.5\n[evall]\nx = 1\n[lora]\n'
+        'enabled = "yes"\n',
+    )
+    path = tmp_path / "c.toml"
+    assert f"{path}:3: unknown key 'sft.learning_rat'; did you mean sft.learning_rate?" in message
+    assert f"{path}:6: rft.max_steps = 'many', expected int" in message
+    assert f"{path}:7: rft.prompts = 2.5, expected int" in message
+    assert f"{path}:8: unknown key 'evall'; did you mean eval?" in message
+    assert f"{path}:11: lora.enabled = 'yes', expected bool" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed = true", "seed = True, expected int"),
+        ("threads = 1.0", "expected int"),
+        ('[model]\nfreeze_vision = 1\ndtype = "fp8"', "dtype = 'fp8', expected one of ['auto'"),
+        ("[sft]\ntasks = 'cot'", "expected a list of str"),
+        ("[sft]\ntasks = [1]", "expected a list of str"),
+        ("[sft]\ntasks = []", "sft.tasks is empty"),
+        ("[sft]\ntasks = ['vqa']", "'vqa', not one of"),
+        ("sft = 3", "sft must be a table"),
+        ("[sft]\ntrl = 3", "expected a table"),
+        ("[rft]\nrewards = {answer = 'much'}", "numbers in ['answer']"),
+        ("[sft]\nlearning_rate = nan", "sft.learning_rate = nan, expected 0 or more"),
+        ("[rft]\nlearning_rate = inf", "rft.learning_rate = inf"),
+        ("[sft]\neval_every = 0", "sft.eval_every = 0, expected 1 or more"),
+        ("[eval]\nbatch_size = 0", "eval.batch_size = 0"),
+        ("seed = -1", "seed = -1"),
+        ("[model\n", "not valid TOML"),
+        ("what_is_this = 1", "known keys: eval, lora, model"),
+    ],
+)
+def test_wrong_values(tmp_path, text, expected):
+    assert expected in fails(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "rft", ["generations = 1", "prompts = 0", "micro_batch = 12", "micro_batch = 4", "micro_batch = -8"]
+)
+def test_a_batch_that_cannot_hold_a_group(tmp_path, rft):
+    assert "rft." + rft in fails(tmp_path, f"[rft]\n{rft}\n")
+
+
+def test_a_batch_of_whole_groups(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text("[rft]\nprompts = 4\ngenerations = 8\nmicro_batch = 16\n")
+    assert load_config(path).rft.micro_batch == 16
+
+
+def test_no_such_config(tmp_path):
+    for name in ("tinny", tmp_path / "none.toml", tmp_path, tmp_path / "x" / "y.toml"):
+        with pytest.raises(SurgeryR1Error, match=r"no such config.*tiny"):
+            load_config(name)
+    (tmp_path / "latin.toml").write_bytes("# \xe9".encode("latin-1"))
+    with pytest.raises(SurgeryR1Error, match="not UTF-8"):
+        load_config(tmp_path / "latin.toml")
+
+
+def test_run_folder(tmp_path):
+    config = TrainConfig()
+    run, facts = tmp_path / "run", {"stage": "sft", "rows": 3}
+
+    def start(config=config, facts=facts, **more):
+        start_run(run, config.to_json(), facts, {"base": "here"}, free={"threads", "rft."}, **more)
+
+    with pytest.raises(SurgeryR1Error, match="no run to resume"):
+        start(resume=True)
+    start()
+    record = json.loads((run / "run.json").read_text())
+    assert record["rows"] == 3 and record["base"] == "here" and record["versions"]["trl"]
+    with pytest.raises(SurgeryR1Error, match=r"already holds a run; give --resume"):
+        start()
+    start(resume=True)
+    start(replace(config, threads=2, rft=replace(config.rft, prompts=3)), resume=True)
+    assert len(json.loads((run / "run.json").read_text())["resumed"]) == 2
+    with pytest.raises(SurgeryR1Error, match=r"seed was 0, now 1"):
+        start(replace(config, seed=1), resume=True)
+    with pytest.raises(SurgeryR1Error, match=r"rows was 3, now 4"):
+        start(facts={**facts, "rows": 4}, resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(SurgeryR1Error, match="not empty"):
+        start_run(tmp_path / "other", {}, {}, {})
+
+
+def test_a_run_killed_before_its_config_was_written_can_be_resumed(tmp_path):
+    config = TrainConfig().to_json()
+    start_run(tmp_path / "run", config, {}, {})
+    (tmp_path / "run" / "config.json").unlink()
+    start_run(tmp_path / "run", config, {}, {}, resume=True)
+    assert (tmp_path / "run" / "config.json").is_file()
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
+    write = metrics_writer(tmp_path)
+    for step in (0, 5, 5, 10):
+        write({"step": step})
+    with (tmp_path / "metrics.jsonl").open("a") as handle:
+        handle.write('{"step": 3, "lo')
+    assert [r["step"] for r in prune_metrics(tmp_path, 5)] == [0, 5, 5]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    assert prune_metrics(tmp_path, -1) == [] and prune_metrics(tmp_path / "none", 5) == []
