@@ -286,8 +286,9 @@ def _refuse_missing(names: Iterable[str]) -> None:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Hash over names and sha256 of the weight files and ``config.json`` of a model folder."""
+    """Hash over names and sha256 of the weight files and the configuration of a model or adapter folder."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+    configs = [folder / name for name in ("config.json", "adapter_config.json") if (folder / name).is_file()]
+    for path in sorted([*folder.glob("*.safetensors"), *configs]):
         digest.update(json.dumps([path.name, sha256_file(path)]).encode())
     return digest.hexdigest()

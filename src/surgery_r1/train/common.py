@@ -168,6 +168,30 @@ def resume_point(out: Path, dev: DevCallback, *, resume: bool, cycle: int = 1) -
     return str(checkpoint) if checkpoint else None
 
 
+def resumable(kind: type) -> type:
+    """A trainer class whose full-weight checkpoints load.
+
+    transformers saves Qwen-VL models under the published tensor names but loads a trainer checkpoint by the names in
+    memory, finds none of them, and goes on with the weights of the base after a mere warning.
+    """
+
+    class Resumable(kind):  # type: ignore[misc, valid-type]
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            from transformers import AutoModelForImageTextToText
+
+            target = model or self.model
+            if hasattr(target, "peft_config"):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                return
+            loaded = AutoModelForImageTextToText.from_pretrained(
+                resume_from_checkpoint, dtype=target.dtype, use_safetensors=True, local_files_only=True
+            )
+            target.load_state_dict(loaded.state_dict())
+
+    Resumable.__name__ = Resumable.__qualname__ = kind.__name__
+    return Resumable
+
+
 def last_checkpoint(folder: Path, cycle: int = 1) -> Path | None:
     """The newest whole trainer checkpoint below ``folder``; a torn one is passed over with a warning.
 

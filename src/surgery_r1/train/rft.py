@@ -11,7 +11,16 @@ from surgery_r1.config import TrainConfig
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.rewards import Mixture, trl_rewards
 from surgery_r1.train.callbacks import DevCallback, Metrics, Recorder, StopOnSignal, finish
-from surgery_r1.train.common import Permissions, freeze, lora_of, resume_point, tracker, trl_config, trl_options
+from surgery_r1.train.common import (
+    Permissions,
+    freeze,
+    lora_of,
+    resumable,
+    resume_point,
+    tracker,
+    trl_config,
+    trl_options,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
@@ -98,7 +107,7 @@ def train_rft(
     dev = DevCallback("rft", evaluate, keep, write, every=config.rft.eval_every, baseline=True, last=last)
     stop = StopOnSignal(cycle)
     kind = SharedPromptGRPOTrainer if config.rft.share_prompts else GRPOTrainer
-    trainer = kind(
+    trainer = resumable(kind)(
         model=model,
         args=arguments,
         reward_funcs=[*trl_rewards(config.rft.rewards, seed=config.seed)],

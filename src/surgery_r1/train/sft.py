@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from surgery_r1.config import TrainConfig
 from surgery_r1.train.callbacks import DevCallback, Metrics, Recorder, StopOnSignal, finish
-from surgery_r1.train.common import Permissions, freeze, lora_of, resume_point, tracker, trl_config, trl_options
+from surgery_r1.train.common import (
+    Permissions,
+    freeze,
+    lora_of,
+    resumable,
+    resume_point,
+    tracker,
+    trl_config,
+    trl_options,
+)
+from surgery_r1.train.frame_packing import FramePackCollator, pack_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
@@ -81,10 +91,16 @@ def train_sft(
         "sft", evaluate, keep, write, every=config.sft.eval_every, patience=config.sft.patience, last=last
     )
     stop = StopOnSignal()
-    trainer = SFTTrainer(
+    collator = None
+    if config.sft.rows_per_frame:
+        system = rows[0]["prompt"][0]["content"]
+        collator = FramePackCollator(processor, system, model.model.get_rope_index)
+        rows = pack_rows(rows, config.sft.rows_per_frame, config.seed)
+    trainer = resumable(SFTTrainer)(
         model=model,
         args=arguments,
         train_dataset=rows,
+        data_collator=collator,
         processing_class=processor,
         peft_config=lora_of(config),
         # Dev goes first, so that the checkpoint of a step holds what was decided there.
