@@ -55,7 +55,8 @@ class SftConfig:
     Attributes:
         tasks: row kinds to train on; leave out ``cot`` for SFT without chain of thought.
         direct_answers: also train each question without reasoning ("Reply with answer and box.").
-        batch_size: rows per device and step.
+        batch_size: rows (or packs of rows) per device and step.
+        rows_per_frame: pack up to that many rows of a frame behind one copy of it; 0 gives each row its own copy.
         max_steps: upper bound; training stops earlier when dev does not improve ``patience`` times in a row.
         eval_every: steps between evaluations on dev.
         trl: passed through to TRL's SFTConfig.
@@ -63,6 +64,7 @@ class SftConfig:
 
     tasks: tuple[str, ...] = ("visual_qa", "grounding_qa", "cot")
     direct_answers: bool = False
+    rows_per_frame: int = 0
     batch_size: int = 8
     learning_rate: float = 1e-4
     warmup_steps: int = 10
@@ -178,6 +180,7 @@ _AT_LEAST: dict[str, float] = {
     "lora.rank": 1,
     "lora.alpha": 1,
     "lora.dropout": 0,
+    "sft.rows_per_frame": 0,
     "sft.batch_size": 1,
     "sft.learning_rate": 0,
     "sft.warmup_steps": 0,

@@ -52,9 +52,14 @@ def parts(task: str, reasoning: bool) -> dict[str, bool]:
 
 def messages(text: str, box_space: str, images: int = 1) -> list[dict[str, Any]]:
     """The conversation of a prompt in the form that chat templates take, with placeholders for the images."""
+    return conversation(system_text(box_space), text, images)
+
+
+def conversation(system: str, text: str, images: int = 1) -> list[dict[str, Any]]:
+    """:func:`messages` with a system text of its own."""
     content: list[dict[str, Any]] = [{"type": "image"} for _ in range(images)]
     content.append({"type": "text", "text": text})
     return [
-        {"role": "system", "content": [{"type": "text", "text": system_text(box_space)}]},
+        {"role": "system", "content": [{"type": "text", "text": system}]},
         {"role": "user", "content": content},
     ]
