@@ -126,7 +126,7 @@ class FramePackCollator:
                 fix="the chat template must put the image before the question",
             )
         tokens, targets, branches = [*trunk], [-100] * shared, [0] * shared
-        places = []
+        places: list[torch.Tensor] = []
         for number, (head, reply) in enumerate(rows, start=1):
             tokens += head[shared:] + reply
             targets += [-100] * (len(head) - shared) + reply

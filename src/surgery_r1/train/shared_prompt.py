@@ -55,11 +55,11 @@ def pack(
     first = [group[0] for group in members]
     prompt = torch.tensor([i for i, group in enumerate(members) for _ in group], device=device)
     place = torch.tensor([j for group in members for j in range(len(group))], device=device)
-    row = torch.tensor([r for group in members for r in group], device=device)
+    source = torch.tensor([r for group in members for r in group], device=device)
 
     text = ids.new_zeros((n, most, keep))
     real = torch.zeros((n, most, keep), dtype=torch.bool, device=device)
-    text[prompt, place], real[prompt, place] = ids[row, size:], attention[row, size:].bool()
+    text[prompt, place], real[prompt, place] = ids[source, size:], attention[source, size:].bool()
     head, last = ids[first, : size - 1], ids[first, size - 1]
     # Each completion predicts its first token from a copy of the prompt's last.
     leaf = torch.cat([last[:, None, None].expand(n, most, 1), text[:, :, :-1]], 2)
@@ -81,7 +81,7 @@ def pack(
     # Padding sees itself, or its softmax would run over nothing.
     mask = (sees & seen[:, None, :]) | torch.eye(len(order), dtype=torch.bool, device=device)
     slots = torch.empty_like(prompt), torch.empty_like(place)
-    slots[0][row], slots[1][row] = prompt, place
+    slots[0][source], slots[1][source] = prompt, place
     return Layout(packed, labels, mask[:, None], positions, first, slots)
 
 
