@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import small
 from transformers import TrainerCallback
 
 from surgery_r1 import stages
-from surgery_r1.config import load_config
 from surgery_r1.dataset import open_dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models import from_pretrained
@@ -25,22 +25,6 @@ from surgery_r1.train.rft import generation_cycle, rft_arguments
 from surgery_r1.train.sft import sft_arguments
 
 ALLOWED = Permissions(upload=True)
-
-
-def small(**changes):
-    """The tiny config with batches that a test can afford; ``sft_x=...`` sets ``sft.x``."""
-    config = load_config("tiny")
-    base = {
-        "sft": {"batch_size": 4, "max_steps": 4, "eval_every": 2, "patience": 0, "warmup_steps": 0},
-        "rft": {"prompts": 2, "generations": 4, "max_steps": 4, "eval_every": 2, "warmup_steps": 0},
-        "eval": {"dev_samples": 4, "batch_size": 4, "max_new_tokens": 24},
-        "lora": {"rank": 4},
-    }
-    base["rft"] |= {"max_completion": 24, "learning_rate": 1e-3}
-    for name, value in changes.items():
-        table, _, key = name.partition("_")
-        base[table][key] = value
-    return replace(config, **{table: replace(getattr(config, table), **values) for table, values in base.items()})
 
 
 def fit(stage, config, dataset, out, **more):

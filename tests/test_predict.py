@@ -1,0 +1,275 @@
+"""Prediction and ``ask``: same texts in any batch, resumable, raw text kept; and the demo end to end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+from small import small
+
+from surgery_r1 import stages
+from surgery_r1.ask import ask
+from surgery_r1.codec import CODEC_VERSION, View, read, render, to_model
+from surgery_r1.demo import Demo
+from surgery_r1.engines.local import TransformersEngine
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.evaluate.predict import predict, prompt_of, spread
+from surgery_r1.evaluate.score import score_predictions
+from surgery_r1.models.processor import view_of
+
+
+class Scripted:
+    """An engine that says what a function of the prompt says; dies after ``dies_after`` batches."""
+
+    def __init__(self, bundle, reply, batch: int = 4, dies_after: int | None = None):
+        self.encoder = TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space).encoder
+        self.reply, self.batch, self.dies_after, self.asked = reply, batch, dies_after, []
+
+    def generate(self, prompts):
+        for number, start in enumerate(range(0, len(prompts), self.batch)):
+            if number == self.dies_after:
+                raise KeyboardInterrupt
+            batch = prompts[start : start + self.batch]
+            self.asked += batch
+            yield [self.reply(prompt) for prompt in batch]
+
+
+def run(dataset, engine, bundle, out, **changes):
+    options = {"model_name": "scripted", "weights_sha256": "abc", "settings": {"max_new_tokens": 9}, **changes}
+    return predict(dataset, options.pop("split", "val"), engine, bundle.info, out, **options)
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_batched_equals_one_by_one(tiny, dataset):
+    """Padding, shared frames and mixed sizes must not change a reply."""
+    samples = spread(dataset.split("val"), 6)
+    asked = [prompt_of(s, dataset, reasoning=i % 2 == 0) for i, s in enumerate(samples)]
+    one, whole = (
+        [
+            text
+            for batch in TransformersEngine(
+                tiny.model, tiny.processor, tiny.info.box_space, batch_size=size, max_new_tokens=16
+            ).generate(asked)
+            for text in batch
+        ]
+        for size in (1, 6)
+    )
+    assert one == whole and len(one) == 6
+
+
+def test_the_engine_leaves_the_model_as_it_was(tiny, dataset):
+    engine = TransformersEngine(tiny.model, tiny.processor, "norm100", max_new_tokens=2)
+    for training in (True, False):
+        tiny.model.train(training)
+        list(engine.generate([prompt_of(dataset.split("val")[0], dataset)]))
+        assert tiny.model.training is training
+
+
+def test_lines_keep_raw_text_and_say_where_it_comes_from(tiny, dataset, tmp_path):
+    odd = "<think>a\u2028b\x00</think> 漢字 🩺 \r\n<answer>"
+    out, seen = tmp_path / "deep" / "predictions.jsonl", []
+    count = run(dataset, Scripted(tiny, lambda _: odd), tiny, out, progress=lambda *counts: seen.append(counts))
+    records = [json.loads(line) for line in out.read_bytes().decode().split("\n") if line]
+    assert count == len(records) == len(dataset.split("val")) == seen[-1][0] == seen[-1][1]
+    assert [r["id"] for r in records] == [s.id for s in dataset.split("val")]
+    view = view_of(tiny.processor, 160, 128)
+    for record in records:
+        assert record["text"] == odd and record["model"] == "scripted" and record["weights_sha256"] == "abc"
+        assert (record["split"], record["dataset_hash"]) == ("val", dataset.hash)
+        assert (record["codec_version"], record["box_space"], record["reasoning"]) == (CODEC_VERSION, "norm100", True)
+        assert (record["input_width"], record["input_height"]) == (view.input_width, view.input_height)
+        assert record["max_new_tokens"] == 9 and record["max_pixels"] == tiny.info.max_pixels
+    assert not list(out.parent.glob("*.partial"))
+    with pytest.raises(SurgeryR1Error, match="already exists"):
+        run(dataset, Scripted(tiny, lambda _: odd), tiny, out)
+
+
+def test_right_replies_score_full(tiny, dataset, tmp_path):
+    """Prompt, codec, view and scoring fit together: the truth, written as a model writes it, is found right."""
+    by_text = {(prompt_of(s, dataset).text, prompt_of(s, dataset).images): s for s in dataset.split("val")}
+
+    def truth(prompt):
+        sample = by_text[prompt.text, prompt.images]
+        view = View(sample.width, sample.height, 1, 1)
+        return render("it is so", sample.answer, to_model(sample.box_px, "norm100", view))
+
+    run(dataset, Scripted(tiny, truth), tiny, tmp_path / "p.jsonl")
+    metrics = score_predictions(tmp_path / "p.jsonl", dataset, "val", tmp_path / "scores", bootstrap=20)
+    assert metrics["acc"] == 1 and metrics["miou"] > 0.9 and metrics["joint_at_iou50"] == 1
+    assert metrics["parse_failure_rate"] == 0
+
+
+@pytest.mark.parametrize("torn", ["", '{"id": "endovis18/se', '{"id": "endovis18/seq_1/frame\xe9'])
+def test_a_killed_run_goes_on_where_it_was(tiny, dataset, tmp_path, torn):
+    out, partial = tmp_path / "p.jsonl", tmp_path / "p.jsonl.partial"
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset, Scripted(tiny, lambda _: "x", dies_after=3), tiny, out)
+    assert not out.exists() and len(lines(partial)) == 12
+    with partial.open("ab") as handle:
+        handle.write(torn.encode("latin-1"))
+    engine = Scripted(tiny, lambda _: "x")
+    assert run(dataset, engine, tiny, out) == len(engine.asked) == len(dataset.split("val")) - 12
+    assert [r["id"] for r in lines(out)] == [s.id for s in dataset.split("val")] and not partial.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights_sha256": "other"}, "was begun with weights_sha256='abc', now it is 'other'"),
+        ({"reasoning": False}, "reasoning=True"),
+        ({"settings": {"max_new_tokens": 10}}, "max_new_tokens=9, now it is 10"),
+        ({"split": "dev"}, "split='val'"),
+    ],
+)
+def test_a_partial_file_of_other_settings_is_refused(tiny, dataset, tmp_path, change, message):
+    out = tmp_path / "p.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset, Scripted(tiny, lambda _: "x", dies_after=1), tiny, out)
+    with pytest.raises(SurgeryR1Error, match=rf"p\.jsonl\.partial:1: .*{message}.*remove .*partial to start again"):
+        run(dataset, Scripted(tiny, lambda _: "y"), tiny, out, **change)
+
+
+def test_an_engine_must_answer_every_prompt(tiny, dataset, tmp_path):
+    engine = Scripted(tiny, lambda _: "x")
+    engine.generate = lambda prompts: iter([["x"] * (len(prompts) - 1)])
+    with pytest.raises(SurgeryR1Error, match="gave 37 replies to 38 prompts"):
+        run(dataset, engine, tiny, tmp_path / "p.jsonl")
+    assert not (tmp_path / "p.jsonl").exists()
+    engine.generate = lambda prompts: iter([["x"] * (len(prompts) + 1)])
+    with pytest.raises(SurgeryR1Error, match="replies to"):
+        run(dataset, engine, tiny, tmp_path / "q.jsonl")
+
+
+def test_limit_and_empty_split(tiny, dataset, tmp_path):
+    assert run(dataset, Scripted(tiny, lambda _: "x"), tiny, tmp_path / "p.jsonl", limit=5) == 5
+    assert [r["id"] for r in lines(tmp_path / "p.jsonl")] == [s.id for s in spread(dataset.split("val"), 5)]
+    with pytest.raises(SurgeryR1Error, match="split 'test' has no samples"):
+        run(dataset, Scripted(tiny, lambda _: "x"), tiny, tmp_path / "q.jsonl", split="test")
+
+
+def test_stage_predicts_and_scores_and_does_not_predict_again(dataset, tmp_path, monkeypatch):
+    out = tmp_path / "scores"
+    options = {"limit": 3, "max_new_tokens": 8, "name": "base"}
+    metrics = stages.predict_and_score("tiny", dataset, "val", out, **options)
+    assert metrics["n"] == len(dataset.split("val")) and metrics["parse_failures"]["missing"] == metrics["n"] - 3
+    assert lines(out / "predictions.jsonl")[0]["model"] == "base"
+    monkeypatch.setattr(stages, "run_predict", None)
+    again = stages.predict_and_score("tiny", dataset, "val", out, **options)
+    assert again["acc"] == metrics["acc"]
+
+
+def test_an_adapter_predicts(dataset, tmp_path):
+    config = small(sft_max_steps=1, sft_eval_every=1, eval_dev_samples=1)
+    config = replace(config, lora=replace(config.lora, enabled=True))
+    stages.train("sft", config, dataset, tmp_path / "run", quiet=True)
+    out = tmp_path / "p.jsonl"
+    assert stages.run_predict(tmp_path / "run", dataset, "val", out, limit=2, max_new_tokens=4) == 2
+    assert {r["stage"] for r in lines(out)} == {"sft"}
+
+
+# ----------------------------------------------------------------------------------------------------------- ask
+
+
+def test_ask_writes_a_picture(dataset, tmp_path):
+    sample = dataset.split("val")[0]
+    reply = ask(dataset.image_path(sample), sample.question, picture=tmp_path / "answer.png", max_new_tokens=12)
+    with Image.open(tmp_path / "answer.png") as image:
+        assert image.format == "PNG" and image.width >= sample.width
+    data = reply.to_json()
+    assert data["text"] == reply.text and set(data) == {"reasoning", "answer", "box_px", "problems", "text"}
+    json.dumps(data, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<answer>kidney</answer>",
+        "<box>[200, 0, 900, 1]</box>",
+        "<think>x</think><answer>" + "a" * 150 + "</answer><box>[1, 2, 30, 40]</box>",
+    ],
+)
+def test_ask_draws_whatever_the_model_says(dataset, tmp_path, monkeypatch, text):
+    monkeypatch.setattr(TransformersEngine, "generate", lambda *_: iter([[text]]))
+    sample = dataset.split("val")[0]
+    reply = ask(dataset.image_path(sample), "Where?", picture=tmp_path / "answer.png")
+    assert reply.text == text and (tmp_path / "answer.png").stat().st_size > 100
+    assert reply.reading == read(text, "norm100", View(160, 128, 168, 140))
+
+
+@pytest.mark.parametrize(("question", "message"), [("", "question is empty"), (" \n", "question is empty")])
+def test_ask_refuses(dataset, tmp_path, question, message):
+    with pytest.raises(SurgeryR1Error, match=message):
+        ask(dataset.image_path(dataset.split("val")[0]), question)
+    with pytest.raises(SurgeryR1Error, match="no such image"):
+        ask(tmp_path / "none.png", "Where?")
+
+
+# ---------------------------------------------------------------------------------------------------------- demo
+
+
+def tiny_demo(out, **changes) -> Demo:
+    config = small(sft_max_steps=2, rft_max_steps=2, eval_max_new_tokens=12, eval_batch_size=32)
+    return Demo(out, config, size=(160, 128), frames=30, **{"say": lambda _: None, **changes})
+
+
+def test_demo_end_to_end(tmp_path):
+    """Every part once, then again for nothing; then after a kill between prediction and scoring."""
+    said: list[str] = []
+    out = tmp_path / "demo"
+    summary = tiny_demo(out, controls=True, say=said.append).run()
+    text = "\n".join(said)
+    for name in ("base", "sft", "rft", "sft_continued", "random_rewards"):
+        for split in ("val", "test"):
+            metrics = summary["metrics"][name][split]
+            assert 0 <= metrics["acc"] <= 1 and metrics["n"] > 20
+            assert (out / "scores" / name / split / "scores.jsonl").is_file()
+    assert set(summary["differences"]["val"]) == {
+        "rft minus sft",
+        "sft_continued minus sft",
+        "random_rewards minus sft",
+    }
+    assert "no-image floor" in text and str((out / "report.html").resolve()) in text and "surgery-r1 ask" in text
+    assert (out / "first_look.png").is_file() and (out / "report.html").stat().st_size > 10_000
+    # What a control shows is where training led, not where it began.
+    assert json.loads((out / "random_rewards" / "result.json").read_text())["best_step"] == 2
+
+    (out / "scores" / "rft" / "val" / "metrics.json").unlink()
+    before = (out / "scores" / "rft" / "val" / "predictions.jsonl").stat().st_mtime_ns
+    said.clear()
+    again = tiny_demo(out, controls=True, say=said.append).run()
+    assert again["metrics"]["rft"]["val"]["acc"] == summary["metrics"]["rft"]["val"]["acc"]
+    assert (out / "scores" / "rft" / "val" / "predictions.jsonl").stat().st_mtime_ns == before
+    assert "\n".join(said).count("already trained") == 4
+    with pytest.raises(SurgeryR1Error, match="demo with other settings; give --fresh"):
+        tiny_demo(out, seed=1).run()
+
+
+def test_demo_stops_when_training_was_stopped(tmp_path, monkeypatch, dataset_folder, scenes):
+    """Unfinished training must not be scored as if it were whole."""
+    demo = tiny_demo(tmp_path / "demo")
+    for name in ("scenes18", "scenes17"):
+        (tmp_path / "demo" / name).mkdir(parents=True)
+    shutil.copytree(dataset_folder, tmp_path / "demo" / "dataset")
+    monkeypatch.setattr("surgery_r1.demo.train", lambda *_, **__: {"stopped": True, "steps": 7})
+    monkeypatch.setattr(Demo, "_score", lambda *_: None)
+    with pytest.raises(SurgeryR1Error, match=r"sft: stopped at step 7; run the same command again"):
+        demo.run()
+
+
+def test_fresh_removes_what_a_demo_wrote_and_nothing_else(tmp_path, monkeypatch):
+    from surgery_r1 import demo
+
+    for name in ("scenes18", "dataset", "thesis"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+    (tmp_path / "report.html").write_text("x")
+    monkeypatch.setattr(Demo, "run", lambda self: {})
+    demo.run_demo(tmp_path, fresh=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
