@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import socket
 
+import pytest
+
+from surgery_r1.build import build_dataset
+from surgery_r1.dataset import open_dataset
+from surgery_r1.sources.scenes import make_scenes
+
 # Before any library reads them: two threads on a busy machine are slower than one, and results are the same each time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Offline must be the package's own doing.
 for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.pop(_name, None)
-
-import pytest
-
-from surgery_r1.build import build_dataset
-from surgery_r1.dataset import open_dataset
-from surgery_r1.sources.scenes import make_scenes
 
 
 def refuse_network(monkeypatch) -> list:

@@ -46,8 +46,8 @@ def test_shipped_configs_suit_trl(path, tmp_path, monkeypatch):
 def test_all_errors_at_once_with_line_and_suggestion(tmp_path):
     message = fails(
         tmp_path,
-        '[sft]\nmax_steps = 5\nlearning_rat = 1e-3\n\n[rft]\nmax_steps = "many"\nprompts = 2.5\n[evall]\nx = 1\n[lora]\n'
-        'enabled = "yes"\n',
+        '[sft]\nmax_steps = 5\nlearning_rat = 1e-3\n\n[rft]\nmax_steps = "many"\nprompts = 2.5\n'
+        '[evall]\nx = 1\n[lora]\nenabled = "yes"\n',
     )
     path = tmp_path / "c.toml"
     assert f"{path}:3: unknown key 'sft.learning_rat'; did you mean sft.learning_rate?" in message

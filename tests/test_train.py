@@ -189,6 +189,28 @@ def test_sft_resumes_from_the_checkpoint_before_a_torn_one(sft_run, dataset, tmp
     assert_same(out, sft_run)
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_resume_of_a_run_that_lacks_only_its_end(dataset, tmp_path, monkeypatch, lora):
+    """No step is added to what max_steps or patience have ended, and the model that was not kept yet is."""
+    values = iter([0.1, 0.3, 0.2])
+    monkeypatch.setattr(stages, "dev_evaluator", lambda *_: lambda model: {"joint": next(values)})
+    config = small(sft_max_steps=2, sft_eval_every=1)
+    config = replace(config, lora=replace(config.lora, enabled=lora))
+    out = tmp_path / "run"
+    result = fit("sft", config, dataset, out)
+    best = weights(out / "best")
+    (out / "result.json").unlink()
+    shutil.rmtree(out / "best")
+    assert fit("sft", config, dataset, out, resume=True) == result
+    again = weights(out / "best")
+    assert best.keys() == again.keys() and all(torch.equal(best[name], again[name]) for name in best)
+    # Longer, and out of patience after the third step: resumed again, it does not go on either.
+    longer = replace(config, sft=replace(config.sft, max_steps=9, patience=1))
+    result = fit("sft", longer, dataset, out, resume=True)
+    assert (result["steps"], result["best_step"]) == (3, 2)
+    assert fit("sft", longer, dataset, out, resume=True) == result
+
+
 def test_resume_refuses_what_would_mix_two_runs(sft_run, dataset, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(sft_run, out)

@@ -68,18 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
-    if args == ["--version"]:
-        sys.stdout.write(f"surgery-r1 {__version__}\n")
-        return 0
     try:
-        command = tyro.cli(
-            Command,  # type: ignore[arg-type]
-            args=args,
-            prog="surgery-r1",
-            description=_DESCRIPTION,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-        )
-        status = int(command.run())
+        status = _run(args)
         sys.stdout.flush()
     except SurgeryR1Error as error:
         return _fail(str(error), 2, debug)
@@ -99,6 +89,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"{what}; --debug shows where", 2, debug)
         return _fail(f"unexpected {what}; --debug shows where, please report it", 2, debug)
     return status
+
+
+def _run(args: list[str]) -> int:
+    if args == ["--version"]:
+        sys.stdout.write(f"surgery-r1 {__version__}\n")
+        return 0
+    command = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        args=args,
+        prog="surgery-r1",
+        description=_DESCRIPTION,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    return int(command.run())
 
 
 def _disk_full(error: BaseException | None) -> bool:

@@ -45,9 +45,12 @@ class Predict:
         """Exit status 0; errors are raised."""
         stay_offline(self.allow_hub)
         from surgery_r1.dataset import open_dataset
+
+        # Before the libraries are imported, which takes seconds: a wrong path is told at once.
+        dataset = open_dataset(self.data, images=self.images)
+
         from surgery_r1.stages import run_predict
 
-        dataset = open_dataset(self.data, images=self.images)
         done = run_predict(
             self.model,
             dataset,

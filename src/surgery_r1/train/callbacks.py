@@ -45,7 +45,8 @@ class Recorder(TrainerCallback):
         if self.bar is not None:
             self.bar.set_postfix({k.split("/")[1] if "/" in k else k: f"{logs[k]:.3f}" for k in _SHOWN if k in numbers})
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def close(self) -> None:
+        """End the bar's line, also where training ends with an error that is told below it."""
         if self.bar is not None:
             self.bar.close()
 
@@ -104,6 +105,11 @@ class DevCallback(TrainerCallback):
         else:
             self.since += 1
 
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether dev has not improved for too long."""
+        return 0 < self.patience <= self.since and not self.last
+
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self.baseline and state.global_step == 0:
             self._evaluate(state, model)
@@ -113,7 +119,7 @@ class DevCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
             self._evaluate(state, model)
-            if self.patience and self.since >= self.patience and not self.last:
+            if self.out_of_patience:
                 control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:

@@ -168,6 +168,21 @@ def resume_point(out: Path, dev: DevCallback, *, resume: bool, cycle: int = 1) -
     return str(checkpoint) if checkpoint else None
 
 
+def run_trainer(trainer: Any, dev: DevCallback, checkpoint: str | None) -> int:
+    """Train to the end; the steps done in all.
+
+    A run whose last checkpoint already is the end of training is only finished: the trainer would take another step.
+    """
+    done = _step_of(Path(checkpoint)) if checkpoint else 0
+    if done >= trainer.args.max_steps or dev.out_of_patience:
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state.global_step = done
+        dev.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return int(trainer.state.global_step)
+
+
 def resumable(kind: type) -> type:
     """A trainer class whose full-weight checkpoints load.
 

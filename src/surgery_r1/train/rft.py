@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from surgery_r1.train.common import (
     lora_of,
     resumable,
     resume_point,
+    run_trainer,
     tracker,
     trl_config,
     trl_options,
@@ -106,6 +108,7 @@ def train_rft(
     freeze(model, config)
     dev = DevCallback("rft", evaluate, keep, write, every=config.rft.eval_every, baseline=True, last=last)
     stop = StopOnSignal(cycle)
+    recorder = Recorder("rft", write, quiet=quiet)
     kind = SharedPromptGRPOTrainer if config.rft.share_prompts else GRPOTrainer
     trainer = resumable(kind)(
         model=model,
@@ -114,13 +117,13 @@ def train_rft(
         train_dataset=prompts,
         processing_class=processor,
         peft_config=lora_of(config),
-        callbacks=[dev, stop, Recorder("rft", write, quiet=quiet)],
+        callbacks=[dev, stop, recorder],
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = resume_point(out, dev, resume=resume, cycle=cycle)
-    with stop.listening():
-        trainer.train(resume_from_checkpoint=checkpoint)
-    return {**finish(out, dev, stop.stopped), "steps": trainer.state.global_step}
+    with stop.listening(), contextlib.closing(recorder):
+        steps = run_trainer(trainer, dev, checkpoint)
+    return {**finish(out, dev, stop.stopped), "steps": steps}
 
 
 def generation_cycle(args: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from surgery_r1.train.common import (
     lora_of,
     resumable,
     resume_point,
+    run_trainer,
     tracker,
     trl_config,
     trl_options,
@@ -91,6 +93,7 @@ def train_sft(
         "sft", evaluate, keep, write, every=config.sft.eval_every, patience=config.sft.patience, last=last
     )
     stop = StopOnSignal()
+    recorder = Recorder("sft", write, quiet=quiet)
     collator = None
     if config.sft.rows_per_frame:
         system = rows[0]["prompt"][0]["content"]
@@ -104,10 +107,10 @@ def train_sft(
         processing_class=processor,
         peft_config=lora_of(config),
         # Dev goes first, so that the checkpoint of a step holds what was decided there.
-        callbacks=[dev, stop, Recorder("sft", write, quiet=quiet)],
+        callbacks=[dev, stop, recorder],
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = resume_point(out, dev, resume=resume)
-    with stop.listening():
-        trainer.train(resume_from_checkpoint=checkpoint)
-    return {**finish(out, dev, stop.stopped), "steps": trainer.state.global_step}
+    with stop.listening(), contextlib.closing(recorder):
+        steps = run_trainer(trainer, dev, checkpoint)
+    return {**finish(out, dev, stop.stopped), "steps": steps}

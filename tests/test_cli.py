@@ -1,0 +1,353 @@
+"""The command line: help without torch, the list of flags, and one clear line for every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from surgery_r1 import __version__
+from surgery_r1.cli import main
+from surgery_r1.config import SHIPPED
+from surgery_r1.models.load import weights_sha256
+from surgery_r1.models.tiny import TINY_BASE
+
+COMMANDS = (
+    *((), ("demo",), ("data",), ("data", "make-scenes"), ("data", "check"), ("data", "build"), ("train",)),
+    *(("train", "sft"), ("train", "rft"), ("predict",), ("score",), ("report",), ("ask",), ("export",)),
+)
+FLAGS = Path(__file__).with_name("flags.txt")
+FULL = "No space left on device"
+
+
+def help_of(*command: str) -> str:
+    """Help text, wide enough that no line wraps."""
+    environment = {**os.environ, "COLUMNS": "1000", "NO_COLOR": "1"}
+    code = (
+        "import sys\nfrom surgery_r1.cli import main\n"
+        f"try: main([*{list(command)}, '--help'])\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'numpy', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run(capfd, *args) -> tuple[int, str]:
+    """Exit status and standard error of a command that fails."""
+    # Handlers of transformers write to the standard error of an earlier test, which is closed.
+    logging.raiseExceptions = False
+    capfd.readouterr()
+    status = main([str(arg) for arg in args])
+    return status, capfd.readouterr().err
+
+
+def fails(capfd, *args, match: str, status: int = 2) -> None:
+    """Fails with one line that matches, without a traceback, and with one under ``--debug``."""
+    got, err = run(capfd, *args)
+    ours = [line for line in err.splitlines() if line.startswith("surgery-r1: ")]
+    assert got == status and len(ours) == 1 and err.rstrip().endswith(ours[0]), err
+    assert "Traceback" not in err and re.search(match, ours[0]), err
+    got, err = run(capfd, *args, "--debug")
+    assert got == status and "Traceback" in err and re.search(match, err)
+
+
+# ---------------------------------------------------------------------------------------------------------- help
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[tuple[str, ...], str]:
+    """Help of every command, each from a process of its own, which asserts that nothing heavy was imported."""
+    return {command: help_of(*command) for command in COMMANDS}
+
+
+def test_every_command_has_help_without_torch(helps):
+    found = {()}
+    for command, text in helps.items():
+        assert f"usage: surgery-r1 {' '.join(command)}".strip() in text
+        listed = re.search(r"^usage: [^{\n]*\{([a-z,-]+)\}", text)
+        found |= {(*command, name) for name in listed[1].split(",")} if listed else set()
+    assert found == set(COMMANDS), "COMMANDS must list every command"
+
+
+def test_flags_are_those_of_the_snapshot(helps):
+    """Flags are a promise to scripts. If this change is meant: SURGERY_R1_WRITE_FLAGS=1 pytest tests/test_cli.py"""
+    lines = []
+    for command, text in helps.items():
+        if "subcommands" in text:
+            continue
+        # An entry begins at the second column of a box; long ones go on further right.
+        body = re.sub(r" *│\n│ {3,}", "  ", text)
+        for entry in re.findall(r"^│ (\S.*?) *│$", body, flags=re.MULTILINE):
+            flag, _, rest = entry.partition("  ")
+            need = re.search(r"\((required|default: [^()]*)\)$", rest)
+            lines += [f"{' '.join(command)}: {flag} ({need[1]})"] if need else []
+    text = "\n".join(lines) + "\n"
+    if os.environ.get("SURGERY_R1_WRITE_FLAGS"):
+        FLAGS.write_text(text)
+    assert text == FLAGS.read_text(), test_flags_are_those_of_the_snapshot.__doc__
+
+
+def test_help_of_training_names_the_shipped_configs(helps):
+    for path in SHIPPED.glob("*.toml"):
+        assert path.stem in helps["train", "sft"]
+
+
+def test_version_and_wrong_arguments(capfd):
+    assert main(["--version"]) == 0
+    assert capfd.readouterr().out == f"surgery-r1 {__version__}\n"
+    for args in (["predict", "--modle", "x"], [], ["fly"], ["demo", "--frames", "many"]):
+        with pytest.raises(SystemExit) as end:
+            main(args)
+        assert end.value.code == 2 and "Traceback" not in capfd.readouterr().err
+
+
+def test_as_a_module_from_any_folder(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "surgery_r1", "score", "p.jsonl", "--data", "nowhere", "--split", "val", "--out", "s"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "surgery-r1: nowhere: no such dataset folder; surgery-r1 data build FOLDER... --out nowhere\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.fixture
+def predict_args(dataset_folder, tmp_path) -> list:
+    return ["predict", "--data", dataset_folder, "--split", "val", "--out", tmp_path / "p.jsonl", "--limit", 8]
+
+
+@pytest.fixture
+def train_args(dataset_folder, tmp_path) -> list:
+    config = tmp_path / "quick.toml"
+    config.write_text(
+        "[lora]\nenabled = false\n[sft]\nbatch_size = 2\nmax_steps = 2\neval_every = 1\n"
+        "[eval]\ndev_samples = 1\nmax_new_tokens = 4\n"
+    )
+    return ["train", "sft", "--config", config, "--data", dataset_folder, "--out", tmp_path / "run"]
+
+
+def test_missing_model(capfd, predict_args, train_args, dataset, tmp_path):
+    message = r"no model at '/no/model'; give a folder .*--allow-hub"
+    fails(capfd, *predict_args, "--model", "/no/model", match=message)
+    fails(capfd, *train_args, "--model", "/no/model", match=message)
+    fails(capfd, "export", "/no/model", tmp_path / "out", match=message)
+    image = dataset.image_path(dataset.split("val")[0])
+    fails(capfd, "ask", image, "Where?", "--model", "/no/model", "--out", tmp_path / "a.png", match=message)
+    assert [path.name for path in tmp_path.iterdir()] == ["quick.toml"]
+
+
+def test_missing_data(capfd, tmp_path, train_args):
+    train_args[train_args.index("--data") + 1] = tmp_path / "none"
+    fails(capfd, *train_args, match=r"none: no such dataset folder; surgery-r1 data build")
+    args = ["--split", "val", "--out", tmp_path / "p.jsonl"]
+    fails(capfd, "predict", "--model", "tiny", "--data", tmp_path / "none", *args, match="no such dataset folder")
+    fails(capfd, "predict", "--model", "tiny", "--data", tmp_path, *args, match="not a dataset folder")
+    fails(capfd, "ask", tmp_path / "no.png", "Where?", match=r"no\.png: no such image")
+
+
+def test_dataset_whose_images_moved(capfd, predict_args, dataset_folder, scenes, tmp_path):
+    moved = shutil.copytree(dataset_folder, tmp_path / "dataset")
+    manifest = json.loads((moved / "manifest.json").read_text())
+    (moved / "manifest.json").write_text(json.dumps({**manifest, "image_root": "/gone"}))
+    predict_args[2] = moved
+    fails(capfd, *predict_args, "--model", "tiny", match="28 of 28 images missing.*if they moved.*--images ROOT")
+    assert main([*map(str, predict_args), "--model", "tiny", "--images", str(scenes), "--max-new-tokens", "2"]) == 0
+
+
+def test_config_errors(capfd, train_args):
+    config = Path(train_args[3])
+    config.write_text("[sft]\nmax_stepps = 3\n")
+    fails(capfd, *train_args, match=r"quick\.toml:2: unknown key 'sft\.max_stepps'; did you mean sft\.max_steps\?")
+    config.write_text("[rft]\nprompts = 4\ngenerations = 8\nmicro_batch = 12\n")
+    fails(
+        capfd, *train_args, match=r"rft\.micro_batch = 12 cannot hold whole groups: .*multiple of rft\.generations = 8"
+    )
+    config.write_text("[rft]\ngenerations = 1\n")
+    fails(capfd, *train_args, match="a group needs at least 2")
+    config.write_text("[sft.trl]\nlearning_rat = 1\n")
+    fails(capfd, *train_args, match=r"\[sft\.trl\] unknown option 'learning_rat'; did you mean")
+    fails(capfd, *train_args[:3], "tinny", *train_args[4:], match=r"tinny: no such config; .*'tiny'")
+    assert [path.name for path in config.parent.iterdir()] == ["quick.toml"]
+
+
+def test_truncated_checkpoint(capfd, predict_args, train_args, tmp_path):
+    torn = shutil.copytree(TINY_BASE, tmp_path / "torn")
+    weights = torn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200_000])
+    message = r"torn: the weights cannot be read .*copy it again or go back to an earlier one"
+    fails(capfd, *predict_args, "--model", torn, match=message)
+    fails(capfd, *train_args, "--model", torn, match=message)
+    fails(capfd, "export", torn, tmp_path / "out", match=message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["quick.toml", "torn"]
+
+
+def test_a_taken_run_folder(capfd, train_args, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    fails(capfd, *train_args, match=r"run: already holds a run; give --resume, or another --out")
+    fails(capfd, *train_args[:-1], tmp_path / "none", "--resume", match="holds no run to resume")
+
+
+def test_uploads_need_the_flag(capfd, train_args):
+    config = Path(train_args[3])
+    config.write_text('tracker = "wandb"\n' + config.read_text())
+    fails(capfd, *train_args, match=r"tracker 'wandb' may send metrics .*--allow-upload")
+
+
+# ----------------------------------------------------------------------------- full disks, interrupts, surprises
+
+
+def full_disk(*_, **__):
+    raise OSError(28, FULL)
+
+
+def test_full_disk_while_predicting(capfd, predict_args, monkeypatch, tmp_path):
+    from surgery_r1.evaluate import predict
+
+    plain, written = predict.dump_json, []
+
+    def fill(record):
+        written.append(record)
+        return plain(record) if len(written) <= 5 else full_disk()
+
+    more = ["--model", "tiny", "--max-new-tokens", "2", "--batch-size", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "dump_json", fill)
+        fails(capfd, *predict_args, *more, match="no space left on the disk; free some and run the same command again")
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl.partial"]
+    assert main([*map(str, predict_args), *more]) == 0
+    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 8
+
+
+def test_full_disk_while_training(capfd, train_args, monkeypatch, tmp_path):
+    """Checkpoints fail in the libraries, ``best`` in ours: either way one line, and --resume goes on."""
+    run_folder = tmp_path / "run"
+
+    def refuse(path):
+        plain = torch.save
+
+        def save(data, where, *args, **kwargs):
+            if path in str(where):
+                raise SafetensorError(f"Error while serializing: I/O error: {FULL} (os error 28)")
+            return plain(data, where, *args, **kwargs)
+
+        return save
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", refuse("checkpoint-2"))
+        status, err = run(capfd, *train_args)
+    assert status == 2 and err.rstrip().endswith("no space left on the disk; free some and run the same command again")
+    best = weights_sha256(run_folder / "best")
+    with monkeypatch.context() as patch:
+        patch.setattr("surgery_r1.models.save.save_processor", full_disk)
+        patch.setattr("surgery_r1.train.callbacks.DevCallback._count", always_better)
+        status, err = run(capfd, *train_args, "--resume")
+    assert status == 2 and "the model could not be saved" in err and "go on with --resume" in err
+    assert weights_sha256(run_folder / "best") == best and not list(run_folder.glob("best.*"))
+    assert main([*map(str, train_args), "--resume", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["steps"] == 2
+
+
+def always_better(self, value, step):
+    self.best, self.best_step, self.since = value, step, 0
+
+
+def test_full_disk_while_writing_json(capfd, dataset_folder, tmp_path, monkeypatch):
+    (tmp_path / "p.jsonl").write_text("")
+    old = tmp_path / "scores"
+    args = ["score", tmp_path / "p.jsonl", "--data", dataset_folder, "--split", "val", "--out", old]
+    assert main([*map(str, args), "--bootstrap", "10"]) == 0
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    monkeypatch.setattr("surgery_r1.files.os.replace", full_disk)
+    fails(capfd, *args, "--bootstrap", "11", match="no space left on the disk; free some space and run again")
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+
+
+def test_full_disk_while_exporting_and_asking(capfd, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("surgery_r1.models.save.write_json", full_disk)
+    fails(capfd, "export", TINY_BASE, tmp_path / "out", match="could not be saved.*free some disk space")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("surgery_r1.files.os.replace", full_disk)
+    image = dataset.image_path(dataset.split("val")[0])
+    args = ["ask", image, "Where?", "--out", tmp_path / "a.png", "--max-new-tokens", 2]
+    fails(capfd, *args, match="no space left on the disk")
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c(capfd, predict_args, train_args, monkeypatch, tmp_path):
+    """Interrupted at their hearts, commands end with 130 and what is done can be gone on with."""
+    with monkeypatch.context() as patch:
+        patch.setattr("surgery_r1.train.callbacks.Recorder.on_log", interrupt)
+        status, err = run(capfd, *train_args)
+    assert status == 130 and "Traceback" not in err and "--resume" in err.splitlines()[-1]
+    with monkeypatch.context() as patch:
+        patch.setattr("surgery_r1.engines.local.TransformersEngine.generate", interrupt)
+        fails(capfd, *predict_args, "--model", "tiny", match="interrupted; what was finished is kept", status=130)
+    assert not (tmp_path / "p.jsonl").exists()
+    assert main([*map(str, train_args), "--resume", "--json"]) == 0
+
+
+def test_surprises_are_one_line_too(capfd, predict_args, monkeypatch):
+    def surprise(*_, **__):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("surgery_r1.stages.run_predict", surprise)
+    fails(capfd, *predict_args, "--model", "tiny", match="unexpected RuntimeError: two lines; --debug shows where")
+    monkeypatch.setattr("surgery_r1.stages.run_predict", lambda *_, **__: Path("/no/such/file").read_text())
+    fails(capfd, *predict_args, "--model", "tiny", match="FileNotFoundError: .*/no/such/file")
+
+
+def test_a_closed_pipe_is_no_error(tmp_path):
+    """``surgery-r1 ... | head -1``"""
+    code = "from surgery_r1.cli import main; import sys; sys.exit(main(['--version']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0
+
+
+# ------------------------------------------------------------------------------------------------- the way through
+
+
+def test_commands_end_to_end(capfd, dataset_folder, train_args, tmp_path, dataset):
+    """train -> export -> predict -> score -> ask, by flags alone."""
+    assert main([*map(str, train_args)]) == 0
+    assert "best on dev: joint" in capfd.readouterr().out
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "model")]) == 0
+    assert (tmp_path / "model" / "README.md").is_file() and (tmp_path / "model" / "training_run.json").is_file()
+    out = tmp_path / "p.jsonl"
+    args = ["--data", str(dataset_folder), "--split", "val"]
+    settings = ["--limit", "4", "--max-new-tokens", "8", "--no-reasoning"]
+    assert main(["predict", "--model", str(tmp_path / "model"), *args, "--out", str(out), *settings]) == 0
+    record = json.loads(out.read_text().splitlines()[0])
+    assert record["reasoning"] is False and record["stage"] == "sft"
+    assert main(["score", str(out), *args, "--out", str(tmp_path / "scores"), "--bootstrap", "10"]) == 0
+    image = str(dataset.image_path(dataset.split("val")[0]))
+    capfd.readouterr()
+    asked = ["ask", image, "Where is suction located?", "--model", str(tmp_path / "run"), "--json"]
+    assert main([*asked, "--max-new-tokens", "8", "--out", str(tmp_path / "answer.png")]) == 0
+    assert json.loads(capfd.readouterr().out)["picture"] == str(tmp_path / "answer.png")
+    assert (tmp_path / "answer.png").is_file()
