@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from surgery_r1 import __version__
 from surgery_r1.cli import main
@@ -351,3 +355,57 @@ def test_commands_end_to_end(capfd, dataset_folder, train_args, tmp_path, datase
     assert main([*asked, "--max-new-tokens", "8", "--out", str(tmp_path / "answer.png")]) == 0
     assert json.loads(capfd.readouterr().out)["picture"] == str(tmp_path / "answer.png")
     assert (tmp_path / "answer.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_training_killed_again_and_again_ends_as_if_it_had_not_been(dataset_folder, tmp_path, how):
+    """Real signals at moments nobody chose, until the run is through: the same weights as in one go."""
+    config = tmp_path / "quick.toml"
+    config.write_text(
+        "[lora]\nenabled = false\n[sft]\nbatch_size = 4\nmax_steps = 16\neval_every = 4\npatience = 0\n"
+        "[eval]\ndev_samples = 4\nmax_new_tokens = 8\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "surgery_r1",
+        "train",
+        "sft",
+        "--config",
+        config,
+        "--data",
+        dataset_folder,
+        "--out",
+    ]
+    whole, run_folder = tmp_path / "whole", tmp_path / "run"
+    subprocess.run([*command, whole], capture_output=True, check=True)
+    generator, statuses = random.Random(int(how)), []
+    for _ in range(40):
+        resume = ["--resume"] if (run_folder / "run.json").exists() else []
+        with subprocess.Popen(
+            [*command, run_folder, *resume], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            seen = (run_folder / "metrics.jsonl").stat().st_size if (run_folder / "metrics.jsonl").exists() else 0
+            while process.poll() is None:
+                path = run_folder / "metrics.jsonl"
+                # Once it has come further than before, and with it past loading, at any moment.
+                if path.exists() and path.stat().st_size > seen:
+                    time.sleep(generator.uniform(0, 0.4))
+                    process.send_signal(how)
+                    break
+                time.sleep(0.02)
+            error = process.stderr.read().decode()
+            process.stdout.read()
+        statuses.append(process.returncode)
+        assert "unexpected" not in error, error
+        result = run_folder / "result.json"
+        if result.exists() and not json.loads(result.read_text())["stopped"]:
+            break
+    assert len(statuses) > 2, "it was never interrupted"
+    # -2: the interrupt came when the command was through and Python was closing down.
+    expected = {signal.SIGKILL: {-9, 0}, signal.SIGTERM: {0}, signal.SIGINT: {130, -2, 0}}[how]
+    assert set(statuses) <= expected
+    for name in ("best", "checkpoints/checkpoint-16"):
+        ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (run_folder, whole))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
