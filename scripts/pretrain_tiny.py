@@ -2,10 +2,10 @@
 
     python scripts/pretrain_tiny.py scripts/pretrain_tiny.toml --out runs/pretrain
 
-Two processes of one thread each: one draws scenes into a queue, one trains. The schedule is warm-up, constant,
-then a linear decay over the last ``decay`` steps; ``--resume`` continues from the last checkpoint, and a run stopped
-in its constant part can be resumed with a smaller ``steps``. An auxiliary head on the image tokens (which tool, which
-cue, box offsets) speeds learning up about threefold in our probes; it is not part of the shipped model.
+One process draws scenes into a queue, one trains. The schedule is warm-up, constant, then a linear decay over the last
+``decay`` steps; ``--resume`` continues from the last checkpoint, and a run stopped in its constant part can be resumed
+with another ``steps``. Auxiliary losses (what lies at an image token, its place and box, and where some heads look) are
+not part of the shipped model; ``docs/tiny_base`` tells what each is for.
 """
 
 from __future__ import annotations
@@ -103,8 +103,11 @@ class Batcher:
         self.head = self.encode(head)
         self.turn = self.encode(tail + "<|im_start|>assistant\n")
         self.end = self.encode("<|im_end|>")
+        # Names are single tokens with the blank before them.
+        self.names = {self.encode(f" {name}")[0]: name for name in NAMES}
+        self.image_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
         ids = torch.tensor([self.head])
-        types = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
+        types = (ids == self.image_id).int()
         grid = torch.tensor([[1, GRID_H * 2, GRID_W * 2]])
         positions, _ = model.model.get_rope_index(ids, types, image_grid_thw=grid)
         self.head_positions = positions[:, 0].numpy()
@@ -117,7 +120,7 @@ class Batcher:
             self.cache[text] = self.tok(text, add_special_tokens=False)["input_ids"]
         return self.cache[text]
 
-    def __call__(self, scenes: list[Scene], count: int, rng: random.Random) -> tuple[torch.Tensor, ...]:
+    def __call__(self, scenes: list[Scene], count: int, rng: random.Random) -> tuple[Any, ...]:
         rows = []
         for scene in scenes:
             pairs = tiny_text.tasks(scene.objects, rng, count)
@@ -128,6 +131,9 @@ class Batcher:
         labels = np.full((len(rows), length), -100)
         branch = np.full((len(rows), length), -1)
         positions = np.zeros((3, len(rows), length), np.int64)
+        looks: list[tuple[int, int, int]] = []
+        reads: list[tuple[int, int, int]] = []
+        first_image = self.head.index(self.image_id)
         for i, row in enumerate(rows):
             ids[i, :head], branch[i, :head], positions[:, i, :head] = self.head, 0, self.head_positions
             at = head
@@ -137,12 +143,21 @@ class Batcher:
                 labels[i, at + len(prompt) : end] = reply
                 branch[i, at:end] = j + 1
                 positions[:, i, at:end] = np.arange(self.next, self.next + end - at)
+                named = next((k for k, t in enumerate(prompt) if t in self.names), None)
+                if named is not None:
+                    which = [o[0] for o in scenes[i].objects].index(self.names[prompt[named]])
+                    x, y = scenes[i].tips[which]
+                    looks.append((i, at + named, first_image + y * GRID_W + x))
+                    reads += [(i, k, at + named) for k in range(at + len(prompt) - 1, end - 1)]
                 at = end
         b = torch.from_numpy(branch)
         order = torch.arange(length)
         mask = ((b[:, :, None] == b[:, None, :]) | (b[:, None, :] == 0)) & (order[:, None] >= order[None, :])
         mask |= torch.eye(length, dtype=torch.bool)
-        return torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(positions), mask[:, None]
+        # Additive, as eager attention takes it.
+        added = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+        arrays = (torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(positions))
+        return *arrays, added[:, None], torch.tensor(looks).T, torch.tensor(reads).T
 
 
 def patches(scenes: list[Scene], rng: np.random.Generator | None, mean: Any, std: Any) -> torch.Tensor:
@@ -181,6 +196,7 @@ class Trainer:
         self.model = tiny.build_model(tiny.build_config(self.tok), settings.seed)
         # After the vision tower: what lies at a token, and its box relative to the token (the tower knows no absolute
         # place). After language layers 1 and 2: the token's own place, and the box in the frame.
+        self.model.model.language_model.config._attn_implementation = "eager"  # gives attention weights
         self.head = torch.nn.ModuleDict(
             {
                 "tower": torch.nn.Linear(128, len(NAMES) + 1 + len(vocab.STATES) + 4),
@@ -213,21 +229,28 @@ class Trainer:
         return min(1.0, (self.step + 1) / self.s.warmup, max(left, 0.02))
 
     def loss(self, scenes: list[Scene], rng: random.Random, noise: np.random.Generator) -> tuple[Any, dict[str, float]]:
-        ids, labels, positions, mask = self.batcher(scenes, self.s.tasks, rng)
+        ids, labels, positions, mask, looks, reads = self.batcher(scenes, self.s.tasks, rng)
         core = self.model.model
         grid = torch.tensor([[1, GRID_H * 2, GRID_W * 2]] * len(scenes))
         image = torch.cat(core.get_image_features(patches(scenes, noise, self.mean, self.std), grid).pooler_output, 0)
         embeds = core.get_input_embeddings()(ids)
         embeds = embeds.masked_scatter((ids == self.image_id)[..., None], image.to(embeds.dtype))
-        hidden = core.language_model(
+        output = core.language_model(
             inputs_embeds=embeds,
             position_ids=positions,
             attention_mask=mask,
             use_cache=False,
             output_hidden_states=True,
+            output_attentions=True,
         )
-        first, second = (hidden.hidden_states[i][ids == self.image_id] for i in (1, 2))
-        hidden = hidden.last_hidden_state
+        first, second = (output.hidden_states[i][ids == self.image_id] for i in (1, 2))
+        hidden = output.last_hidden_state
+        # In layers 2 and 3 one head of a name looks at the tip of what it names, in layer 4 one head of the reply looks
+        # at the name. Left to itself a model of this size takes far longer to find that path.
+        row, name_at, tip_at = looks
+        aux_look = -sum((output.attentions[i][row, 0, name_at, tip_at] + 1e-6).log().mean() for i in (1, 2))
+        row, reply_at, name_at = reads
+        aux_look = aux_look - 0.5 * (output.attentions[3][row, 0, reply_at, name_at] + 1e-6).log().mean()
         target = labels[:, 1:]
         wanted = target != -100
         logits = self.model.lm_head(hidden[:, :-1][wanted])
@@ -255,7 +278,9 @@ class Trainer:
         aux_box = (aux[:, n + 13 :][here] - (box - corner)[here]).abs().mean()
         aux_place = (self.head["place"](first) - centre).abs().mean()
         aux_frame = (self.head["box"](second)[here] - box[here]).abs().mean()
-        loss = nll.mean() + self.s.auxiliary * (aux_name + aux_state + 4 * (aux_box + aux_place + aux_frame))
+        loss = nll.mean() + self.s.auxiliary * (
+            3 * aux_name + aux_state + aux_look + 4 * (aux_box + aux_place + aux_frame)
+        )
         return loss, {
             "loss": nll.mean().item(),
             "number": nll[is_number].mean().item(),
@@ -265,6 +290,7 @@ class Trainer:
             "aux_box": aux_box.item(),
             "aux_place": aux_place.item(),
             "aux_frame": aux_frame.item(),
+            "aux_look": aux_look.item(),
         }
 
     def update(self, loss: Any) -> None:
@@ -281,7 +307,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, scenes: list[Scene]) -> dict[str, float]:
-        """Greedy: mean IoU of "detect" and "describe", and the share of cues named right, on scenes of styles never trained on."""
+        """Greedy: mean IoU of boxes, and the share of cues named right, on scenes of styles never trained on."""
         self.model.eval()
         requests, truths = [], []
         rng = random.Random(5)
@@ -349,6 +375,7 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--init", type=Path, help="state.pt of an earlier run to take the weights from")
     args = parser.parse_args()
     data = tomllib.loads(args.config.read_text())
     settings = Settings(**{**data, "draw_size": tuple(data["draw_size"])})
@@ -357,6 +384,10 @@ def main() -> None:
     trainer = Trainer(settings, args.out)
     if args.resume:
         trainer.resume()
+    elif args.init:
+        state = torch.load(args.init, weights_only=True)
+        trainer.model.load_state_dict(state["model"])
+        trainer.head.load_state_dict(state["head"])
     context = mp.get_context("spawn")
     queue = context.Queue(maxsize=4)
     # Seeds move on with the step, so that a resumed run sees new scenes.

@@ -95,8 +95,9 @@ def build_config(tokenizer: Any) -> Any:
             "num_key_value_heads": 4,
             "max_position_embeddings": 4096,
             "tie_word_embeddings": True,
-            # A short base: the grid is 6 x 5 tokens, and with Qwen's base its columns would all look alike.
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [4, 6, 6]},
+            # Rows and columns turn fast enough to tell the tokens of a 6 x 5 grid apart, and most of the columns' pairs
+            # slowly enough to find a token by what it shows, however far away: without those a name is not found.
+            "rope_parameters": {"rope_type": "default", "rope_theta": 300.0, "mrope_section": [2, 4, 10]},
             **tokens,
         },
         vision_config={

@@ -32,6 +32,26 @@ PLACES: dict[str, str] = dict(
     zip(vocab.LOCATIONS, ("upper left", "upper right", "lower left", "lower right"), strict=True)
 )
 
+#: Ways to ask for a box and for a description. Many, so that what is learned hangs on the name, not on its place.
+DETECT = (
+    "Detect the {}.",
+    "Find the {} in this frame.",
+    "Point at the {}, please.",
+    "Show me the {} that you see.",
+    "A box around the {} is needed.",
+    "Mark the {}.",
+    "Which region of the frame holds the {}?",
+    "Can you see the {} here?",
+)
+DESCRIBE = (
+    "Describe the {}.",
+    "Tell me about the {} in this frame.",
+    "Say what you see of the {}.",
+    "How does the {} look?",
+    "What do you see at the {}?",
+    "Look at the {} and describe it.",
+)
+
 SceneTuple = tuple[str, str | None, str | None, tuple[int, int, int, int]]
 
 
@@ -43,11 +63,13 @@ def tasks(objects: Sequence[SceneTuple], rng: random.Random, count: int) -> list
         form = rng.random()
         if form < 0.35:
             name, _, _, box = rng.choice(objects)
-            result.append((f"Detect the {name}. Reply with box.", codec.render(None, None, box)))
+            request = rng.choice(DETECT).format(name)
+            result.append((f"{request} Reply with box.", codec.render(None, None, box)))
         elif form < 0.80:
             seen = rng.choice(objects)
-            reply = codec.render(_description(seen), None, seen[3])
-            result.append((f"Describe the {seen[0]}. Reply with think and box.", reply))
+            request = rng.choice(DESCRIBE).format(seen[0])
+            reply = codec.render(_description(seen, rng.randrange(3)), None, seen[3])
+            result.append((f"{request} Reply with think and box.", reply))
         elif form < 0.92:
             seen = rng.choice(objects)
             request = f"What is in {codec.render(None, None, seen[3])}? Reply with think."
@@ -58,10 +80,14 @@ def tasks(objects: Sequence[SceneTuple], rng: random.Random, count: int) -> list
     return result
 
 
-def _description(seen: SceneTuple) -> str:
+def _description(seen: SceneTuple, form: int = 0) -> str:
     name, state, place, _ = seen
     where = f" in the {PLACES[place]}" if place else ""
     cue = f" with {CUES[state]}" if state else ""
+    if form == 1 and where:
+        return f"{where.strip()} the {name} is seen{cue}"
+    if form == 2:
+        return f"the {name} is seen{cue}{where}"
     return f"the {name}{where} is seen{cue}"
 
 
