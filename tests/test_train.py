@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -214,7 +215,8 @@ def test_resume_of_a_run_that_lacks_only_its_end(dataset, tmp_path, monkeypatch,
 def test_resume_refuses_what_would_mix_two_runs(sft_run, dataset, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(sft_run, out)
-    with pytest.raises(SurgeryR1Error, match=r"sft\.learning_rate was 0\.001, now 0\.1"):
+    begun_with = small().sft.learning_rate
+    with pytest.raises(SurgeryR1Error, match=re.escape(f"sft.learning_rate was {begun_with}, now 0.1")):
         fit("sft", small(sft_learning_rate=0.1), dataset, out, resume=True)
     with pytest.raises(SurgeryR1Error, match="include_dev was False, now True"):
         fit("sft", small(), dataset, out, resume=True, include_dev=True)
