@@ -131,7 +131,7 @@ class Batcher:
         labels = np.full((len(rows), length), -100)
         branch = np.full((len(rows), length), -1)
         positions = np.zeros((3, len(rows), length), np.int64)
-        looks: list[tuple[int, int, int]] = []
+        looks: list[tuple[int, int, int, int]] = []
         reads: list[tuple[int, int, int]] = []
         first_image = self.head.index(self.image_id)
         for i, row in enumerate(rows):
@@ -147,7 +147,7 @@ class Batcher:
                 if named is not None:
                     which = [o[0] for o in scenes[i].objects].index(self.names[prompt[named]])
                     x, y = scenes[i].tips[which]
-                    looks.append((i, at + named, first_image + y * GRID_W + x))
+                    looks.append((i, at + named, first_image + y * GRID_W + x, which))
                     reads += [(i, k, at + named) for k in range(at + len(prompt) - 1, end - 1)]
                 at = end
         b = torch.from_numpy(branch)
@@ -195,13 +195,15 @@ class Trainer:
         self.tok = tiny.build_tokenizer(tiny_text.corpus())
         self.model = tiny.build_model(tiny.build_config(self.tok), settings.seed)
         # After the vision tower: what lies at a token, and its box relative to the token (the tower knows no absolute
-        # place). After language layers 1 and 2: the token's own place, and the box in the frame.
+        # place). After language layers 1 and 2: the token's own place, and the box in the frame. After layer 3, at a
+        # name in the request: state and box of what it names.
         self.model.model.language_model.config._attn_implementation = "eager"  # gives attention weights
         self.head = torch.nn.ModuleDict(
             {
                 "tower": torch.nn.Linear(128, len(NAMES) + 1 + len(vocab.STATES) + 4),
                 "place": torch.nn.Linear(128, 2),
                 "box": torch.nn.Linear(128, 4),
+                "named": torch.nn.Linear(128, len(vocab.STATES) + 4),
             }
         )
         matrices = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed_tokens" not in n]
@@ -245,12 +247,21 @@ class Trainer:
         )
         first, second = (output.hidden_states[i][ids == self.image_id] for i in (1, 2))
         hidden = output.last_hidden_state
-        # In layers 2 and 3 one head of a name looks at the tip of what it names, in layer 4 one head of the reply looks
+        # In layers 2 and 3 one head of a name looks at the tip of what it names, in layer 4 two heads of the reply look
         # at the name. Left to itself a model of this size takes far longer to find that path.
-        row, name_at, tip_at = looks
+        row, name_at, tip_at, which = looks
         aux_look = -sum((output.attentions[i][row, 0, name_at, tip_at] + 1e-6).log().mean() for i in (1, 2))
+        named = self.head["named"](output.hidden_states[3][row, name_at])
+        objects = [scenes[i].objects[k] for i, k in zip(row.tolist(), which.tolist(), strict=True)]
+        named_state = torch.tensor([-100 if o[1] is None else vocab.STATES.index(o[1]) for o in objects])
+        named_box = torch.tensor([o[3] for o in objects]) / 100
+        states = len(vocab.STATES)
+        aux_named_state = torch.nn.functional.cross_entropy(named[:, :states], named_state, ignore_index=-100)
+        aux_named_box = (named[:, states:] - named_box).abs().mean()
         row, reply_at, name_at = reads
-        aux_look = aux_look - 0.5 * (output.attentions[3][row, 0, reply_at, name_at] + 1e-6).log().mean()
+        aux_look = aux_look - 0.25 * sum(
+            (output.attentions[3][row, head, reply_at, name_at] + 1e-6).log().mean() for head in (0, 1)
+        )
         target = labels[:, 1:]
         wanted = target != -100
         logits = self.model.lm_head(hidden[:, :-1][wanted])
@@ -279,7 +290,11 @@ class Trainer:
         aux_place = (self.head["place"](first) - centre).abs().mean()
         aux_frame = (self.head["box"](second)[here] - box[here]).abs().mean()
         loss = nll.mean() + self.s.auxiliary * (
-            3 * aux_name + aux_state + aux_look + 4 * (aux_box + aux_place + aux_frame)
+            3 * aux_name
+            + aux_state
+            + aux_named_state
+            + aux_look
+            + 4 * (aux_box + aux_place + aux_frame + aux_named_box)
         )
         return loss, {
             "loss": nll.mean().item(),
@@ -291,6 +306,8 @@ class Trainer:
             "aux_place": aux_place.item(),
             "aux_frame": aux_frame.item(),
             "aux_look": aux_look.item(),
+            "aux_named_state": aux_named_state.item(),
+            "aux_named_box": aux_named_box.item(),
         }
 
     def update(self, loss: Any) -> None:

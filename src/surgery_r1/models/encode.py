@@ -64,6 +64,18 @@ def _size(image: Image.Image) -> int:
     return 3 * image.width * image.height
 
 
+def expand_images(text: str, grids: Sequence[Any], processor: Any) -> str:
+    """Rendered chat text with each image placeholder repeated once for every token of its image.
+
+    Args:
+        grids: (temporal, height, width) in patches of each image, in order.
+    """
+    token, merge = processor.image_token, processor.image_processor.merge_size**2
+    head, *tail = text.split(token)
+    counts = [int(grid.prod()) // merge for grid in grids]
+    return head + "".join(token * n + piece for n, piece in zip(counts, tail, strict=True))
+
+
 class PromptEncoder:
     """Encodes prompts with a model's own processor, chat template and pixel limits.
 
@@ -98,12 +110,10 @@ class PromptEncoder:
         grids = dict(zip(unique, processed["image_grid_thw"], strict=True))
         sizes = [int(grid.prod()) for grid in grids.values()]
         pixels = dict(zip(unique, torch.split(processed["pixel_values"], sizes), strict=True))
-        token, merge = self.processor.image_token, self.processor.image_processor.merge_size**2
-        texts = []
-        for prompt in batch:
-            head, *tail = self._chat(prompt.text, len(prompt.images)).split(token)
-            counts = [int(grids[path].prod()) // merge for path in prompt.images]
-            texts.append(head + "".join(token * n + piece for n, piece in zip(counts, tail, strict=True)))
+        texts = [
+            expand_images(self._chat(p.text, len(p.images)), [grids[path] for path in p.images], self.processor)
+            for p in batch
+        ]
         encoded = self.processor.tokenizer(
             texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
         )

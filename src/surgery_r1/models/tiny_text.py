@@ -75,7 +75,9 @@ def tasks(objects: Sequence[SceneTuple], rng: random.Random, count: int) -> list
             request = f"What is in {codec.render(None, None, seen[3])}? Reply with think."
             result.append((request, codec.render(_description(seen), None, None)))
         else:
-            listed = ", ".join(_description(o) for o in sorted(tools, key=lambda o: o[3][0]))
+            # Without the cues: the longest reply sets what a step costs.
+            ordered = sorted(tools, key=lambda o: o[3][0])
+            listed = ", ".join(f"the {name} in the {PLACES[place]}" for name, _, place, _ in ordered if place)
             result.append(("Describe the frame. Reply with think.", codec.render(listed, None, None)))
     return result
 

@@ -12,9 +12,10 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.files import dump_json
 from surgery_r1.geometry import Box, LocationRule
 from surgery_r1.schema import TASKS, Frame, Sample, SceneObject
+from surgery_r1.sources.location import TRUSTED_AGREEMENT
 
 #: Below this share of labels that follow the measured location rule, quadrants and boxes are not compared.
-MIN_AGREEMENT = 0.95
+MIN_AGREEMENT = TRUSTED_AGREEMENT
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def sft_dataset(
         raise SurgeryR1Error(
             f"no training rows of tasks {list(tasks)}", where=str(dataset.root), fix="check [sft] tasks"
         )
-    return _lazy(columns)
+    return lazy(columns)
 
 
 def rft_dataset(
@@ -93,7 +93,7 @@ def rft_dataset(
         raise SurgeryR1Error(
             "no training questions", where=str(dataset.root), fix="build it from the training sequences"
         )
-    return _lazy(columns)
+    return lazy(columns)
 
 
 def train_samples(dataset: Dataset, include_dev: bool) -> list[Sample]:
@@ -101,7 +101,8 @@ def train_samples(dataset: Dataset, include_dev: bool) -> list[Sample]:
     return dataset.split("train") + (dataset.split("dev") if include_dev else [])
 
 
-def _lazy(columns: dict[str, list[Any]]) -> HFDataset:
+def lazy(columns: dict[str, list[Any]]) -> HFDataset:
+    """A dataset of ``columns`` whose ``images`` (lists of paths) are decoded when a row is fetched."""
     from datasets import Dataset as HFDataset
 
     cache = ImageCache()

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import prompts
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models.encode import ImageCache
+from surgery_r1.models.encode import expand_images
+from surgery_r1.train.data import lazy
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,6 @@ def pack_rows(rows: HFDataset, per_pack: int, seed: int = 0) -> HFDataset:
     Returns:
         A dataset with columns images, prompt (the user texts) and completion (the replies) of each pack.
     """
-    from datasets import Dataset as HFDataset
-
     plain = rows.with_format(None)
     frames: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for images, prompt, completion in zip(plain["images"], plain["prompt"], plain["completion"], strict=True):
@@ -44,12 +43,7 @@ def pack_rows(rows: HFDataset, per_pack: int, seed: int = 0) -> HFDataset:
             columns["images"].append(list(images))
             columns["prompt"].append([prompt for prompt, _ in pack])
             columns["completion"].append([completion for _, completion in pack])
-    cache = ImageCache()
-
-    def fetch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {**batch, "images": [[cache(path) for path in paths] for paths in batch["images"]]}
-
-    return HFDataset.from_dict(columns).with_transform(fetch)
+    return lazy(columns)
 
 
 class FramePackCollator:
@@ -109,15 +103,13 @@ class FramePackCollator:
         """Tokens, labels, branch numbers (0: shared) and positions of one pack."""
         import torch
 
-        token, merge = self.processor.image_token, self.processor.image_processor.merge_size**2
         rows = []
         for prompt, completion in zip(pack["prompt"], pack["completion"], strict=True):
             messages = prompts.conversation(self.system, prompt, len(grids))
             head = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            first, *tail = head.split(token)
-            counts = [int(grid.prod()) // merge for grid in grids]
-            head = first + "".join(token * n + piece for n, piece in zip(counts, tail, strict=True))
-            rows.append((self._encode(head), self._encode(completion + "<|im_end|>\n")))
+            rows.append(
+                (self._encode(expand_images(head, grids, self.processor)), self._encode(completion + "<|im_end|>\n"))
+            )
         shared = len(rows[0][0]) - rows[0][0][::-1].index(self.image_end)
         trunk = rows[0][0][:shared]
         if any(head[:shared] != trunk for head, _ in rows):
