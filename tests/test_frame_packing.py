@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from PIL import Image
 
 from surgery_r1 import codec, prompts
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models import tiny, tiny_text
+from surgery_r1.models import tiny, tiny_text, tree_attention
 from surgery_r1.models.processor import load_processor
 from surgery_r1.models.save import save_processor
-from surgery_r1.train.frame_packing import FramePackCollator, pack_rows
+from surgery_r1.train.frame_packing import FramePackCollator, fill_packs, image_grids, pack_rows
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,7 @@ def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packing")
     tokenizer = tiny.build_tokenizer(tiny_text.corpus())
     model = tiny.build_model(tiny.build_config(tokenizer), seed=1)
+    assert tree_attention.enable(model)
     tokenizer.save_pretrained(folder)
     tiny.build_image_processor().save_pretrained(folder)
     processor = load_processor(folder, "qwen2_5_vl")
@@ -51,7 +53,7 @@ def test_loss_and_gradients_equal_trls_plain_batch(parts):
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
     model, processor, rows = parts
-    packs = pack_rows(rows, per_pack=3)
+    packs = pack_rows(rows, per_frame=3)
     assert [len(pack["prompt"]) for pack in packs] == [3, 1, 3]
     opened = [{**row, "images": [Image.open(path).convert("RGB") for path in row["images"]]} for row in rows]
     plain = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)(opened)
@@ -71,18 +73,35 @@ def test_loss_and_gradients_equal_trls_plain_batch(parts):
         assert (our_grads[name] - grad).abs().max() < 1e-5 * largest, name
 
 
+def test_packs_fill_a_token_budget(parts):
+    model, processor, rows = parts
+    packs = pack_rows(rows, per_frame=2)
+    collate = collator(model, processor)
+    plain = packs.with_format(None)
+    sizes = [collate.size(pack, torch.from_numpy(image_grids(pack["images"], processor))) for pack in plain]
+    assert sizes == [collate([packs[i]])["input_ids"].numel() for i in range(len(packs))]
+    budget = max(sizes) + min(sizes)
+    filled = fill_packs(packs, sizes, budget)
+    totals = [collate([filled[i]])["input_ids"].numel() for i in range(len(filled))]
+    assert max(totals) <= budget and len(filled) < len(packs)
+    texts = sorted(text for pack in filled.with_format(None) for text in pack["completion"])
+    assert texts == sorted(row[0]["content"] for row in rows["completion"])
+    with pytest.raises(SurgeryR1Error, match=r"pack_tokens = 50 is less than the \d+ tokens"):
+        fill_packs(packs, sizes, 50)
+
+
 def test_every_row_is_in_one_pack_and_packs_are_seeded(parts):
     _, _, rows = parts
-    packs = pack_rows(rows, per_pack=2, seed=4)
+    packs = pack_rows(rows, per_frame=2, seed=4)
     texts = sorted(text for pack in packs for text in pack["completion"])
     assert texts == sorted(row[0]["content"] for row in rows["completion"])
-    assert packs["completion"] == pack_rows(rows, per_pack=2, seed=4)["completion"]
-    assert packs["completion"] != pack_rows(rows, per_pack=2, seed=5)["completion"]
+    assert packs["completion"] == pack_rows(rows, per_frame=2, seed=4)["completion"]
+    assert packs["completion"] != pack_rows(rows, per_frame=2, seed=5)["completion"]
 
 
 def test_a_template_that_puts_the_question_first_is_refused(parts):
     model, processor, rows = parts
-    packs = pack_rows(rows, per_pack=3)
+    packs = pack_rows(rows, per_frame=3)
     template = processor.chat_template
     processor.chat_template = "{{ messages[1].content[1].text }}<|vision_start|><|image_pad|><|vision_end|>"
     try:

@@ -57,6 +57,7 @@ class SftConfig:
         direct_answers: also train each question without reasoning ("Reply with answer and box.").
         batch_size: rows (or packs of rows) per device and step.
         rows_per_frame: pack up to that many rows of a frame behind one copy of it; 0 gives each row its own copy.
+        pack_tokens: fill packs with rows of several frames up to that many tokens; 0 keeps one frame a pack.
         max_steps: upper bound; training stops earlier when dev does not improve ``patience`` times in a row.
         eval_every: steps between evaluations on dev.
         trl: passed through to TRL's SFTConfig.
@@ -65,6 +66,7 @@ class SftConfig:
     tasks: tuple[str, ...] = ("visual_qa", "grounding_qa", "cot")
     direct_answers: bool = False
     rows_per_frame: int = 0
+    pack_tokens: int = 0
     batch_size: int = 8
     learning_rate: float = 1e-4
     warmup_steps: int = 10
@@ -84,7 +86,10 @@ class RftConfig:
         generations: completions per question (the group, G).
         micro_batch: completions per forward and backward pass; 0 means all of a step.
         reasoning: ask for reasoning.
-        share_prompts: compute a prompt once for all its completions (equal to rounding); false is stock TRL.
+        share_frames: compute frame and question once for all completions of a micro-batch (equal to rounding); false
+            is stock TRL.
+        questions_per_frame: take up to that many questions of a frame one after the other, so that they share it.
+            This changes which questions meet in a step, and so what is learned.
         trl: passed through to TRL's GRPOConfig.
     """
 
@@ -101,7 +106,8 @@ class RftConfig:
     temperature: float = 1.0
     max_completion: int = 256
     reasoning: bool = True
-    share_prompts: bool = True
+    share_frames: bool = True
+    questions_per_frame: int = 1
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -181,6 +187,7 @@ _AT_LEAST: dict[str, float] = {
     "lora.alpha": 1,
     "lora.dropout": 0,
     "sft.rows_per_frame": 0,
+    "sft.pack_tokens": 0,
     "sft.batch_size": 1,
     "sft.learning_rate": 0,
     "sft.warmup_steps": 0,
@@ -190,6 +197,7 @@ _AT_LEAST: dict[str, float] = {
     "rft.prompts": 1,
     "rft.generations": 2,
     "rft.micro_batch": 0,
+    "rft.questions_per_frame": 1,
     "rft.learning_rate": 0,
     "rft.warmup_steps": 0,
     "rft.max_steps": 1,

@@ -8,10 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, UnidentifiedImageError
 
 from surgery_r1 import prompts
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models.shared_prefill import ImagePatches, PromptTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,25 +105,33 @@ class PromptEncoder:
         Raises:
             SurgeryR1Error: for an image that is missing or torn, or a question that holds a control token.
         """
-        import torch
-
-        unique = list(dict.fromkeys(path for prompt in batch for path in prompt.images))
-        processed = self.processor.image_processor(images=[load_image(p) for p in unique], return_tensors="pt")
-        grids = dict(zip(unique, processed["image_grid_thw"], strict=True))
-        sizes = [int(grid.prod()) for grid in grids.values()]
-        pixels = dict(zip(unique, torch.split(processed["pixel_values"], sizes), strict=True))
-        texts = [
-            expand_images(self._chat(p.text, len(p.images)), [grids[path] for path in p.images], self.processor)
-            for p in batch
-        ]
-        encoded = self.processor.tokenizer(
-            texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+        prompts, images = self.tokens(batch)
+        encoded = self.processor.tokenizer.pad(
+            {"input_ids": [prompt.ids for prompt in prompts]}, padding=True, padding_side="left", return_tensors="pt"
         )
-        shown = [path for prompt in batch for path in prompt.images]
+        shown = [images[key] for prompt in prompts for key in prompt.images]
         return {
             "input_ids": encoded["input_ids"],
             "attention_mask": encoded["attention_mask"],
             "mm_token_type_ids": (encoded["input_ids"] == self.processor.image_token_id).int(),
-            "pixel_values": torch.cat([pixels[path] for path in shown]),
-            "image_grid_thw": torch.stack([grids[path] for path in shown]),
+            "pixel_values": torch.cat([image.patches for image in shown]),
+            "image_grid_thw": torch.stack([image.grid for image in shown]),
         }
+
+    def tokens(self, batch: Sequence[Prompt]) -> tuple[list[PromptTokens], dict[Path, ImagePatches]]:
+        """Tokens of each prompt, and each distinct image of the batch once.
+
+        Raises:
+            SurgeryR1Error: as above.
+        """
+        unique = list(dict.fromkeys(path for prompt in batch for path in prompt.images))
+        processed = self.processor.image_processor(images=[load_image(p) for p in unique], return_tensors="pt")
+        grids = processed["image_grid_thw"]
+        patches = torch.split(processed["pixel_values"], grids.prod(-1).tolist())
+        images = {path: ImagePatches(*parts) for path, *parts in zip(unique, patches, grids, strict=True)}
+        texts = [
+            expand_images(self._chat(p.text, len(p.images)), [images[path].grid for path in p.images], self.processor)
+            for p in batch
+        ]
+        ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [PromptTokens(row, prompt.images) for row, prompt in zip(ids, batch, strict=True)], images

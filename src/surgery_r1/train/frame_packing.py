@@ -1,133 +1,209 @@
 """SFT rows of a frame behind one copy of it: a collator in front of TRL's SFTTrainer.
 
-A row repeats the system text and its frame; in a pack they stand once, and every row's question and reply follows in a
-branch that sees them and itself alone, at the positions it would have on its own. Loss and gradients are those of the
-same rows in a plain batch, to rounding (``tests/test_frame_packing.py``).
+The rows of a pack become one forest (:mod:`surgery_r1.models.tree`): system text and frame stand once, and what
+follows them in a row stands in a branch of its own. The loss of a batch of packs is that of the same rows in a plain
+batch, to rounding (``tests/test_frame_packing.py``).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import prompts
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models import tree
 from surgery_r1.models.encode import expand_images
 from surgery_r1.train.data import lazy
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from datasets import Dataset as HFDataset
 
+    from surgery_r1.config import TrainConfig
 
-def pack_rows(rows: HFDataset, per_pack: int, seed: int = 0) -> HFDataset:
-    """Rows of the same images in packs of at most ``per_pack``; every row is in one pack.
+
+def pack_rows(rows: HFDataset, per_frame: int, seed: int = 0) -> HFDataset:
+    """Rows of the same images in packs of at most ``per_frame``; every row is in one pack.
 
     Args:
         rows: from :func:`surgery_r1.train.data.sft_dataset`.
 
     Returns:
-        A dataset with columns images, prompt (the user texts) and completion (the replies) of each pack.
+        A dataset with columns images, prompt (user texts), completion (replies) and shown (for each row which of the
+        images it shows) of each pack.
     """
     plain = rows.with_format(None)
     frames: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for images, prompt, completion in zip(plain["images"], plain["prompt"], plain["completion"], strict=True):
         frames.setdefault(tuple(images), []).append((prompt[-1]["content"], completion[0]["content"]))
     rng = random.Random(seed)
-    columns: dict[str, list[Any]] = {"images": [], "prompt": [], "completion": []}
+    columns: dict[str, list[Any]] = {"images": [], "prompt": [], "completion": [], "shown": []}
     for images, pairs in frames.items():
         rng.shuffle(pairs)
-        for start in range(0, len(pairs), per_pack):
-            pack = pairs[start : start + per_pack]
+        for start in range(0, len(pairs), per_frame):
+            pack = pairs[start : start + per_frame]
             columns["images"].append(list(images))
             columns["prompt"].append([prompt for prompt, _ in pack])
             columns["completion"].append([completion for _, completion in pack])
+            columns["shown"].append([list(range(len(images)))] * len(pack))
+    return lazy(columns)
+
+
+def fill_packs(packs: HFDataset, sizes: Sequence[int], budget: int, seed: int = 0) -> HFDataset:
+    """Packs joined, in random order, into larger ones of at most ``budget`` tokens.
+
+    Args:
+        packs: from :func:`pack_rows`.
+        sizes: tokens of each pack.
+
+    Raises:
+        SurgeryR1Error: when a pack alone is larger.
+    """
+    largest = max(range(len(sizes)), key=sizes.__getitem__)
+    if sizes[largest] > budget:
+        images = packs.with_format(None)[largest]["images"]
+        raise SurgeryR1Error(
+            f"sft.pack_tokens = {budget} is less than the {sizes[largest]} tokens of one frame's rows",
+            where=", ".join(images),
+            fix=f"raise it to {sizes[largest]} or more, or lower sft.rows_per_frame",
+        )
+    order = list(range(len(sizes)))
+    random.Random(seed).shuffle(order)
+    plain = packs.with_format(None)
+    columns: dict[str, list[Any]] = {"images": [], "prompt": [], "completion": [], "shown": []}
+    room = -1
+    for number in order:
+        pack = plain[number]
+        if sizes[number] > room:
+            for column in columns.values():
+                column.append([])
+            room = budget
+        room -= sizes[number]
+        first = len(columns["images"][-1])
+        pack["shown"] = [[first + image for image in shown] for shown in pack["shown"]]
+        for name, column in columns.items():
+            column[-1].extend(pack[name])
     return lazy(columns)
 
 
 class FramePackCollator:
-    """Packs to tensors: input_ids and labels (packs, L), a mask (packs, 1, L, L), positions (3, packs, L), pixels.
+    """Packs to one packed sequence of N tokens.
 
     Args:
         processor: of the model.
         system: the constant system text.
-        positions: the model's ``get_rope_index``.
+        get_rope_index: the model's.
     """
 
-    def __init__(self, processor: Any, system: str, positions: Callable[..., Any]) -> None:
+    def __init__(self, processor: Any, system: str, get_rope_index: Any) -> None:
         self.processor = processor
         self.system = system
-        self.positions = positions
-        ids = processor.tokenizer.convert_tokens_to_ids
-        self.image_end = ids("<|vision_end|>")
+        merge = processor.image_processor.merge_size
+        self.positions = tree.RowPositions(get_rope_index, processor.image_token_id, merge)
+        self._heads: dict[tuple[str, tuple[int, ...]], list[int]] = {}
 
-    def __call__(self, packs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate.
 
+        Returns:
+            input_ids, labels and shift_labels (both what follows a token) and attention_mask (1, N), position_ids
+            (3, 1, N), pixel_values and image_grid_thw of the images in the sequence, and the layout ``tree``.
+
         Raises:
-            SurgeryR1Error: when two rows of a pack differ before the end of their image.
+            SurgeryR1Error: when two rows of the same images differ before the end of their images.
         """
         import torch
 
-        image = self.processor.image_processor(
-            images=[i for pack in packs for i in pack["images"]], return_tensors="pt"
+        processed = self.processor.image_processor(
+            images=[image for pack in packs for image in pack["images"]], return_tensors="pt"
         )
-        grids = iter(image["image_grid_thw"])
-        trees = [self._tree(pack, [next(grids) for _ in pack["images"]]) for pack in packs]
-        length = max(len(tree[0]) for tree in trees)
-        pad = self.processor.tokenizer.pad_token_id
-        ids = torch.full((len(packs), length), pad)
-        labels = torch.full((len(packs), length), -100)
-        branch = torch.full((len(packs), length), -1)
-        positions = torch.zeros((3, len(packs), length), dtype=torch.long)
-        for i, (tokens, targets, branches, places) in enumerate(trees):
-            size = len(tokens)
-            ids[i, :size], labels[i, :size], branch[i, :size] = tokens, targets, branches
-            positions[:, i, :size] = places
-        order = torch.arange(length)
-        sees = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
-        mask = sees & (order[:, None] >= order) & (branch[:, None, :] >= 0)
-        # Padding sees itself, or its softmax would run over nothing.
-        mask |= torch.eye(length, dtype=torch.bool)
+        grids = processed["image_grid_thw"]
+        rows, first = [], 0
+        for pack in packs:
+            rows += self._rows(pack, first, grids)
+            first += len(pack["images"])
+        forest = tree.grow(rows, self.processor.image_token_id)
+        inputs = tree.forest_inputs(forest, rows, [self.positions(row, grids[list(row.images)]) for row in rows])
+        shown = [rows[row].images[number] for row, number in forest.images]
+        patches = list(torch.split(processed["pixel_values"], grids.prod(-1).tolist()))
         return {
-            "input_ids": ids,
-            "labels": labels,
-            "attention_mask": mask[:, None],
-            "position_ids": positions,
-            "pixel_values": image["pixel_values"],
-            "image_grid_thw": image["image_grid_thw"],
+            **inputs,
+            # Trainers look for labels to count them.
+            "labels": inputs["shift_labels"],
+            "pixel_values": torch.cat([patches[image] for image in shown]),
+            "image_grid_thw": grids[shown],
         }
 
-    def _tree(self, pack: dict[str, Any], grids: list[Any]) -> tuple[Any, Any, Any, Any]:
-        """Tokens, labels, branch numbers (0: shared) and positions of one pack."""
-        import torch
+    def size(self, pack: dict[str, Any], grids: torch.Tensor) -> int:
+        """Tokens of a pack.
 
+        Args:
+            grids: (images, 3) of the pack's images.
+        """
+        return tree.grow(self._rows(pack, 0, grids), self.processor.image_token_id).layout.size
+
+    def _rows(self, pack: dict[str, Any], first: int, grids: torch.Tensor) -> list[tree.Row]:
+        """The rows of a pack; its images are numbered from ``first``."""
         rows = []
-        for prompt, completion in zip(pack["prompt"], pack["completion"], strict=True):
+        heads: dict[tuple[int, ...], list[int]] = {}
+        for prompt, completion, shown in zip(pack["prompt"], pack["completion"], pack["shown"], strict=True):
+            images = tuple(first + image for image in shown)
+            head = self._head(prompt, grids[list(images)])
+            reply = self._encode(completion + "<|im_end|>\n")
+            ids = head + reply
+            labels = [tree.IGNORE] * (len(head) - 1) + reply + [tree.IGNORE]
+            end = len(head) - head[::-1].index(self.processor.image_token_id)
+            if heads.setdefault(images, head[:end]) != head[:end]:
+                raise SurgeryR1Error(
+                    f"rows of one frame differ before the end of the image: {prompt!r}",
+                    fix="the chat template must put the image before the question",
+                )
+            rows.append(tree.Row(ids, labels, images, repr(prompt)))
+        return rows
+
+    def _head(self, prompt: str, grids: torch.Tensor) -> list[int]:
+        """Tokens up to the reply, kept: a question comes again with every frame of the same size."""
+        key = prompt, tuple(grids.prod(-1).tolist())
+        if key not in self._heads:
+            if len(self._heads) >= 4096:
+                self._heads.clear()
             messages = prompts.conversation(self.system, prompt, len(grids))
-            head = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            rows.append(
-                (self._encode(expand_images(head, grids, self.processor)), self._encode(completion + "<|im_end|>\n"))
-            )
-        shared = len(rows[0][0]) - rows[0][0][::-1].index(self.image_end)
-        trunk = rows[0][0][:shared]
-        if any(head[:shared] != trunk for head, _ in rows):
-            raise SurgeryR1Error(
-                f"rows of one frame differ before the end of the image: {pack['prompt'][:2]}",
-                fix="the chat template must put the image before the question",
-            )
-        tokens, targets, branches = [*trunk], [-100] * shared, [0] * shared
-        places: list[torch.Tensor] = []
-        for number, (head, reply) in enumerate(rows, start=1):
-            tokens += head[shared:] + reply
-            targets += [-100] * (len(head) - shared) + reply
-            branches += [number] * (len(head) - shared + len(reply))
-            ids = torch.tensor([head + reply])
-            types = (ids == self.processor.image_token_id).int()
-            place, _ = self.positions(ids, types, image_grid_thw=torch.stack(grids))
-            places.append(place[:, 0, shared:] if places else place[:, 0])
-        return torch.tensor(tokens), torch.tensor(targets), torch.tensor(branches), torch.cat(places, 1)
+            text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            self._heads[key] = self._encode(expand_images(text, list(grids), self.processor))
+        return self._heads[key]
 
     def _encode(self, text: str) -> list[int]:
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def packed(rows: HFDataset, collator: FramePackCollator, config: TrainConfig) -> HFDataset:
+    """The packs of ``rows`` that ``[sft]`` asks for."""
+    import torch
+
+    packs = pack_rows(rows, config.sft.rows_per_frame, config.seed)
+    if not config.sft.pack_tokens:
+        return packs
+    sizes = []
+    for pack in packs.with_format(None):
+        grids = torch.from_numpy(image_grids(pack["images"], collator.processor))
+        sizes.append(collator.size(pack, grids))
+    return fill_packs(packs, sizes, config.sft.pack_tokens, config.seed)
+
+
+def image_grids(paths: Sequence[str], processor: Any) -> np.ndarray:
+    """(images, 3): temporal, height and width in patches of each image, from its header alone."""
+    import numpy as np
+    from PIL import Image
+
+    from surgery_r1.models.processor import view_of
+
+    patch = processor.image_processor.patch_size
+    grids = []
+    for path in paths:
+        with Image.open(path) as image:
+            view = view_of(processor, *image.size)
+        grids.append((1, view.input_height // patch, view.input_width // patch))
+    return np.array(grids)

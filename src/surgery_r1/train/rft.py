@@ -102,14 +102,15 @@ def train_rft(
     from transformers import PrinterCallback
     from trl import GRPOTrainer
 
-    from surgery_r1.train.shared_prompt import SharedPromptGRPOTrainer
+    from surgery_r1.models import tree_attention
+    from surgery_r1.train.shared_frames import SharedFrameGRPOTrainer
 
     cycle = generation_cycle(arguments)
     freeze(model, config)
     dev = DevCallback("rft", evaluate, keep, write, every=config.rft.eval_every, baseline=True, last=last)
     stop = StopOnSignal(cycle)
     recorder = Recorder("rft", write, quiet=quiet)
-    kind = SharedPromptGRPOTrainer if config.rft.share_prompts else GRPOTrainer
+    kind = SharedFrameGRPOTrainer if config.rft.share_frames and tree_attention.enable(model) else GRPOTrainer
     trainer = resumable(kind)(
         model=model,
         args=arguments,

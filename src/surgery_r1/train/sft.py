@@ -20,7 +20,6 @@ from surgery_r1.train.common import (
     trl_config,
     trl_options,
 )
-from surgery_r1.train.frame_packing import FramePackCollator, pack_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
@@ -50,6 +49,7 @@ def sft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
             "seed": config.seed,
             # Truncation would cut image tokens; rows are short.
             "max_length": None,
+            "remove_unused_columns": False,
             "report_to": tracker(config, allowed),
         },
         sft.trl,
@@ -88,6 +88,9 @@ def train_sft(
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
+    from surgery_r1.models import tree_attention
+    from surgery_r1.train.frame_packing import FramePackCollator, packed
+
     freeze(model, config)
     dev = DevCallback(
         "sft", evaluate, keep, write, every=config.sft.eval_every, patience=config.sft.patience, last=last
@@ -95,10 +98,10 @@ def train_sft(
     stop = StopOnSignal()
     recorder = Recorder("sft", write, quiet=quiet)
     collator = None
-    if config.sft.rows_per_frame:
+    if config.sft.rows_per_frame and tree_attention.enable(model):
         system = rows[0]["prompt"][0]["content"]
         collator = FramePackCollator(processor, system, model.model.get_rope_index)
-        rows = pack_rows(rows, config.sft.rows_per_frame, config.seed)
+        rows = packed(rows, collator, config)
     trainer = resumable(SFTTrainer)(
         model=model,
         args=arguments,

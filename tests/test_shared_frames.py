@@ -1,4 +1,4 @@
-"""Shared prompts give TRL's own log-probabilities, entropies and gradients; a cached frame gives the same features."""
+"""Shared frames give TRL's own log-probabilities, entropies and gradients; a cached frame gives the same features."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from surgery_r1.models import tiny, tiny_text
+from surgery_r1.models import tiny, tiny_text, tree_attention
 from surgery_r1.models.vision_cache import content_keys, keep_frozen_features
 
 C = 7
@@ -18,7 +18,9 @@ def model():
     """Random weights: what is compared does not depend on what a model has learned."""
     torch.manual_seed(0)
     tokenizer = tiny.build_tokenizer(tiny_text.corpus())
-    return tiny.build_model(tiny.build_config(tokenizer), seed=3), tokenizer
+    model = tiny.build_model(tiny.build_config(tokenizer), seed=3)
+    assert tree_attention.enable(model)
+    return model, tokenizer
 
 
 def batch(tokenizer):
@@ -56,11 +58,11 @@ def both(model, inputs, mask):
     from trl import GRPOTrainer
     from trl.trainer.utils import add_fused_lm_head
 
-    from surgery_r1.train.shared_prompt import SharedPromptGRPOTrainer
+    from surgery_r1.train.shared_frames import SharedFrameGRPOTrainer
 
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     results = []
-    for kind in (GRPOTrainer, SharedPromptGRPOTrainer):
+    for kind in (GRPOTrainer, SharedFrameGRPOTrainer):
         trainer = kind.__new__(kind)
         trainer.accelerator = Accelerator(cpu=True)
         model.zero_grad()
@@ -84,6 +86,58 @@ def test_equal_to_stock(model):
         assert (our_grads[name] - grad).abs().max() < 1e-5 * largest, name
 
 
+def test_equal_in_micro_batches(model):
+    network, tokenizer = model
+    inputs, mask = batch(tokenizer)
+    (logps, entropies, _), (ours, our_entropies, _) = both(network, {**inputs, "batch_size": 4}, mask)
+    torch.testing.assert_close(ours, logps, atol=2e-5, rtol=0)
+    torch.testing.assert_close(our_entropies, entropies, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_generates_the_same_text(model, sample):
+    """Frames and prompts read once, completions of one seed."""
+    from transformers import GenerationConfig
+
+    from surgery_r1.train.shared_frames import generate_shared
+
+    network, tokenizer = model
+    inputs, _ = batch(tokenizer)
+    size = inputs["input_ids"].shape[1] - C
+    prompts = {
+        **{name: inputs[name][:, :size] for name in ("input_ids", "attention_mask", "mm_token_type_ids")},
+        **{name: inputs[name] for name in ("pixel_values", "image_grid_thw")},
+    }
+    settings = GenerationConfig(
+        do_sample=sample,
+        max_new_tokens=12,
+        return_dict_in_generate=True,
+        output_scores=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(7)
+    plain = network.generate(**prompts, generation_config=settings)
+    torch.manual_seed(7)
+    ours = generate_shared(network, network.generate, generation_config=settings, **prompts)
+    assert ours.sequences[:, size:].equal(plain.sequences[:, size:])
+    first, expected = torch.stack(ours.scores), torch.stack(plain.scores)
+    torch.testing.assert_close(first, expected, atol=1e-4, rtol=0)
+    # Two frames, three prompts: what is compared differs.
+    assert expected[0].std(0).max() > 1e-3
+
+
+def test_groups_stay_whole_when_rows_are_shuffled():
+    from surgery_r1.train.shared_frames import shuffle_groups
+
+    torch.manual_seed(0)
+    rows = torch.arange(24)
+    mixed = shuffle_groups({"a": rows, "b": rows.tolist(), "n": torch.tensor(5), "none": None}, 4)
+    assert mixed["a"].tolist() == mixed["b"] != rows.tolist()
+    assert mixed["a"].view(6, 4).sort(0).values.equal(rows.view(6, 4))
+    assert mixed["n"] == 5 and mixed["none"] is None
+
+
 def test_rows_that_share_nothing_are_equal_too(model):
     network, tokenizer = model
     inputs, mask = batch(tokenizer)
@@ -93,15 +147,39 @@ def test_rows_that_share_nothing_are_equal_too(model):
     torch.testing.assert_close(ours, logps, atol=2e-5, rtol=0)
 
 
+def test_two_images_a_row(model):
+    network, tokenizer = model
+    inputs, mask = batch(tokenizer)
+    pad = "<|image_pad|>" * 30
+    image = f"<|vision_start|>{pad}<|vision_end|>"
+    prompt = tokenizer([f"{image}{image}Where?"] * 3, return_tensors="pt")
+    ids = torch.cat([prompt["input_ids"], inputs["input_ids"][:3, -C:]], 1)
+    attention = torch.cat([prompt["attention_mask"], inputs["attention_mask"][:3, -C:]], 1)
+    two = {
+        "input_ids": ids,
+        "attention_mask": attention,
+        "logits_to_keep": C,
+        "compute_entropy": True,
+        "pixel_values": torch.cat(
+            [inputs["pixel_values"][:240], inputs["pixel_values"][:240].flip(0), inputs["pixel_values"][:240]]
+        ),
+        "image_grid_thw": inputs["image_grid_thw"][:6],
+        "num_images": [2] * 3,
+        "mm_token_type_ids": (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int(),
+    }
+    (logps, _, _), (ours, _, _) = both(network, two, mask[:3])
+    torch.testing.assert_close(ours, logps, atol=2e-5, rtol=0)
+
+
 def test_what_cannot_be_shared_goes_to_stock(model, monkeypatch):
     from trl import GRPOTrainer
 
-    from surgery_r1.train.shared_prompt import SharedPromptGRPOTrainer
+    from surgery_r1.train.shared_frames import SharedFrameGRPOTrainer
 
     inputs, _ = batch(model[1])
     monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", lambda *_, **__: "stock")
-    trainer = SharedPromptGRPOTrainer.__new__(SharedPromptGRPOTrainer)
-    for change in ({"num_images": [2] * 9}, {"pixel_values": None}, {"compute_aux_loss": True}):
+    trainer = SharedFrameGRPOTrainer.__new__(SharedFrameGRPOTrainer)
+    for change in ({"num_images": None}, {"pixel_values": None}, {"compute_aux_loss": True}):
         assert trainer._get_per_token_logps_and_entropies(model[0], **{**inputs, **change}) == "stock"
 
 
