@@ -121,7 +121,7 @@ def test_generates_the_same_text(model, sample):
     torch.manual_seed(7)
     ours = generate_shared(network, network.generate, generation_config=settings, **prompts)
     assert ours.sequences[:, size:].equal(plain.sequences[:, size:])
-    first, expected = torch.stack(ours.scores), torch.stack(plain.scores)
+    first, expected = torch.stack(ours.logits), torch.stack(plain.logits)
     torch.testing.assert_close(first, expected, atol=1e-4, rtol=0)
     # Two frames, three prompts: what is compared differs.
     assert expected[0].std(0).max() > 1e-3
