@@ -112,7 +112,7 @@ def test_generates_the_same_text(model, sample):
         do_sample=sample,
         max_new_tokens=12,
         return_dict_in_generate=True,
-        output_scores=True,
+        output_logits=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
