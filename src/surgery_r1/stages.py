@@ -140,7 +140,15 @@ def train(
             include_dev=include_dev,
         )
     else:
-        rows = rft_dataset(dataset, bundle.processor, space, reasoning=config.rft.reasoning, include_dev=include_dev)
+        rows = rft_dataset(
+            dataset,
+            bundle.processor,
+            space,
+            reasoning=config.rft.reasoning,
+            include_dev=include_dev,
+            questions_per_frame=config.rft.questions_per_frame,
+            seed=config.seed,
+        )
     if m.freeze_vision:
         keep_frozen_features(model)
     evaluate = dev_evaluator(config, dataset, bundle)

@@ -118,7 +118,7 @@ class PromptEncoder:
             "image_grid_thw": torch.stack([image.grid for image in shown]),
         }
 
-    def tokens(self, batch: Sequence[Prompt]) -> tuple[list[PromptTokens], dict[Path, ImagePatches]]:
+    def tokens(self, batch: Sequence[Prompt]) -> tuple[list[PromptTokens], dict[Any, ImagePatches]]:
         """Tokens of each prompt, and each distinct image of the batch once.
 
         Raises:

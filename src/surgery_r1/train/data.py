@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,15 +67,28 @@ def sft_dataset(
 
 
 def rft_dataset(
-    dataset: Dataset, processor: Any, box_space: str, *, reasoning: bool = True, include_dev: bool = False
+    dataset: Dataset,
+    processor: Any,
+    box_space: str,
+    *,
+    reasoning: bool = True,
+    include_dev: bool = False,
+    questions_per_frame: int = 1,
+    seed: int = 0,
 ) -> HFDataset:
     """One prompt for each training question, with columns prompt, images and truth.
+
+    Args:
+        questions_per_frame, seed: beyond 1 the questions come in an order of their own, see :func:`frame_blocks`.
 
     Raises:
         SurgeryR1Error: when there are none.
     """
     columns: dict[str, list[Any]] = {"prompt": [], "images": [], "truth": []}
-    for sample in train_samples(dataset, include_dev):
+    samples = train_samples(dataset, include_dev)
+    if questions_per_frame > 1:
+        samples = frame_blocks(samples, questions_per_frame, seed)
+    for sample in samples:
         rule = dataset.location_rule_of(sample.source)
         truth = Truth.from_sample(
             sample,
@@ -94,6 +108,20 @@ def rft_dataset(
             "no training questions", where=str(dataset.root), fix="build it from the training sequences"
         )
     return lazy(columns)
+
+
+def frame_blocks(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:
+    """``samples`` in random order, up to ``size`` questions of a frame one after the other."""
+    rng = random.Random(seed)
+    frames: dict[str, list[Sample]] = {}
+    for sample in samples:
+        frames.setdefault(sample.image, []).append(sample)
+    blocks = []
+    for questions in frames.values():
+        rng.shuffle(questions)
+        blocks += [questions[i : i + size] for i in range(0, len(questions), size)]
+    rng.shuffle(blocks)
+    return [sample for block in blocks for sample in block]
 
 
 def train_samples(dataset: Dataset, include_dev: bool) -> list[Sample]:

@@ -53,6 +53,8 @@ def rft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
             "temperature": rft.temperature,
             "max_completion_length": rft.max_completion,
             "reward_weights": Mixture(rft.rewards).weights_normalised,
+            # Questions of one frame stay one after the other.
+            **({"shuffle_dataset": False} if rft.questions_per_frame > 1 else {}),
             "logging_steps": 1,
             "save_strategy": "steps",
             "save_steps": rft.eval_every,
