@@ -29,7 +29,7 @@ LEVELS: list[set[str]] = [
     {"models"},
     {"train", "engines"},
     {"evaluate", "draw"},
-    {"report"},
+    {"report", "bench"},
     {"stages", "ask"},
     {"demo"},
     {"cli"},

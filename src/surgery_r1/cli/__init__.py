@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from surgery_r1 import __version__
+from surgery_r1.cli.bench import Bench
 from surgery_r1.cli.data import Build, Check, MakeScenes
 from surgery_r1.cli.demo import Demo
 from surgery_r1.cli.evaluate import Report, Score
@@ -57,6 +58,7 @@ Command = (
     | Annotated[Report, _named("report")]
     | Annotated[Ask, _named("ask")]
     | Annotated[Export, _named("export")]
+    | Annotated[Bench, _named("bench")]
 )
 
 _DESCRIPTION = f"""Train, judge and run reasoning models on surgical frames (version {__version__}).

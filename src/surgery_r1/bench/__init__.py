@@ -1,0 +1,1 @@
+"""Ours against the plain way, side by side in one run (``surgery-r1 bench``)."""

@@ -1,0 +1,201 @@
+"""Models and texts that a benchmark runs on: the Qwen2.5-VL class from a config, with random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from surgery_r1.errors import SurgeryR1Error
+
+#: Sizes of the published models (their config.json on the hub), and one of 4 M parameters for two CPU cores whose
+#: vision tower and language model stand in the proportion of the 7B model.
+SHAPES: dict[str, dict[str, dict[str, Any]]] = {
+    "cpu": {
+        "text": {
+            "hidden_size": 256,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 4,
+            "vocab_size": 1280,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "sections": [8, 12, 12],
+        },
+        "vision": {"depth": 4, "hidden_size": 64, "intermediate_size": 176, "num_heads": 4, "full": [3]},
+    },
+    "3b": {
+        "text": {
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "vocab_size": 151936,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "sections": [16, 24, 24],
+        },
+        "vision": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "full": [7, 15, 23, 31],
+        },
+    },
+    "7b": {
+        "text": {
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "vocab_size": 152064,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "sections": [16, 24, 24],
+        },
+        "vision": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "full": [7, 15, 23, 31],
+        },
+    },
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is computed.
+
+    Attributes:
+        shape: a name of :data:`SHAPES`.
+        image_tokens: tokens of the frame; rounded to a grid of about 5:4.
+        prompt_tokens: text tokens of a prompt, system text and chat marks included.
+        completion_tokens: of a completion, a reply or a prediction.
+        questions: on the one frame.
+        generations: completions of a question (RFT).
+        rows: training rows of a question (SFT).
+        micro_batch: rows of a pass of the plain way; 0 takes ``generations`` (RFT) or 6 (SFT).
+        lora: train an adapter of rank 16 instead of the language model. The vision tower is frozen always.
+        checkpointing: recompute activations in the backward pass.
+    """
+
+    shape: str = "cpu"
+    image_tokens: int = 1280
+    prompt_tokens: int = 150
+    completion_tokens: int = 128
+    questions: int = 1
+    generations: int = 8
+    rows: int = 3
+    micro_batch: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    lora: bool = False
+    checkpointing: bool = False
+    threads: int = 0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Columns and rows of image tokens.
+
+        >>> Work().grid, Work(image_tokens=30).grid
+        ((40, 32), (6, 5))
+        """
+        rows = max(1, round((self.image_tokens / 1.25) ** 0.5))
+        return max(1, round(self.image_tokens / rows)), rows
+
+    def check(self) -> None:
+        """Raises SurgeryR1Error for what cannot be run."""
+        if self.shape not in SHAPES:
+            raise SurgeryR1Error(f"unknown shape {self.shape!r}", fix=f"use one of {', '.join(SHAPES)}")
+        for name in ("image_tokens", "completion_tokens", "questions", "generations", "rows"):
+            if getattr(self, name) < 1:
+                raise SurgeryR1Error(f"{name} = {getattr(self, name)}", fix="give 1 or more")
+        if self.prompt_tokens < 60:
+            raise SurgeryR1Error(
+                f"prompt_tokens = {self.prompt_tokens}", fix="give 60 or more: system text and chat marks take some 50"
+            )
+
+
+def build_model(work: Work, tokenizer: Any) -> Any:
+    """The model of ``work.shape`` with random weights, on its device."""
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    from surgery_r1.models import tiny
+
+    config = tiny.build_config(tokenizer)
+    text, vision = (dict(SHAPES[work.shape][part]) for part in ("text", "vision"))
+    sections, full = text.pop("sections"), vision.pop("full")
+    for part, values in ((config.text_config, text), (config.vision_config, vision)):
+        for name, value in values.items():
+            setattr(part, name, value)
+    config.text_config.rope_parameters = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    config.text_config.max_position_embeddings = 32768
+    config.text_config.layer_types = ["full_attention"] * text["num_hidden_layers"]
+    config.text_config.tie_word_embeddings = config.tie_word_embeddings = work.shape != "7b"
+    config.vision_config.out_hidden_size = text["hidden_size"]
+    config.vision_config.window_size = 112
+    config.vision_config.fullatt_block_indexes = full
+    torch.manual_seed(0)
+    dtype = getattr(torch, work.dtype)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(work.device):
+            model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa", dtype=dtype)
+    finally:
+        torch.set_default_dtype(before)
+    model.model.visual.requires_grad_(False)
+    return model
+
+
+def build_processor(work: Work, *, deduplicate: bool) -> Any:
+    """A processor whose frames have ``work.image_tokens`` tokens.
+
+    Args:
+        deduplicate: ours, which resizes a repeated frame once, or the stock one.
+    """
+    from surgery_r1.models import tiny, tiny_text
+    from surgery_r1.models.processor import DeduplicatingImageProcessor, ImageOnlyQwen25VLProcessor
+
+    tokenizer = tiny.build_tokenizer(tiny_text.corpus())
+    # Long prompts are wanted here.
+    tokenizer.model_max_length = 1 << 20
+    image = tiny.build_image_processor()
+    if deduplicate:
+        image = DeduplicatingImageProcessor(patch_size=image.patch_size, merge_size=image.merge_size)
+    pixels = work.grid[0] * work.grid[1] * 28 * 28
+    image.size = {"shortest_edge": pixels, "longest_edge": pixels}
+    return ImageOnlyQwen25VLProcessor(image, tokenizer, chat_template=tiny.CHAT_TEMPLATE)
+
+
+def frame(work: Work) -> Any:
+    """A picture of smooth random colours, of the size that needs no resizing."""
+    import numpy as np
+    from PIL import Image
+
+    small = np.random.default_rng(0).integers(0, 255, (8, 10, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((work.grid[0] * 28, work.grid[1] * 28), Image.Resampling.BICUBIC)
+
+
+def questions(work: Work, processor: Any) -> list[str]:
+    """User texts that part early, each of a length that makes its prompt ``prompt_tokens`` long, image aside."""
+    from surgery_r1 import prompts
+
+    bare = processor.apply_chat_template(prompts.messages("", "norm100"), tokenize=False, add_generation_prompt=True)
+    tokenizer = processor.tokenizer
+    # One placeholder stands for the image.
+    left = work.prompt_tokens - (len(tokenizer(bare, add_special_tokens=False)["input_ids"]) - 1)
+    words = [" tool", " tissue", " kidney", " left", " right", " shaft", " jaws", " tip", " frame"]
+    result = []
+    for number in range(work.questions):
+        text = words[number % len(words)] * (1 + number // len(words))
+        text += " the" * max(0, left - len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        result.append(text)
+    return result
+
+
+def completions(work: Work, count: int, seed: int) -> list[list[int]]:
+    """Random token ids of ordinary words, ``count`` x ``completion_tokens``, without an end."""
+    import numpy as np
+
+    return np.random.default_rng(seed).integers(400, 900, (count, work.completion_tokens)).tolist()
