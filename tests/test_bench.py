@@ -6,13 +6,14 @@ import json
 
 import pytest
 
+from surgery_r1 import prompts
 from surgery_r1.bench import operations
 from surgery_r1.bench.shapes import Work, build_model, build_processor, questions
 from surgery_r1.cli import main
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.tree import Layout
 
-SMALL = ["--image-tokens", "30", "--prompt-tokens", "60", "--pairs", "2", "--threads", "1"]
+SMALL = ["--image-tokens", "30", "--prompt-tokens", "80", "--pairs", "2", "--threads", "1"]
 
 
 def test_a_forests_pairs_are_its_rows_pairs_without_the_repeats():
@@ -61,7 +62,7 @@ def test_prompts_have_the_length_asked_for():
     from surgery_r1.models.encode import PromptEncoder
 
     render = PromptEncoder(processor, "norm100")._render
-    texts = [render(text, 1) for text in questions(work, processor)]
+    texts = [render(prompts.user_text(text), 1) for text in questions(work, processor)]
     lengths = {len(ids) - 1 for ids in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]}
     assert lengths == {90} and len(set(texts)) == 4
 
@@ -69,6 +70,8 @@ def test_prompts_have_the_length_asked_for():
 def test_what_cannot_be_run_is_refused():
     with pytest.raises(SurgeryR1Error, match="prompt_tokens = 10"):
         Work(prompt_tokens=10).check()
+    with pytest.raises(SurgeryR1Error, match="micro_batch = 24 cannot hold whole groups"):
+        Work(questions=5, micro_batch=24).check()
     with pytest.raises(SurgeryR1Error, match="unknown shape 'huge'"):
         Work(shape="huge").check()
 

@@ -20,9 +20,8 @@ def losses(trainer):
 
 def test_an_sft_epoch(dataset, tmp_path):
     from trl import SFTConfig, SFTTrainer
-    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-    from surgery_r1.train.frame_packing import FramePackCollator, pack_rows
+    from surgery_r1.train.frame_packing import FramePackCollator, PlainPackCollator, pack_rows
 
     # TRL's trainers send telemetry unless they are told not to.
     stay_offline(False)
@@ -31,27 +30,12 @@ def test_an_sft_epoch(dataset, tmp_path):
         bundle = from_pretrained("tiny", dtype="float32", device="cpu")
         tasks = ["visual_qa", "grounding_qa", "cot"]
         rows = sft_dataset(dataset, bundle.processor, bundle.info.box_space, tasks=tasks)
-        system = rows[0]["prompt"][0]
         packs = pack_rows(rows, per_frame=12)
-        stock = DataCollatorForVisionLanguageModeling(bundle.processor, completion_only_loss=True)
-
-        def plain(batch):
-            """The same packs as rows of their own."""
-            return stock(
-                [
-                    {
-                        "prompt": [system, {"role": "user", "content": prompt}],
-                        "completion": [{"role": "assistant", "content": completion}],
-                        "images": pack["images"],
-                    }
-                    for pack in batch
-                    for prompt, completion in zip(pack["prompt"], pack["completion"], strict=True)
-                ]
-            )
-
         if share:
             assert tree_attention.enable(bundle.model)
-        ours = FramePackCollator(bundle.processor, system["content"], bundle.model.model.get_rope_index)
+        kind = FramePackCollator if share else PlainPackCollator
+        system = rows[0]["prompt"][0]["content"]
+        collator = kind(bundle.processor, system, bundle.model.model.get_rope_index)
         arguments = SFTConfig(
             output_dir=str(tmp_path),
             num_train_epochs=1,
@@ -72,7 +56,7 @@ def test_an_sft_epoch(dataset, tmp_path):
             model=bundle.model,
             args=arguments,
             train_dataset=packs,
-            data_collator=ours if share else plain,
+            data_collator=collator,
             processing_class=bundle.processor,
         )
         trainer.train()
@@ -109,7 +93,9 @@ def test_twenty_rft_steps_on_recorded_rollouts(dataset, tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(GRPOTrainer, "_compute_loss", compute)
-            config = small(rft_max_steps=20, rft_eval_every=20, rft_micro_batch=8, rft_learning_rate=1e-4, **changes)
+            # Two passes over each rollout and a KL term: old and reference log-probabilities count.
+            trl = {"num_iterations": 2, "beta": 0.04}
+            config = small(rft_max_steps=20, rft_eval_every=20, rft_learning_rate=1e-4, rft_trl=trl, **changes)
             train("rft", config, dataset, tmp_path / name, quiet=True)
         return seen, from_pretrained(tmp_path / name, device="cpu").model.state_dict()
 
@@ -119,6 +105,7 @@ def test_twenty_rft_steps_on_recorded_rollouts(dataset, tmp_path, monkeypatch):
     shared, ours = run("shared", lambda *_, **__: next(replay), rft_share_frames=True, eval_choose="last")
     assert len(shared) == 20 and next(replay, None) is None
     assert shared == pytest.approx(apart, abs=1e-4)
+    assert max(map(abs, apart)) > 0.01
     start = from_pretrained("tiny", device="cpu").model.state_dict()
     moved = max((weights[name] - start[name]).abs().max() for name in weights)
     assert moved > 0

@@ -147,6 +147,17 @@ def test_rows_that_share_nothing_are_equal_too(model):
     torch.testing.assert_close(ours, logps, atol=2e-5, rtol=0)
 
 
+def test_a_batch_without_a_completion_to_score(model):
+    """As mask_truncated_completions leaves it: nothing to learn, and nothing breaks."""
+    network, tokenizer = model
+    inputs, mask = batch(tokenizer)
+    attention = inputs["attention_mask"].clone()
+    attention[:, -C:] = 0
+    (_, _, grads), (ours, entropies, our_grads) = both(network, {**inputs, "attention_mask": attention}, mask)
+    assert not ours.any() and not entropies.any()
+    assert grads.keys() == our_grads.keys() and not any(grad.any() for grad in our_grads.values())
+
+
 def test_two_images_a_row(model):
     network, tokenizer = model
     inputs, mask = batch(tokenizer)

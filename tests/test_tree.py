@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from surgery_r1.errors import SurgeryR1Error
@@ -91,7 +91,7 @@ def pixels(number: int) -> torch.Tensor:
 
 
 class Given:
-    """A row with its images."""
+    """A row with its images. ``masked``: places whose label is taken away."""
 
     def __init__(self, tokenizer, images, text, reply, masked=()):
         ids = tokenizer.convert_tokens_to_ids
@@ -103,6 +103,12 @@ class Given:
         tokens += [*text, *reply]
         shifted = [*labels[1:], -100]
         self.row = tree.Row(tokens, [-100 if i in masked else x for i, x in enumerate(shifted)], images, "r")
+
+    @staticmethod
+    def labels(images, text, reply, masked):
+        """How many labels such a row has."""
+        first = 1 + sum(2 + int(np.prod(GRIDS[number % 2])) // 4 for number in images) + len(text)
+        return sum(first + i not in masked for i in range(len(reply)))
 
     def inputs(self, model, image_token):
         core = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -171,7 +177,11 @@ def row_sets(draw):
     for _ in range(draw(st.integers(1, 7))):
         text = draw(st.sampled_from(stems)) + draw(st.lists(TOKENS, max_size=3))
         reply = draw(st.lists(TOKENS, min_size=1, max_size=5))
-        rows.append((tuple(draw(st.sampled_from(frames))), text, reply))
+        images = tuple(draw(st.sampled_from(frames)))
+        # Places without a label: anywhere, and now and then everywhere.
+        masked = draw(st.one_of(st.sets(st.integers(0, 40), max_size=6), st.just(range(1000))))
+        rows.append((images, text, reply, masked))
+    assume(any(Given.labels(*row) for row in rows))
     return rows
 
 

@@ -88,8 +88,9 @@ class RftConfig:
         reasoning: ask for reasoning.
         share_frames: compute frame and question once for all completions of a micro-batch (equal to rounding); false
             is stock TRL.
-        questions_per_frame: take up to that many questions of a frame one after the other, so that they share it.
-            This changes which questions meet in a step, and so what is learned.
+        questions_per_frame: take up to that many questions of a frame one after the other, so that they share it. The
+            order is drawn once and is the same in every epoch: this changes which questions meet in a step, and so
+            what is learned.
         trl: passed through to TRL's GRPOConfig.
     """
 
@@ -233,6 +234,17 @@ def _inconsistent(config: TrainConfig) -> list[str]:
             f"rft.micro_batch = {rft.micro_batch} cannot hold whole groups: it must be a multiple of "
             f"rft.generations = {rft.generations} that divides prompts x generations = {completions}"
         )
+    sft = config.sft
+    if sft.pack_tokens and not sft.rows_per_frame:
+        messages.append("sft.pack_tokens needs sft.rows_per_frame: what is packed are the rows of frames")
+    if sft.rows_per_frame:
+        # Packed rows are never cut, and their labels are already shifted.
+        fixed: dict[str, Any] = {"max_length": None, "label_smoothing_factor": 0, "completion_only_loss": True}
+        messages += [
+            f"sft.trl.{name} = {sft.trl[name]!r} does not go with sft.rows_per_frame: leave one of them out"
+            for name, value in fixed.items()
+            if sft.trl.get(name, value) != value
+        ]
     if not config.sft.tasks:
         messages.append(f"sft.tasks is empty: give some of {list(TASKS)}")
     messages += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import platform
 import statistics
@@ -15,6 +16,9 @@ from surgery_r1.bench.shapes import Work
 from surgery_r1.errors import SurgeryR1Error
 
 NAMES = ("sft", "rft", "predict")
+#: Dense bfloat16 operations per second, from NVIDIA's data sheets. MFU is operations of unique tokens per second
+#: (see :mod:`surgery_r1.bench.operations`) over this.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 WAYS = ("plain", "ours")
 
 
@@ -29,6 +33,8 @@ def bench(name: str, work: Work, pairs: int = 5, say: Callable[[str], None] = pr
         SurgeryR1Error: for work that cannot be run, or a way that failed.
     """
     work.check()
+    if pairs < 1:
+        raise SurgeryR1Error(f"pairs = {pairs}", fix="give 1 or more")
     workers = {way: _Worker(name, work, way) for way in WAYS}
     try:
         for worker in workers.values():
@@ -50,12 +56,17 @@ def bench(name: str, work: Work, pairs: int = 5, say: Callable[[str], None] = pr
 def _record(name: str, work: Work, times: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
     ratios = [pair["plain"]["compared"] / pair["ours"]["compared"] for pair in times]
     steps = [pair["plain"]["step"] / pair["ours"]["step"] for pair in times]
-    count = generation if name == "predict" else training
-    operations = {way: count(work, **facts[way]["counts"]) for way in WAYS}
+    operations = {
+        way: generation(work, **facts[way]["counts"])
+        if name == "predict"
+        else training(work, **facts[way]["counts"], kept=way == "ours")
+        for way in WAYS
+    }
     parts = {
         way: {part: statistics.median(pair[way].get(part, 0.0) for pair in times) for part in times[0][way]}
         for way in WAYS
     }
+    peak = next((rate for part, rate in PEAKS.items() if part in facts["plain"]["machine"]["device"]), None)
     made = {"sft": work.questions * work.rows, "rft": work.questions * work.generations, "predict": work.questions}[
         name
     ]
@@ -63,7 +74,9 @@ def _record(name: str, work: Work, times: list[dict[str, Any]], facts: dict[str,
         way: {
             "samples_per_second": made / parts[way]["compared"],
             "completion_tokens_per_second": made * work.completion_tokens / parts[way]["compared"],
-            "operations_per_second": operations[way] / parts[way]["compared"],
+            # Operations of what is unique, whichever way it is computed.
+            "unique_operations_per_second": operations["ours"] / parts[way]["compared"],
+            **({"mfu": operations["ours"] / parts[way]["compared"] / peak} if peak else {}),
         }
         for way in WAYS
     }
@@ -122,13 +135,15 @@ class _Worker:
         return answer
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._pipe.send("stop")
+        self._process.join(timeout=10)
         self._process.terminate()
         self._process.join()
 
 
 def _serve(pipe: Any, name: str, work: Work, way: str) -> None:
     """Set a job up at the first question and answer until the parent ends the process."""
-    import contextlib
     import io
     import traceback
 
@@ -140,6 +155,8 @@ def _serve(pipe: Any, name: str, work: Work, way: str) -> None:
         job, before = None, 0
         while True:
             what = pipe.recv()
+            if what == "stop":
+                return
             try:
                 if job is None:
                     from surgery_r1.bench.jobs import JOBS

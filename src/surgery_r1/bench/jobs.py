@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,37 +11,13 @@ import torch
 
 from surgery_r1 import prompts
 from surgery_r1.bench import shapes
+from surgery_r1.bench.clock import Clock
 from surgery_r1.bench.operations import forest_pairs, row_pairs
 from surgery_r1.bench.shapes import Work
 from surgery_r1.models import tree, tree_attention
+from surgery_r1.models.vision_cache import keep_frozen_features
 
 BOX_SPACE = "norm100"
-
-
-class Clock:
-    """Seconds by part, of calls that are wrapped."""
-
-    def __init__(self, device: str) -> None:
-        self.cuda = device.startswith("cuda")
-        self.parts: dict[str, float] = {}
-
-    def now(self) -> float:
-        if self.cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def wrap(self, owner: Any, name: str, part: str) -> None:
-        """Count the time in ``owner.name`` as ``part``."""
-        inner = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = self.now()
-            try:
-                return inner(*args, **kwargs)
-            finally:
-                self.parts[part] = self.parts.get(part, 0.0) + self.now() - start
-
-        setattr(owner, name, timed)
 
 
 class Job:
@@ -62,6 +37,8 @@ class Job:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if self.ours:
             assert tree_attention.enable(self.model)
+        # Ours reads a frozen tower through its cache, which keeps nothing from run to run here.
+        self.features = keep_frozen_features(self.model) if self.ours else None
         self.clock = Clock(work.device)
         self.clock.wrap(self.model.model.visual, "forward", "vision")
         self.layouts: list[tree.Layout] = []
@@ -82,8 +59,11 @@ class Job:
         """Run once; seconds in all ("step"), of what is compared ("compared"), and by part."""
         self.clock.parts.clear()
         self.layouts.clear()
-        # Frames kept from the run before would make reading them free.
+        # What was kept from the run before would make this one cheaper than a step of training.
         self.processor.image_processor.__dict__.pop("_kept", None)
+        tree_attention.forget_masks()
+        if self.features is not None:
+            self.features.forget()
         start = self.clock.now()
         self._run()
         seconds = self.clock.now() - start
@@ -165,7 +145,7 @@ class Rft(Job):
         conversations = [
             [
                 {"role": "system", "content": prompts.system_text(BOX_SPACE)},
-                {"role": "user", "content": text},
+                {"role": "user", "content": prompts.user_text(text)},
             ]
             for text in self.texts
         ]
@@ -228,7 +208,7 @@ class Rft(Job):
 
 
 class Sft(Job):
-    """A step of SFT on all rows of a frame: collate, forward, backward."""
+    """A step of SFT on all rows of a frame; what is compared is the update (forward, loss, backward)."""
 
     def __init__(self, work: Work, way: str) -> None:
         super().__init__(work, way)
@@ -242,7 +222,11 @@ class Sft(Job):
         # The reply is followed by the end of its turn, two tokens.
         texts = shapes.completions(work, work.questions * work.rows, seed=1)
         replies = [tokenizer.decode(ids[:-2]) for ids in texts]
-        users = [text for text in self.texts for _ in range(work.rows)]
+        # Rows of a question part where the reply is asked for, as those of a dataset do.
+        kinds = [(task, reasoning) for reasoning in (True, False) for task in ("visual_qa", "grounding_qa", "cot")]
+        users = [
+            prompts.user_text(text, *kinds[number % len(kinds)]) for text in self.texts for number in range(work.rows)
+        ]
         system = prompts.system_text(BOX_SPACE)
         self.rows = [
             {
@@ -252,7 +236,8 @@ class Sft(Job):
             }
             for user, reply in zip(users, replies, strict=True)
         ]
-        self.pack = {"images": [self.image], "prompt": users, "completion": replies, "shown": [[0]] * len(users)}
+        self.pack = {"images": [self.image], "prompt": users, "completion": replies}
+        self.pack |= {"shown": [[0]] * len(users), "frame": ["frame"] * len(users)}
         self.micro = work.micro_batch or 6
         trainer: Any = SFTTrainer(
             model=self.model,
@@ -292,6 +277,9 @@ class Sft(Job):
             self.trainer.accelerator.backward(loss)
             self.loss += float(loss.detach())
 
+    def _compared(self, seconds: float) -> float:
+        return self.clock.parts["log_probs"] + self.clock.parts["backward"]
+
     def output(self) -> list[Any]:
         return [self.loss / self.labels]
 
@@ -313,7 +301,7 @@ class Predict(Job):
 
         path = Path(self.folder.name) / "frame.png"
         self.image.save(path)
-        self.prompts = [Prompt((path,), text) for text in self.texts]
+        self.prompts = [Prompt((path,), prompts.user_text(text)) for text in self.texts]
         self.engine = TransformersEngine(
             self.model,
             self.processor,
@@ -323,6 +311,7 @@ class Predict(Job):
             share_frames=self.ours,
         )
         self.clock.wrap(self.engine.encoder, "tokens", "preprocess")
+        self.clock.wrap(self.model, "forward", lambda ids: "decode" if ids.shape[1] == 1 else "prefill")
         self.replies: list[str] = []
 
     def _run(self) -> None:

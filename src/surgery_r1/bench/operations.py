@@ -72,12 +72,18 @@ def passes(work: Work) -> float:
     return forward + (1 if work.lora else 2)
 
 
-def training(work: Work, tokens: int, pairs: int, heads: int, images: int) -> float:
-    """Operations of a forward and backward pass over the language model, with the frozen tower before it."""
+def training(work: Work, tokens: int, pairs: int, heads: int, images: int, *, kept: bool = False) -> float:
+    """Operations of a forward and backward pass over the language model, with the frozen tower before it.
+
+    Args:
+        kept: the tower runs without gradients. With an adapter and checkpointing TRL makes the embeddings need
+            gradients, those of patches too: a tower that is not kept is then recomputed and passed backward.
+    """
     c = cost(work)
     # Attention has no weights: its backward is two forwards always.
     attention = c.pair * pairs * (passes(work) + (1 if work.lora else 0))
-    return (c.token * tokens + c.head * heads) * passes(work) + attention + c.image * images
+    tower = passes(work) if work.lora and work.checkpointing and not kept else 1
+    return (c.token * tokens + c.head * heads) * passes(work) + attention + c.image * images * tower
 
 
 def generation(work: Work, tokens: int, pairs: int, heads: int, images: int) -> float:

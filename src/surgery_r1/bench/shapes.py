@@ -109,9 +109,15 @@ class Work:
         for name in ("image_tokens", "completion_tokens", "questions", "generations", "rows"):
             if getattr(self, name) < 1:
                 raise SurgeryR1Error(f"{name} = {getattr(self, name)}", fix="give 1 or more")
-        if self.prompt_tokens < 60:
+        if self.prompt_tokens < 80:
             raise SurgeryR1Error(
-                f"prompt_tokens = {self.prompt_tokens}", fix="give 60 or more: system text and chat marks take some 50"
+                f"prompt_tokens = {self.prompt_tokens}", fix="give 80 or more: system text and chat marks take some 70"
+            )
+        completions, micro = self.questions * self.generations, self.micro_batch
+        if micro and (completions % micro or micro % self.generations):
+            raise SurgeryR1Error(
+                f"micro_batch = {micro} cannot hold whole groups",
+                fix=f"give a multiple of {self.generations} that divides {completions}",
             )
 
 
@@ -178,19 +184,20 @@ def frame(work: Work) -> Any:
 
 
 def questions(work: Work, processor: Any) -> list[str]:
-    """User texts that part early, each of a length that makes its prompt ``prompt_tokens`` long, image aside."""
+    """Questions that part early. The prompt that asks for reasoning, answer and box is ``prompt_tokens`` long."""
     from surgery_r1 import prompts
 
-    bare = processor.apply_chat_template(prompts.messages("", "norm100"), tokenize=False, add_generation_prompt=True)
+    messages = prompts.messages(prompts.user_text("?"), "norm100")
+    bare = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     tokenizer = processor.tokenizer
     # One placeholder stands for the image.
     left = work.prompt_tokens - (len(tokenizer(bare, add_special_tokens=False)["input_ids"]) - 1)
     words = [" tool", " tissue", " kidney", " left", " right", " shaft", " jaws", " tip", " frame"]
     result = []
     for number in range(work.questions):
-        text = words[number % len(words)] * (1 + number // len(words))
+        text = (words[number % len(words)] * (1 + number // len(words))).strip()
         text += " the" * max(0, left - len(tokenizer(text, add_special_tokens=False)["input_ids"]))
-        result.append(text)
+        result.append(text + "?")
     return result
 
 

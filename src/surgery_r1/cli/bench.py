@@ -90,7 +90,7 @@ def _summary(record: dict) -> str:
         f"counted operations say {record['ratio_predicted']:.2f}"
     ]
     if record["ratio_step_median"] != record["ratio_median"]:
-        lines.append(f"whole step: {record['ratio_step_median']:.2f} x")
+        lines.append(f"with preprocessing: {record['ratio_step_median']:.2f} x")
     for way in ("plain", "ours"):
         parts = ", ".join(f"{k} {v:.2f}" for k, v in record[way].items() if k != "compared")
         lines.append(

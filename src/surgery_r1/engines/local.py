@@ -7,7 +7,7 @@ from typing import Any
 
 from surgery_r1.models.encode import Prompt, PromptEncoder
 from surgery_r1.models.shared_prefill import prefill, trunk_length
-from surgery_r1.models.tree_attention import obstacle
+from surgery_r1.models.tree_attention import can_share
 
 
 class TransformersEngine:
@@ -32,7 +32,7 @@ class TransformersEngine:
         share_frames: bool = True,
     ):
         self.model = model
-        self.share_frames = share_frames and obstacle(model) is None
+        self.share_frames = share_frames and can_share(model)
         self.encoder = PromptEncoder(processor, box_space)
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens

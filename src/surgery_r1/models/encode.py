@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,9 +31,21 @@ def load_image(path: Path) -> Image.Image:
     Raises:
         SurgeryR1Error: when it is missing or cannot be decoded.
     """
+    with _opened(path) as image:
+        return image.convert("RGB")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, from the image's header alone; errors as in :func:`load_image`."""
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            yield image
     except FileNotFoundError:
         raise SurgeryR1Error("no such image", where=str(path), fix="check the path; a dataset takes --images") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -71,9 +84,17 @@ def expand_images(text: str, grids: Sequence[Any], processor: Any) -> str:
 
     Args:
         grids: (temporal, height, width) in patches of each image, in order.
+
+    Raises:
+        SurgeryR1Error: when placeholders and images differ in number.
     """
     token, merge = processor.image_token, processor.image_processor.merge_size**2
     head, *tail = text.split(token)
+    if len(tail) != len(grids):
+        raise SurgeryR1Error(
+            f"the chat template wrote {len(tail)} image placeholders for {len(grids)} images",
+            fix="use the chat template of the model's own folder",
+        )
     counts = [int(grid.prod()) // merge for grid in grids]
     return head + "".join(token * n + piece for n, piece in zip(counts, tail, strict=True))
 

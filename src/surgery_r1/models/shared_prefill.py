@@ -37,7 +37,7 @@ def trunk_length(prompt: PromptTokens, image_token: int) -> int:
 
 @torch.no_grad()
 def prefill(
-    model: Any, prompts: Sequence[PromptTokens], images: Mapping[Any, ImagePatches], pad: int
+    model: Any, prompts: Sequence[PromptTokens], images: Mapping[Any, ImagePatches], pad: int, width: int = 0
 ) -> dict[str, Any]:
     """Read what the prompts share; arguments for ``model.generate``, one row a prompt, padded before the question.
 
@@ -45,6 +45,7 @@ def prefill(
         prompts: with trunks (see :func:`trunk_length`) of one length, of at least one token.
         images: every image that the prompts name.
         pad: the padding token.
+        width: pad to at least that many tokens.
 
     Returns:
         input_ids and attention_mask (rows, L), and past_key_values that hold less than L tokens. The first L columns
@@ -71,7 +72,7 @@ def prefill(
     distinct = list(dict.fromkeys((tuple(p.ids), p.images) for p in prompts))
     select(cache, [number[ids[:size], keys] for ids, keys in distinct])
     deltas = deltas[[number[ids[:size], keys] for ids, keys in distinct]]
-    length = max(len(ids) for ids, _ in distinct)
+    length = max(width, *(len(ids) for ids, _ in distinct))
     padded = [[*ids[:size], *[pad] * (length - len(ids)), *ids[size:]] for ids, _ in distinct]
     seen = [[1] * size + [0] * (length - len(ids)) + [1] * (len(ids) - size) for ids, _ in distinct]
     tokens, mask = torch.tensor(padded, device=device), torch.tensor(seen, device=device)

@@ -166,10 +166,12 @@ class RowPositions:
         """
         tokens = np.asarray(row.ids, dtype=np.int64)
         inside = np.flatnonzero(tokens == self._image)
-        wanted = int(grids.prod(-1).sum()) // self._merge**2
-        if len(inside) != wanted:
+        wanted = (grids.prod(-1) // self._merge**2).tolist()
+        _, number = _stretches(tokens == self._image)
+        have = np.bincount(number[inside], minlength=1).tolist() if len(inside) else []
+        if have != wanted:
             raise SurgeryR1Error(
-                f"row {row.name or '(unnamed)'} has {len(inside)} image tokens for images of {wanted}",
+                f"row {row.name or '(unnamed)'} has {have} image tokens for images of {wanted}",
                 fix="a row must not be cut; images and text must come from the same processor",
             )
         head = tokens[: int(inside[-1]) + 1] if len(inside) else tokens[:0]

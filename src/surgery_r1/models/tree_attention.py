@@ -8,7 +8,7 @@ backward pass of a part takes the merged output and log-sum-exp and is exact.
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -120,6 +120,11 @@ def _block_mask(layout: Layout, device: torch.device) -> Any:
     return create_block_mask(sees, None, None, layout.size, layout.size, device=str(device))
 
 
+def forget_masks() -> None:
+    """Drop the masks of layouts seen so far, which a benchmark that repeats a layout would get for nothing."""
+    _block_mask.cache_clear()
+
+
 def flex_tree_attention(query: Any, key: Any, value: Any, layout: Layout, scale: float) -> Any:
     """The same attention with torch's flex attention, compiled where there is a GPU. Shapes as in the CPU's way."""
     from torch.nn.attention.flex_attention import flex_attention
@@ -169,6 +174,8 @@ def tree_attention(
         raise SurgeryR1Error(
             f"attention dropout of {dropout} with shared frames", fix="set it to 0, or switch sharing off"
         )
+    # Under autocast rotary embeddings leave queries and keys in another precision than values.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu":
         out = _TreeAttention.apply(query, key, value, tree, scale)
@@ -195,18 +202,31 @@ def obstacle(model: Any) -> str | None:
     return None
 
 
-def enable(model: Any) -> bool:
-    """Let the language model of ``model`` (an adapter on it or not) take forests.
-
-    Returns:
-        Whether it can; where not, one warning says why and the model is left as it is.
-    """
+def can_share(model: Any) -> bool:
+    """Whether rows of this model can share their beginnings; where not, one warning says why."""
     reason = obstacle(model)
     if reason is not None:
-        sys.stderr.write(f"warning: frames are not shared, rows are computed one by one: {reason}\n")
+        _warn(f"warning: frames are not shared, rows are computed one by one: {reason}\n")
+    return reason is None
+
+
+@cache
+def _warn(message: str) -> None:
+    """Once a process."""
+    sys.stderr.write(message)
+
+
+def enable(model: Any) -> bool:
+    """Let the language model of ``model`` (an adapter on it or not) take forests, if it can; see :func:`can_share`."""
+    if not can_share(model):
         return False
     core(model).config.get_text_config()._attn_implementation = ATTENTION
     return True
+
+
+def enabled(model: Any) -> bool:
+    """Whether the language model of ``model`` takes forests. One that does not would ignore the layout silently."""
+    return core(model).config.get_text_config()._attn_implementation == ATTENTION
 
 
 def core(model: Any) -> Any:

@@ -41,6 +41,7 @@ class VisionCache:
     def __init__(self, tower: Any, limit: int) -> None:
         self._forward = tower.forward
         self._merge = tower.spatial_merge_size**2
+        self._tower = tower
         self._limit = limit
         self._bytes = 0
         self._kept: dict[bytes, torch.Tensor] = {}
@@ -49,6 +50,9 @@ class VisionCache:
     def __call__(self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+        if self._sharded:
+            # Every rank must run the tower in every pass, or the others wait for its shards for ever.
+            self.forget()
         keys = content_keys(hidden_states, grid_thw)
         fresh = [i for i, key in enumerate(keys) if key not in self._kept and key not in keys[:i]]
         self.computed += len(fresh)
@@ -65,6 +69,21 @@ class VisionCache:
             batch |= {keys[i]: part.clone() for i, part in zip(fresh, parts, strict=True)}
         self._keep(batch)
         return BaseModelOutputWithPooling(pooler_output=torch.cat([batch[key] for key in keys]))
+
+    def forget(self) -> None:
+        """Drop all features."""
+        self._kept.clear()
+        self._bytes = 0
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether the tower's weights are spread over ranks (FSDP, ZeRO-3)."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return False
+        return any(
+            type(parameter).__name__ in ("DTensor", "FlatParameter") or hasattr(parameter, "ds_id")
+            for parameter in self._tower.parameters()
+        ) or any(type(module).__name__ == "FullyShardedDataParallel" for module in self._tower.modules())
 
     def _keep(self, batch: dict[bytes, torch.Tensor]) -> None:
         self._kept.update(batch)

@@ -48,6 +48,7 @@ _OWNED: dict[str, str] = {
     "seed": "seed",
     "save_steps": "eval_every",
     "save_strategy": "eval_every",
+    "shuffle_dataset": "questions_per_frame",
 }
 
 

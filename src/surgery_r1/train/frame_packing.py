@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import prompts
@@ -32,15 +33,15 @@ def pack_rows(rows: HFDataset, per_frame: int, seed: int = 0) -> HFDataset:
         rows: from :func:`surgery_r1.train.data.sft_dataset`.
 
     Returns:
-        A dataset with columns images, prompt (user texts), completion (replies) and shown (for each row which of the
-        images it shows) of each pack.
+        A dataset with columns images, and for each row of a pack prompt (user text), completion (reply), shown (which
+        of the images) and frame (their paths, for messages).
     """
     plain = rows.with_format(None)
     frames: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for images, prompt, completion in zip(plain["images"], plain["prompt"], plain["completion"], strict=True):
         frames.setdefault(tuple(images), []).append((prompt[-1]["content"], completion[0]["content"]))
     rng = random.Random(seed)
-    columns: dict[str, list[Any]] = {"images": [], "prompt": [], "completion": [], "shown": []}
+    columns = _columns()
     for images, pairs in frames.items():
         rng.shuffle(pairs)
         for start in range(0, len(pairs), per_frame):
@@ -49,7 +50,12 @@ def pack_rows(rows: HFDataset, per_frame: int, seed: int = 0) -> HFDataset:
             columns["prompt"].append([prompt for prompt, _ in pack])
             columns["completion"].append([completion for _, completion in pack])
             columns["shown"].append([list(range(len(images)))] * len(pack))
+            columns["frame"].append([", ".join(images)] * len(pack))
     return lazy(columns)
+
+
+def _columns() -> dict[str, list[Any]]:
+    return {"images": [], "prompt": [], "completion": [], "shown": [], "frame": []}
 
 
 def fill_packs(packs: HFDataset, sizes: Sequence[int], budget: int, seed: int = 0) -> HFDataset:
@@ -73,7 +79,7 @@ def fill_packs(packs: HFDataset, sizes: Sequence[int], budget: int, seed: int = 
     order = list(range(len(sizes)))
     random.Random(seed).shuffle(order)
     plain = packs.with_format(None)
-    columns: dict[str, list[Any]] = {"images": [], "prompt": [], "completion": [], "shown": []}
+    columns = _columns()
     room = -1
     for number in order:
         pack = plain[number]
@@ -149,7 +155,8 @@ class FramePackCollator:
         """The rows of a pack; its images are numbered from ``first``."""
         rows = []
         heads: dict[tuple[int, ...], list[int]] = {}
-        for prompt, completion, shown in zip(pack["prompt"], pack["completion"], pack["shown"], strict=True):
+        parts = (pack[name] for name in ("prompt", "completion", "shown", "frame"))
+        for prompt, completion, shown, frame in zip(*parts, strict=True):
             images = tuple(first + image for image in shown)
             head = self._head(prompt, grids[list(images)])
             reply = self._encode(completion + "<|im_end|>\n")
@@ -159,9 +166,10 @@ class FramePackCollator:
             if heads.setdefault(images, head[:end]) != head[:end]:
                 raise SurgeryR1Error(
                     f"rows of one frame differ before the end of the image: {prompt!r}",
+                    where=frame,
                     fix="the chat template must put the image before the question",
                 )
-            rows.append(tree.Row(ids, labels, images, repr(prompt)))
+            rows.append(tree.Row(ids, labels, images, f"{prompt!r} of {frame}"))
         return rows
 
     def _head(self, prompt: str, grids: torch.Tensor) -> list[int]:
@@ -177,6 +185,26 @@ class FramePackCollator:
 
     def _encode(self, text: str) -> list[int]:
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+class PlainPackCollator(FramePackCollator):
+    """The rows of packs as a plain padded batch, for models whose layers cannot share a frame. TRL's own collator."""
+
+    def __call__(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What TRL's collator makes of the rows."""
+        from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+        system = {"role": "system", "content": self.system}
+        rows = [
+            {
+                "prompt": [system, {"role": "user", "content": prompt}],
+                "completion": [{"role": "assistant", "content": completion}],
+                "images": [pack["images"][image] for image in shown],
+            }
+            for pack in packs
+            for prompt, completion, shown in zip(pack["prompt"], pack["completion"], pack["shown"], strict=True)
+        ]
+        return DataCollatorForVisionLanguageModeling(self.processor, completion_only_loss=True)(rows)
 
 
 def packed(rows: HFDataset, collator: FramePackCollator, config: TrainConfig) -> HFDataset:
@@ -196,14 +224,13 @@ def packed(rows: HFDataset, collator: FramePackCollator, config: TrainConfig) ->
 def image_grids(paths: Sequence[str], processor: Any) -> np.ndarray:
     """(images, 3): temporal, height and width in patches of each image, from its header alone."""
     import numpy as np
-    from PIL import Image
 
+    from surgery_r1.models.encode import image_size
     from surgery_r1.models.processor import view_of
 
     patch = processor.image_processor.patch_size
     grids = []
     for path in paths:
-        with Image.open(path) as image:
-            view = view_of(processor, *image.size)
+        view = view_of(processor, *image_size(Path(path)))
         grids.append((1, view.input_height // patch, view.input_width // patch))
     return np.array(grids)

@@ -112,7 +112,8 @@ def train_rft(
     dev = DevCallback("rft", evaluate, keep, write, every=config.rft.eval_every, baseline=True, last=last)
     stop = StopOnSignal(cycle)
     recorder = Recorder("rft", write, quiet=quiet)
-    kind = SharedFrameGRPOTrainer if config.rft.share_frames and tree_attention.enable(model) else GRPOTrainer
+    share = config.rft.share_frames and tree_attention.enable(model)
+    kind = SharedFrameGRPOTrainer if share else GRPOTrainer
     trainer = resumable(kind)(
         model=model,
         args=arguments,
@@ -121,6 +122,7 @@ def train_rft(
         processing_class=processor,
         peft_config=lora_of(config),
         callbacks=[dev, stop, recorder],
+        **({"keep_order": config.rft.questions_per_frame > 1} if share else {}),
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = resume_point(out, dev, resume=resume, cycle=cycle)

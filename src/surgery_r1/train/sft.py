@@ -89,7 +89,7 @@ def train_sft(
     from trl import SFTTrainer
 
     from surgery_r1.models import tree_attention
-    from surgery_r1.train.frame_packing import FramePackCollator, packed
+    from surgery_r1.train.frame_packing import FramePackCollator, PlainPackCollator, packed
 
     freeze(model, config)
     dev = DevCallback(
@@ -98,9 +98,10 @@ def train_sft(
     stop = StopOnSignal()
     recorder = Recorder("sft", write, quiet=quiet)
     collator = None
-    if config.sft.rows_per_frame and tree_attention.enable(model):
+    if config.sft.rows_per_frame:
         system = rows[0]["prompt"][0]["content"]
-        collator = FramePackCollator(processor, system, model.model.get_rope_index)
+        kind = FramePackCollator if tree_attention.enable(model) else PlainPackCollator
+        collator = kind(processor, system, model.model.get_rope_index)
         rows = packed(rows, collator, config)
     trainer = resumable(SFTTrainer)(
         model=model,

@@ -17,20 +17,30 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
+from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models import tree
 from surgery_r1.models.shared_prefill import ImagePatches, PromptTokens, prefill, trunk_length
-from surgery_r1.models.tree_attention import core
-from surgery_r1.models.vision_cache import content_keys
+from surgery_r1.models.tree_attention import core, enable, enabled
 
 
 class SharedFrameGRPOTrainer(GRPOTrainer):
-    """TRL's GRPOTrainer whose passes over a batch share what its rows share. The model must take forests."""
+    """TRL's GRPOTrainer whose passes over a batch share what its rows share, with models that take forests.
+
+    Args:
+        keep_order: leave prompts in the order of the dataset, so that neighbours share a micro-batch.
+    """
+
+    def __init__(self, *args: Any, keep_order: bool = False, **kwargs: Any) -> None:
+        self._keep_order = keep_order
+        super().__init__(*args, **kwargs)
+        if self.ref_model is not None:
+            enable(self.ref_model)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL shuffles completions before it splits them into micro-batches; here whole groups are shuffled."""
 
         def shuffle(batch: dict[str, Any]) -> dict[str, Any]:
-            return shuffle_groups(batch, self.num_generations or 1)
+            return batch if self._keep_order else shuffle_groups(batch, self.num_generations or 1)
 
         with mock.patch.object(grpo_trainer, "shuffle_sequence_dict", shuffle):
             return super()._prepare_inputs(generation_batch)
@@ -44,7 +54,7 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         names = ("input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        if not _shareable(given):
+        if not _shareable(given) or not enabled(self.accelerator.unwrap_model(model)):
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
         rows = len(given["input_ids"])
         step = given.get("batch_size") or rows
@@ -60,7 +70,7 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
         grids = given["image_grid_thw"][shown]
         patches = torch.split(given["pixel_values"], given["image_grid_thw"].prod(-1).tolist())[shown]
         base = core(self.accelerator.unwrap_model(model))
-        keys = content_keys(torch.cat(patches), grids)
+        keys = distinct(patches)
         first = np.concatenate([[0], np.cumsum(counts[part])])
         of_row = [slice(first[i], first[i + 1]) for i in range(len(ids))]
         rows, columns = grpo_rows(ids, attention, keep, [keys[images] for images in of_row])
@@ -94,13 +104,15 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
 def generate_shared(model: Any, generate: Any, generation_config: Any, **inputs: Any) -> torch.Tensor:
     """``generate``, with what the prompts share read once. Arguments and result are those of ``model.generate``."""
     ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
-    if inputs.get("pixel_values") is None or inputs.get("image_grid_thw") is None:
+    several = (generation_config.num_beams or 1) > 1 or (generation_config.num_return_sequences or 1) > 1
+    imageless = inputs.get("pixel_values") is None or inputs.get("image_grid_thw") is None
+    if imageless or several or generation_config.cache_implementation is not None:
         return generate(generation_config=generation_config, **inputs)
     token = core(model).config.image_token_id
     tokens = [ids[i, attention[i]].tolist() for i in range(len(ids))]
     grids = inputs["image_grid_thw"]
     patches = torch.split(inputs["pixel_values"], grids.prod(-1).tolist())
-    keys = content_keys(inputs["pixel_values"], grids)
+    keys = distinct(patches)
     images = {key: ImagePatches(*image) for key, *image in zip(keys, patches, grids, strict=True)}
     counts = [tree.stretches(np.asarray(row) == token) for row in tokens]
     ends = np.cumsum(counts)
@@ -108,8 +120,28 @@ def generate_shared(model: Any, generate: Any, generation_config: Any, **inputs:
     if len({trunk_length(prompt, token) for prompt in prompts}) > 1 or 0 in counts:
         return generate(generation_config=generation_config, **inputs)
     return generate(
-        generation_config=generation_config, **prefill(model, prompts, images, generation_config.pad_token_id)
+        generation_config=generation_config,
+        **prefill(model, prompts, images, generation_config.pad_token_id, ids.shape[1]),
     )
+
+
+def distinct(images: Sequence[torch.Tensor]) -> list[int]:
+    """For each image the number of the first one with the same patches.
+
+    >>> distinct([torch.ones(2, 3), torch.zeros(2, 3), torch.ones(2, 3)])
+    [0, 1, 0]
+    """
+    found: dict[Any, list[int]] = {}
+    result = []
+    for number, image in enumerate(images):
+        # A few values first: comparing all of them costs a pass over both images.
+        sample = image.flatten()[:: max(1, image.numel() // 64)].tolist()
+        alike = found.setdefault((image.shape, tuple(sample)), [])
+        same = next((other for other in alike if torch.equal(images[other], image)), number)
+        if same == number:
+            alike.append(number)
+        result.append(same)
+    return result
 
 
 def grpo_rows(
@@ -143,6 +175,8 @@ def _predictors(rows: Sequence[tree.Row]) -> list[np.ndarray]:
 def shuffle_groups(batch: dict[str, Any], size: int) -> dict[str, Any]:
     """The batch with its groups of ``size`` neighbouring rows in random order, each group whole."""
     rows = len(next(value for value in batch.values() if value is not None and not _scalar(value)))
+    if rows % size:
+        raise SurgeryR1Error(f"a batch of {rows} completions in groups of {size}", fix="make it a multiple")
     groups = torch.randperm(rows // size)
     order = (groups[:, None] * size + torch.arange(size)).flatten()
 
