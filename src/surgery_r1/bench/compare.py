@@ -159,9 +159,7 @@ def _serve(pipe: Any, name: str, work: Work, way: str) -> None:
                 return
             try:
                 if job is None:
-                    from surgery_r1.bench.jobs import JOBS
-
-                    job = JOBS[name](work, way)
+                    job = _job(name)(work, way)
                     before = _start_peak(work.device)
                 if what == "run":
                     answer: Any = job.run()
@@ -171,6 +169,13 @@ def _serve(pipe: Any, name: str, work: Work, way: str) -> None:
                 pipe.send(("ok", answer))
             except Exception:
                 pipe.send(("error", traceback.format_exc(limit=-3)))
+
+
+def _job(name: str) -> Any:
+    from surgery_r1.bench.prediction import Predict
+    from surgery_r1.bench.training import Rft, Sft
+
+    return {"sft": Sft, "rft": Rft, "predict": Predict}[name]
 
 
 def _start_peak(device: str) -> int:

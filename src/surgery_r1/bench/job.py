@@ -1,0 +1,119 @@
+"""What every benchmark of a way needs: model, processor, texts, clock and counts."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import torch
+
+from surgery_r1.bench import shapes
+from surgery_r1.bench.clock import Clock
+from surgery_r1.bench.operations import forest_pairs, row_pairs
+from surgery_r1.bench.shapes import Work
+from surgery_r1.models import tree, tree_attention
+from surgery_r1.models.vision_cache import keep_frozen_features
+
+BOX_SPACE = "norm100"
+
+
+class Job:
+    """One way of one benchmark, set up and ready to be run again and again.
+
+    Attributes:
+        layouts: of the forests of the last run, in our way.
+    """
+
+    def __init__(self, work: Work, way: str) -> None:
+        self.work, self.ours = work, way == "ours"
+        if work.threads:
+            torch.set_num_threads(work.threads)
+        self.processor = shapes.build_processor(work, deduplicate=self.ours)
+        self.model = shapes.build_model(work, self.processor.tokenizer)
+        if work.checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.ours:
+            assert tree_attention.enable(self.model)
+        # Ours reads a frozen tower through its cache, which keeps nothing from run to run here.
+        self.features = keep_frozen_features(self.model) if self.ours else None
+        self.clock = Clock(work.device)
+        self.clock.wrap(self.model.model.visual, "forward", "vision")
+        self.layouts: list[tree.Layout] = []
+        if self.ours:
+            grow = tree.grow
+
+            def recorded(*args: Any, **kwargs: Any) -> tree.Forest:
+                forest = grow(*args, **kwargs)
+                self.layouts.append(forest.layout)
+                return forest
+
+            tree.grow = recorded
+        self.folder = tempfile.TemporaryDirectory()
+        self.image = shapes.frame(work)
+        self.texts = shapes.questions(work, self.processor)
+
+    def run(self) -> dict[str, float]:
+        """Run once; seconds in all ("step"), of what is compared ("compared"), and by part."""
+        self.clock.parts.clear()
+        self.layouts.clear()
+        # What was kept from the run before would make this one cheaper than a step of training.
+        self.processor.image_processor.__dict__.pop("_kept", None)
+        tree_attention.forget_masks()
+        if self.features is not None:
+            self.features.forget()
+        start = self.clock.now()
+        self._run()
+        seconds = self.clock.now() - start
+        self.model.zero_grad(set_to_none=True)
+        return {**self.clock.parts, "step": seconds, "compared": self._compared(seconds)}
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+    def _compared(self, seconds: float) -> float:
+        return seconds
+
+    def output(self) -> list[Any]:
+        """What both ways must agree on, of the last run."""
+        raise NotImplementedError
+
+    def counts(self) -> dict[str, int]:
+        """Language-model tokens, query-key pairs, positions projected to the vocabulary, and images, of one run."""
+        raise NotImplementedError
+
+    def _forest_counts(self, labels: int) -> dict[str, int]:
+        tokens = sum(layout.size for layout in self.layouts)
+        pairs = sum(forest_pairs(layout) for layout in self.layouts)
+        # Without a GPU TRL projects every position, with one those that have a label.
+        return {"tokens": tokens, "pairs": pairs, "heads": labels if self.clock.cuda else tokens, "images": 1}
+
+    def _row_counts(self, rows: int, labels: int) -> dict[str, int]:
+        length = self.row_length
+        heads = labels if self.clock.cuda else rows * (length - 1)
+        return {"tokens": rows * length, "pairs": row_pairs([length]) * rows, "heads": heads, "images": rows}
+
+    @property
+    def row_length(self) -> int:
+        columns, rows = self.work.grid
+        return columns * rows + self.work.prompt_tokens + self.work.completion_tokens
+
+    def _lora(self) -> Any:
+        from peft import LoraConfig
+
+        names = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+        return LoraConfig(r=16, lora_alpha=32, target_modules=rf".*language_model.*\.({names})")
+
+    def _arguments(self) -> dict[str, Any]:
+        """Options that TRL's two config classes share."""
+        cuda = self.clock.cuda
+        return {
+            "output_dir": self.folder.name,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "use_cpu": not cuda,
+            "bf16": self.work.dtype == "bfloat16",
+            "max_steps": 1_000_000,
+            "logging_steps": 1_000_000,
+            "gradient_checkpointing": self.work.checkpointing,
+        }
