@@ -385,7 +385,11 @@ def test_training_killed_again_and_again_ends_as_if_it_had_not_been(dataset_fold
     for _ in range(40):
         resume = ["--resume"] if (run_folder / "run.json").exists() else []
         with subprocess.Popen(
-            [*command, run_folder, *resume], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+            [*command, run_folder, *resume],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # A shell's background jobs ignore the interrupt, and hand that down.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as process:
             seen = (run_folder / "metrics.jsonl").stat().st_size if (run_folder / "metrics.jsonl").exists() else 0
             while process.poll() is None:
