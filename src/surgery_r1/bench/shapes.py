@@ -7,6 +7,15 @@ from typing import Any, Literal
 
 from surgery_r1.errors import SurgeryR1Error
 
+#: The vision tower that the published sizes share.
+_TOWER: dict[str, Any] = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "full": [7, 15, 23, 31],
+}
+
 #: Sizes of the published models (their config.json on the hub), and one of 4 M parameters for two CPU cores whose
 #: vision tower and language model stand in the proportion of the 7B model.
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -32,13 +41,7 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
             "num_key_value_heads": 2,
             "sections": [16, 24, 24],
         },
-        "vision": {
-            "depth": 32,
-            "hidden_size": 1280,
-            "intermediate_size": 3420,
-            "num_heads": 16,
-            "full": [7, 15, 23, 31],
-        },
+        "vision": _TOWER,
     },
     "7b": {
         "text": {
@@ -50,13 +53,7 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
             "num_key_value_heads": 4,
             "sections": [16, 24, 24],
         },
-        "vision": {
-            "depth": 32,
-            "hidden_size": 1280,
-            "intermediate_size": 3420,
-            "num_heads": 16,
-            "full": [7, 15, 23, 31],
-        },
+        "vision": _TOWER,
     },
 }
 

@@ -230,4 +230,5 @@ def enabled(model: Any) -> bool:
 
 
 def core(model: Any) -> Any:
+    """The model itself, without an adapter around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from surgery_r1.models.tree_attention import core
+
 #: Families whose tower returns merged tokens alone. Qwen3-VL's also feeds deeper layers, and is left as it is.
 _PLAIN_TOWERS = ("qwen2_vl", "qwen2_5_vl")
 
@@ -102,7 +104,7 @@ def keep_frozen_features(model: Any, limit: int = 256 * 2**20) -> VisionCache | 
         model: a Qwen2-VL or Qwen2.5-VL model, with or without a LoRA adapter on its language model.
         limit: bytes of features to keep.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = core(model)
     if base.config.model_type not in _PLAIN_TOWERS:
         return None
     tower = base.model.visual
