@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from surgery_r1.models import tiny, tiny_text, tree_attention
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models import tiny, tiny_text, tree_attention, vision_cache
 from surgery_r1.models.vision_cache import content_keys, keep_frozen_features
+from surgery_r1.train.image_numbers import ImageNumbers
 
 C = 7
 
@@ -52,6 +54,13 @@ def batch(tokenizer):
     }, mask
 
 
+def numbered(inputs):
+    """The inputs with numbers for images of 120 patches, and what the numbers stand for."""
+    images = ImageNumbers(lambda images, **_: {"pixel_values": images[0], "image_grid_thw": inputs["image_grid_thw"]})
+    values = images([*torch.split(inputs["pixel_values"], 120)])["pixel_values"]
+    return {**inputs, "pixel_values": values}, images
+
+
 def both(model, inputs, mask):
     """Log-probabilities, entropies and gradients of the stock method and of ours, on the same model."""
     from accelerate import Accelerator
@@ -66,7 +75,10 @@ def both(model, inputs, mask):
         trainer = kind.__new__(kind)
         trainer.accelerator = Accelerator(cpu=True)
         model.zero_grad()
-        logps, entropies, _ = trainer._get_per_token_logps_and_entropies(model, **inputs)
+        given = inputs
+        if kind is SharedFrameGRPOTrainer:
+            given, trainer._images = numbered(inputs)
+        logps, entropies, _ = trainer._get_per_token_logps_and_entropies(model, **given)
         (logps * mask).sum().backward()
         grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         results.append((logps.detach() * mask, entropies.detach() * mask, grads))
@@ -119,7 +131,8 @@ def test_generates_the_same_text(model, sample):
     torch.manual_seed(7)
     plain = network.generate(**prompts, generation_config=settings)
     torch.manual_seed(7)
-    ours = generate_shared(network, network.generate, generation_config=settings, **prompts)
+    given, images = numbered(prompts)
+    ours = generate_shared(network, network.generate, images, generation_config=settings, **given)
     assert ours.sequences[:, size:].equal(plain.sequences[:, size:])
     first, expected = torch.stack(ours.logits), torch.stack(plain.logits)
     torch.testing.assert_close(first, expected, atol=1e-4, rtol=0)
@@ -188,10 +201,14 @@ def test_what_cannot_be_shared_goes_to_stock(model, monkeypatch):
     from surgery_r1.train.shared_frames import SharedFrameGRPOTrainer
 
     inputs, _ = batch(model[1])
-    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", lambda *_, **__: "stock")
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", lambda *_, **given: given)
     trainer = SharedFrameGRPOTrainer.__new__(SharedFrameGRPOTrainer)
-    for change in ({"num_images": None}, {"pixel_values": None}, {"compute_aux_loss": True}):
-        assert trainer._get_per_token_logps_and_entropies(model[0], **{**inputs, **change}) == "stock"
+    given, trainer._images = numbered(inputs)
+    for change in ({"num_images": None}, {"compute_aux_loss": True}):
+        stock = trainer._get_per_token_logps_and_entropies(model[0], **{**given, **change})
+        torch.testing.assert_close(stock["pixel_values"], inputs["pixel_values"])
+    stock = trainer._get_per_token_logps_and_entropies(model[0], **{**given, "pixel_values": None})
+    assert stock["pixel_values"] is None
 
 
 def test_cached_features_are_the_towers_own(model):
@@ -229,3 +246,103 @@ def test_cache_stays_within_its_limit(model):
         assert len(cache._kept) == 1
     finally:
         network.model.visual.forward = stock
+
+
+@pytest.fixture
+def pixels(model):
+    """Patches of two images, and the tower, put back as it was afterwards."""
+    inputs, _ = batch(model[1])
+    tower = model[0].model.visual
+    stock = tower.forward
+    yield inputs["pixel_values"], inputs["image_grid_thw"], tower
+    tower.forward = stock
+
+
+def test_features_outlive_the_process(model, pixels, tmp_path):
+    values, grids, tower = pixels
+    first = keep_frozen_features(model[0], folder=tmp_path)
+    expected = tower(values, grid_thw=grids).pooler_output
+    tower.forward = first._forward
+    second = keep_frozen_features(model[0], folder=tmp_path)
+    again = tower(values, grid_thw=grids).pooler_output
+    assert (first.computed, second.computed, second.reused) == (2, 0, len(grids))
+    assert again.equal(expected)
+    # A torn file is computed anew, and is whole afterwards.
+    torn = sorted(second._files.folder.iterdir())[0]
+    torn.write_bytes(torn.read_bytes()[:100])
+    for computed in (1, 0):
+        tower.forward = first._forward
+        third = keep_frozen_features(model[0], folder=tmp_path)
+        assert tower(values, grid_thw=grids).pooler_output.equal(expected) and third.computed == computed
+
+
+def test_features_of_other_weights_are_not_taken(model, pixels, tmp_path):
+    values, grids, tower = pixels
+    stock = tower.forward
+    keep_frozen_features(model[0], folder=tmp_path)
+    tower(values, grid_thw=grids)
+    tower.forward = stock
+    weight = next(iter(tower.parameters()))
+    with torch.no_grad():
+        weight.mul_(2)
+        cache = keep_frozen_features(model[0], folder=tmp_path)
+        tower(values, grid_thw=grids)
+        weight.div_(2)
+    assert cache.computed == 2 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_folder_stays_within_its_limit(model, pixels, tmp_path):
+    values, grids, tower = pixels
+    cache = keep_frozen_features(model[0], folder=tmp_path, disk=1)
+    tower(values, grid_thw=grids)
+    assert cache.computed == 2 and len(list(cache._files.folder.iterdir())) == 1
+
+
+def test_the_tower_leaves_the_device_when_every_frame_is_known(model, pixels, monkeypatch):
+    values, grids, tower = pixels
+    moves = []
+    monkeypatch.setattr(tower, "to", lambda device: moves.append(str(device)))
+    keep_frozen_features(model[0], offload=True)
+    tower(values, grid_thw=grids)
+    tower(values, grid_thw=grids)
+    assert moves == [str(values.device), "cpu", "cpu"]
+
+
+def test_the_tower_stays_when_several_ranks_train(model, pixels, monkeypatch):
+    values, grids, tower = pixels
+    keep_frozen_features(model[0], offload=True)
+    monkeypatch.setattr(vision_cache, "_ranks", lambda: 2)
+    with pytest.raises(SurgeryR1Error, match="one process"):
+        tower(values, grid_thw=grids)
+
+
+def test_an_image_is_prepared_once_however_often_it_is_shown():
+    rng = np.random.default_rng(0)
+    frames = [Image.fromarray(rng.integers(0, 255, (140, 168, 3), dtype=np.uint8)) for _ in range(2)]
+    processor = tiny.build_image_processor()
+    images = ImageNumbers(processor)
+    shown = [[frames[0]], [frames[1]], [frames[0].copy()]]
+    plain, ours = processor(images=shown, return_tensors="pt"), images(images=shown, return_tensors="pt")
+    assert images.prepared == 2 and ours["pixel_values"].shape == (3 * 120, 1)
+    torch.testing.assert_close(images.restored(dict(ours))["pixel_values"], plain["pixel_values"])
+    assert ours["image_grid_thw"].equal(plain["image_grid_thw"])
+    assert images.merge_size == processor.merge_size
+    images.forget()
+    with pytest.raises(KeyError):
+        images.restored(dict(ours))
+
+
+def test_images_that_do_not_fit_their_tokens_are_not_trained_on(monkeypatch):
+    """TRL drops the images of such a batch and trains on without them."""
+    from types import SimpleNamespace
+
+    from trl import GRPOTrainer
+
+    from surgery_r1.train.shared_frames import SharedFrameGRPOTrainer
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda *_: {"input_ids": torch.zeros(2, 3)})
+    trainer = SharedFrameGRPOTrainer.__new__(SharedFrameGRPOTrainer)
+    trainer._images, trainer.model = ImageNumbers(None), SimpleNamespace(training=True)
+    trainer.processing_class = SimpleNamespace(image_processor=None)
+    with pytest.raises(SurgeryR1Error, match="seq_2/frame003/1"):
+        trainer._generate_and_score_completions([{"id": "endovis18/seq_2/frame003/1", "images": [object()]}] * 2)

@@ -26,7 +26,10 @@ class ModelConfig:
         base: ``tiny``, a folder, or a hub name (with --allow-hub).
         box_space: empty takes the family's own, see ``surgery_r1.codec.BOX_SPACES``.
         min_pixels, max_pixels: limits of the resized image; 0 keeps the folder's own.
-        freeze_vision: leave the vision tower as it is.
+        freeze_vision: leave the vision tower as it is; its features are then computed once for an image.
+        vision_cache: folder that keeps these features for later runs, up to ``vision_cache_gib``; empty keeps them in
+            memory alone, as long as they fit ``vision_memory_mib``.
+        offload_vision: keep the frozen tower in main memory, but for frames whose features are not known yet.
     """
 
     base: str = "tiny"
@@ -36,6 +39,10 @@ class ModelConfig:
     min_pixels: int = 0
     max_pixels: int = 0
     freeze_vision: bool = True
+    vision_cache: str = ""
+    vision_cache_gib: int = 64
+    vision_memory_mib: int = 256
+    offload_vision: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,8 @@ def parse_config(data: Mapping[str, Any], path: Path | str = "config", text: str
 _AT_LEAST: dict[str, float] = {
     "model.min_pixels": 0,
     "model.max_pixels": 0,
+    "model.vision_cache_gib": 1,
+    "model.vision_memory_mib": 1,
     "lora.rank": 1,
     "lora.alpha": 1,
     "lora.dropout": 0,
@@ -234,6 +243,9 @@ def _inconsistent(config: TrainConfig) -> list[str]:
             f"rft.micro_batch = {rft.micro_batch} cannot hold whole groups: it must be a multiple of "
             f"rft.generations = {rft.generations} that divides prompts x generations = {completions}"
         )
+    model = config.model
+    if (model.vision_cache or model.offload_vision) and not model.freeze_vision:
+        messages.append("model.vision_cache and model.offload_vision need model.freeze_vision: they must not change")
     sft = config.sft
     if sft.pack_tokens and not sft.rows_per_frame:
         messages.append("sft.pack_tokens needs sft.rows_per_frame: what is packed are the rows of frames")

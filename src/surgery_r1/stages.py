@@ -150,7 +150,13 @@ def train(
             seed=config.seed,
         )
     if m.freeze_vision:
-        keep_frozen_features(model)
+        keep_frozen_features(
+            model,
+            m.vision_memory_mib * 2**20,
+            folder=Path(m.vision_cache) if m.vision_cache else None,
+            offload=m.offload_vision,
+            disk=m.vision_cache_gib * 2**30,
+        )
     evaluate = dev_evaluator(config, dataset, bundle)
     facts = {
         "stage": stage,
@@ -160,6 +166,8 @@ def train(
         "include_dev": include_dev,
     }
     free = {"threads", "tracker", "eval.batch_size", f"{stage}.max_steps", "sft.patience"}
+    # Where features are kept changes no result.
+    free |= {"model.vision_cache", "model.vision_cache_gib", "model.vision_memory_mib", "model.offload_vision"}
     notes = {"base": str(bundle.folder), "dataset": str(dataset.root), "seed": config.seed}
     start_run(out, config.to_json(), facts, notes, resume=resume, free=free)
     info = replace(bundle.info, stage=stage, dataset_sha256=dataset.hash)

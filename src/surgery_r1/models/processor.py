@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ class ImageOnlyQwen3VLProcessor(_ImageOnly, Qwen3VLProcessor):
     """Qwen3-VL without video."""
 
 
+_KEEPING = threading.Lock()
+
+
 class _Kept(dict[bytes, tuple[Any, Any]]):
     """Patches and grid by image; left behind when the processor is copied, saved or sent to another process."""
 
@@ -78,16 +82,22 @@ class DeduplicatingImageProcessor(Qwen2VLImageProcessorPil):
         tensor_type = settings.pop("return_tensors", None)
         stamp = repr(sorted(settings.items(), key=lambda item: item[0])).encode()
         keys = [self._key(image, stamp) for image in images]
+        # Threads may do this at once: what this call needs is held here, whatever the others drop.
+        done: dict[bytes, tuple[Any, Any]] = {}
         for key, image in zip(keys, images, strict=True):
-            if key not in kept:
+            found = done.get(key) or kept.get(key)
+            if found is None:
                 result = super()._preprocess([image], return_tensors=None, **settings)
-                kept[key] = (np.asarray(result["pixel_values"]), np.asarray(result["image_grid_thw"]))
+                found = (np.asarray(result["pixel_values"]), np.asarray(result["image_grid_thw"]))
+            done[key] = found
         data = {
-            "pixel_values": np.concatenate([kept[key][0] for key in keys]),
-            "image_grid_thw": np.concatenate([kept[key][1] for key in keys]),
+            "pixel_values": np.concatenate([done[key][0] for key in keys]),
+            "image_grid_thw": np.concatenate([done[key][1] for key in keys]),
         }
-        while sum(pixels.nbytes for pixels, _ in kept.values()) > self.keep_bytes and len(kept) > 1:
-            kept.pop(next(iter(kept)))
+        with _KEEPING:
+            kept |= done
+            while sum(pixels.nbytes for pixels, _ in kept.values()) > self.keep_bytes and len(kept) > 1:
+                kept.pop(next(iter(kept)))
         return BatchFeature(data=data, tensor_type=tensor_type)
 
     @staticmethod

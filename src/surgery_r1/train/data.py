@@ -76,7 +76,7 @@ def rft_dataset(
     questions_per_frame: int = 1,
     seed: int = 0,
 ) -> HFDataset:
-    """One prompt for each training question, with columns prompt, images and truth.
+    """One prompt for each training question, with columns id (of the sample), prompt, images and truth.
 
     Args:
         questions_per_frame, seed: beyond 1 the questions come in an order of their own, see :func:`frame_blocks`.
@@ -84,7 +84,7 @@ def rft_dataset(
     Raises:
         SurgeryR1Error: when there are none.
     """
-    columns: dict[str, list[Any]] = {"prompt": [], "images": [], "truth": []}
+    columns: dict[str, list[Any]] = {"id": [], "prompt": [], "images": [], "truth": []}
     samples = train_samples(dataset, include_dev)
     if questions_per_frame > 1:
         samples = frame_blocks(samples, questions_per_frame, seed)
@@ -100,6 +100,7 @@ def rft_dataset(
             agreement=1.0 if rule else None,
             reasoning=reasoning,
         )
+        columns["id"].append(sample.id)
         columns["prompt"].append(conversation(sample.question, box_space, "cot", reasoning))
         columns["images"].append([str(dataset.image_root / path) for path in (sample.images or (sample.image,))])
         columns["truth"].append(truth.to_json())

@@ -19,8 +19,9 @@ from trl.trainer import grpo_trainer
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models import tree
-from surgery_r1.models.shared_prefill import ImagePatches, PromptTokens, prefill, trunk_length
+from surgery_r1.models.shared_prefill import PromptTokens, prefill, trunk_length
 from surgery_r1.models.tree_attention import core, enable, enabled
+from surgery_r1.train.image_numbers import ImageNumbers, numbers_of
 
 
 class SharedFrameGRPOTrainer(GRPOTrainer):
@@ -33,6 +34,7 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
     def __init__(self, *args: Any, keep_order: bool = False, **kwargs: Any) -> None:
         self._keep_order = keep_order
         super().__init__(*args, **kwargs)
+        self._images = ImageNumbers(getattr(self.processing_class, "image_processor", None))
         if self.ref_model is not None:
             enable(self.ref_model)
 
@@ -45,17 +47,33 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
         with mock.patch.object(grpo_trainer, "shuffle_sequence_dict", shuffle):
             return super()._prepare_inputs(generation_batch)
 
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """TRL's own, with a number for every image. Images that do not fit the tokens are an error; TRL drops them."""
+        if self.model is not None and self.model.training:
+            self._images.forget()
+        with self._images.standing_in(self.processing_class):
+            batch = super()._generate_and_score_completions(inputs)
+        if any(row.get("images") or row.get("image") for row in inputs) and "pixel_values" not in batch:
+            names = sorted({str(row.get("id", f"row {i}")) for i, row in enumerate(inputs)})
+            raise SurgeryR1Error(
+                "image tokens and image features of a batch differ in number",
+                where=", ".join(names),
+                fix="use the chat template and the image processor of the model's own folder",
+            )
+        return batch
+
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's own, but for the start of ``model.generate``: a frame is read once, not for every completion."""
         model = self.accelerator.unwrap_model(self.model_wrapped)
-        with mock.patch.object(model, "generate", partial(generate_shared, model, model.generate)):
+        shared = partial(generate_shared, model, model.generate, self._images)
+        with mock.patch.object(model, "generate", shared):
             return super()._generate_single_turn(*args, **kwargs)
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         names = ("input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         if not _shareable(given) or not enabled(self.accelerator.unwrap_model(model)):
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+            return super()._get_per_token_logps_and_entropies(model, **self._images.restored(given))
         rows = len(given["input_ids"])
         step = given.get("batch_size") or rows
         parts = [self._forest_pass(model, given, slice(at, min(at + step, rows))) for at in range(0, rows, step)]
@@ -68,9 +86,8 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
         counts = list(given["num_images"])
         shown = slice(sum(counts[: part.start]), sum(counts[: part.stop]))
         grids = given["image_grid_thw"][shown]
-        patches = torch.split(given["pixel_values"], given["image_grid_thw"].prod(-1).tolist())[shown]
+        keys = numbers_of(given["pixel_values"], given["image_grid_thw"])[shown]
         base = core(self.accelerator.unwrap_model(model))
-        keys = distinct(patches)
         first = np.concatenate([[0], np.cumsum(counts[part])])
         of_row = [slice(first[i], first[i + 1]) for i in range(len(ids))]
         rows, columns = grpo_rows(ids, attention, keep, [keys[images] for images in of_row])
@@ -84,7 +101,7 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
         with self.accelerator.autocast():
             output = model(
                 **inputs,
-                pixel_values=torch.cat([patches[i] for i in chosen]),
+                pixel_values=self._images.patches([keys[i] for i in chosen], ids.device),
                 image_grid_thw=grids[chosen],
                 fused_lm_head=True,
             )
@@ -101,47 +118,29 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
         return back(output.log_probs), back(entropy)
 
 
-def generate_shared(model: Any, generate: Any, generation_config: Any, **inputs: Any) -> torch.Tensor:
-    """``generate``, with what the prompts share read once. Arguments and result are those of ``model.generate``."""
+def generate_shared(
+    model: Any, generate: Any, images: ImageNumbers, generation_config: Any, **inputs: Any
+) -> torch.Tensor:
+    """``generate``, with what the prompts share read once. Arguments and result are those of ``model.generate``,
+    but for ``pixel_values``: the numbers of ``images``."""
     ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
     several = (generation_config.num_beams or 1) > 1 or (generation_config.num_return_sequences or 1) > 1
     imageless = inputs.get("pixel_values") is None or inputs.get("image_grid_thw") is None
     if imageless or several or generation_config.cache_implementation is not None:
-        return generate(generation_config=generation_config, **inputs)
+        return generate(generation_config=generation_config, **images.restored(inputs))
     token = core(model).config.image_token_id
     tokens = [ids[i, attention[i]].tolist() for i in range(len(ids))]
     grids = inputs["image_grid_thw"]
-    patches = torch.split(inputs["pixel_values"], grids.prod(-1).tolist())
-    keys = distinct(patches)
-    images = {key: ImagePatches(*image) for key, *image in zip(keys, patches, grids, strict=True)}
+    keys = numbers_of(inputs["pixel_values"], grids)
     counts = [tree.stretches(np.asarray(row) == token) for row in tokens]
     ends = np.cumsum(counts)
     prompts = [PromptTokens(row, tuple(keys[end - n : end])) for row, n, end in zip(tokens, counts, ends, strict=True)]
     if len({trunk_length(prompt, token) for prompt in prompts}) > 1 or 0 in counts:
-        return generate(generation_config=generation_config, **inputs)
+        return generate(generation_config=generation_config, **images.restored(inputs))
     return generate(
         generation_config=generation_config,
-        **prefill(model, prompts, images, generation_config.pad_token_id, ids.shape[1]),
+        **prefill(model, prompts, images.kept(keys), generation_config.pad_token_id, ids.shape[1]),
     )
-
-
-def distinct(images: Sequence[torch.Tensor]) -> list[int]:
-    """For each image the number of the first one with the same patches.
-
-    >>> distinct([torch.ones(2, 3), torch.zeros(2, 3), torch.ones(2, 3)])
-    [0, 1, 0]
-    """
-    found: dict[Any, list[int]] = {}
-    result = []
-    for number, image in enumerate(images):
-        # A few values first: comparing all of them costs a pass over both images.
-        sample = image.flatten()[:: max(1, image.numel() // 64)].tolist()
-        alike = found.setdefault((image.shape, tuple(sample)), [])
-        same = next((other for other in alike if torch.equal(images[other], image)), number)
-        if same == number:
-            alike.append(number)
-        result.append(same)
-    return result
 
 
 def grpo_rows(
