@@ -2,28 +2,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 import re
-from collections import Counter
 
 import label_folders as lf
 import pytest
 
 from surgery_r1 import vocab
 from surgery_r1.build import build_dataset, dataset_folder
-from surgery_r1.build.cot import TemplateWriter
-from surgery_r1.build.rows import DROPPED_REASONING, make_rows
-from surgery_r1.build.verify import check_reasoning, check_splits, images_in_two_splits, passes
+from surgery_r1.build.cot import Task, TemplateWriter
+from surgery_r1.build.recipe import TEMPLATE_REASONINGS
+from surgery_r1.build.splits import Splits
+from surgery_r1.build.verify import Context, SourceWords, plain, rejections
 from surgery_r1.dataset import open_dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.files import sha256_file
 from surgery_r1.geometry import LOCATION_RULES, LocationRule, location_rule, quadrant
 from surgery_r1.schema import Frame, Sample, SceneObject
 from surgery_r1.sources import findings as f
-from surgery_r1.sources.label_folder import read_folder
+from surgery_r1.sources.label_folder import LabelFolder
 from surgery_r1.sources.lines import ANSWERS_OF_KIND
 
-FILES = ("frames.jsonl", "samples.jsonl", "rows.jsonl", "manifest.json", "README.md")
+FILES = ("frames.jsonl", "samples.jsonl", "rows.jsonl", "labels.jsonl", "manifest.json", "README.md")
 
 
 @pytest.fixture(scope="module")
@@ -186,60 +185,39 @@ def make_sample(**changes) -> Sample:
     return Sample(**values | changes)
 
 
+def make_frame(sample: Sample, objects=(), sha256="00") -> Frame:
+    return Frame(sample.frame_id, "x.png", 160, 128, sha256, tuple(objects))
+
+
 def test_no_sequence_in_two_splits():
-    samples = [make_sample(), make_sample(split="dev", source="endovis17"), make_sample(sequence="seq_3", split="dev")]
-    check_splits(samples)
+    splits = Splits()
+    for sample in (
+        make_sample(),
+        make_sample(split="dev", source="endovis17"),
+        make_sample(sequence="seq_3", split="dev"),
+    ):
+        splits.add(sample, make_frame(sample))
     with pytest.raises(SurgeryR1Error, match="endovis18/seq_2 is in several splits: dev, train"):
-        check_splits([*samples, make_sample(split="dev")])
+        splits.add(make_sample(split="dev"), make_frame(sample))
 
 
-def test_build_checks_the_splits(folder, tmp_path, monkeypatch):
-    def torn_apart(path, images=None):
-        content = read_folder(path, images)
-        content.samples[0] = dataclasses.replace(content.samples[0], split="test")
-        return content
+def test_build_checks_the_splits(folder, tmp_path):
+    class TornApart(LabelFolder):
+        def frames(self):
+            for number, content in enumerate(super().frames()):
+                if not number:
+                    content.samples[0] = dataclasses.replace(content.samples[0], split="test")
+                yield content
 
-    monkeypatch.setattr(dataset_folder, "read_folder", torn_apart)
     with pytest.raises(SurgeryR1Error, match="several splits"):
-        build_dataset([folder], tmp_path / "ds")
+        build_dataset([folder], tmp_path / "ds", open_source=TornApart)
 
 
 def test_one_image_in_two_splits_is_counted():
-    frames = {
-        f"endovis18/seq_{n}/frame003": Frame(f"endovis18/seq_{n}/frame003", "x", 9, 9, "same", ()) for n in (2, 3)
-    }
-    assert images_in_two_splits([make_sample(), make_sample(sequence="seq_3", split="val")], frames) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "answer", "others", "plain"),
-    [
-        ("the suction is drawing, so its state is Suction", True, [], True),
-        ("the suction is drawing, so its state is suction", False, [], True),
-        ("Suction and not Idle", True, ["Idle"], True),
-        ("Suctioning", False, [], True),
-        ("<b>Suction</b>", True, [], False),
-        ("Suction at [1, 2]", True, [], False),
-        ("", False, [], True),
-    ],
-)
-def test_checks_of_reasoning(text, answer, others, plain):
-    checks = check_reasoning(make_sample(), text)
-    assert checks == {"answer": answer, "others": others, "plain": plain}
-    assert passes(checks) == (answer and not others and plain)
-
-
-def test_reasoning_with_another_answer_is_dropped():
-    class Wrong:
-        name = "wrong"
-
-        def write(self, sample, frame, rng):
-            return "it is Idle"
-
-    sample, dropped = make_sample(), Counter()
-    frame = Frame(sample.frame_id, "x.png", 160, 128, "", ())
-    rows = list(make_rows([sample], {sample.frame_id: frame}, Wrong(), 0, dropped))
-    assert [row.task for row in rows] == ["visual_qa", "grounding_qa"] and dropped == {DROPPED_REASONING: 1}
+    splits = Splits()
+    for sample in (make_sample(), make_sample(sequence="seq_3", split="val"), make_sample(sequence="seq_6")):
+        splits.add(sample, make_frame(sample, sha256="ab" if sample.sequence != "seq_6" else "cd"))
+    assert splits.images_in_two == 1
 
 
 BOXES = {"left-top": (5, 5, 40, 40), "right-bottom": (100, 80, 150, 120), "right-top": (100, 4, 150, 40)}
@@ -256,23 +234,29 @@ def every_question():
             yield make_sample(kind="location", answer=place, **base), seen
             yield make_sample(kind="tool", subject=place, answer=tool, box_px=box), seen
             yield make_sample(kind="organ", subject="kidney", answer="kidney", box_px=seen[0].box_px), seen
-    yield make_sample(), ()
-    yield make_sample(kind="organ", subject="kidney", answer="kidney"), ()
-    yield make_sample(kind="location", answer="left-top"), ()
-    yield make_sample(kind="tool", subject="left-top", answer="suction"), ()
+            yield make_sample(kind="state", answer=state, **base), (dataclasses.replace(seen[1], location=None),)
+    kidney = SceneObject("kidney", None, None, (20, 20, 120, 120))
+    yield make_sample(kind="organ", subject="kidney", answer="kidney"), (kidney,)
+    bare = SceneObject("suction", None, "left-top", BOXES["left-top"])
+    yield make_sample(kind="location", answer="left-top", box_px=bare.box_px), (bare,)
+    yield make_sample(kind="tool", subject="left-top", answer="suction", box_px=bare.box_px), (bare,)
 
 
 @pytest.mark.parametrize("rule", [*LOCATION_RULES, None], ids=lambda rule: rule.name if rule else "none")
 def test_reasoning_is_short_plain_and_says_its_answer_only(rule):
     writer = TemplateWriter({"endovis18": rule})
-    words = set()
+    known, words = SourceWords(ANSWERS_OF_KIND), set()
     for sample, seen in every_question():
-        frame = Frame(sample.frame_id, "x.png", 160, 128, "", seen)
-        for seed in range(4):
-            text = writer.write(sample, frame, random.Random(seed))
-            assert passes(check_reasoning(sample, text)), text
-            assert 7 <= len(text.split()) <= 17, text
-            words.update(re.findall(r"[\w-]+", text))
+        frame = make_frame(sample, seen)
+        texts = []
+        for number in range(TEMPLATE_REASONINGS):
+            draft = writer.write(Task(sample, frame, number))
+            context = Context(sample, frame, known, rule, neighbours=set(map(plain, texts)))
+            assert rejections(draft, context) == [], draft.text
+            assert 7 <= len(draft.text.split()) <= 17, draft.text
+            words.update(re.findall(r"[\w-]+", draft.text))
+            texts.append(draft.text)
+        assert {writer.write(Task(sample, frame, 0, attempt=1)).text} == {texts[1]}
     names = {name for answers in ANSWERS_OF_KIND.values() for name in answers}
     assert len(words - names) < 70
 
@@ -283,8 +267,8 @@ def test_reasoning_on_places_follows_the_rule(rule):
     for box in BOXES.values():
         answer = quadrant(box, rule, 160, 128, organ.box_px)
         sample = make_sample(kind="location", answer=answer, box_px=box)
-        frame = Frame(sample.frame_id, "x.png", 160, 128, "", (organ,))
-        text = TemplateWriter({"endovis18": rule}).write(sample, frame, random.Random(0))
+        frame = make_frame(sample, [organ])
+        text = TemplateWriter({"endovis18": rule}).write(Task(sample, frame)).text
         cx, cy = (80, 64) if rule.reference == "image" else (75, 60)
         assert ("left of" in text) == ((box[0] + box[2]) / 2 < cx)
         assert ("above" in text) == ((box[1] + box[3]) / 2 < cy)
@@ -293,7 +277,7 @@ def test_reasoning_on_places_follows_the_rule(rule):
 
 def test_reasoning_claims_no_place_that_the_box_contradicts():
     sample = make_sample(kind="location", answer="right-bottom", box_px=BOXES["left-top"])
-    frame = Frame(sample.frame_id, "x.png", 160, 128, "", ())
+    frame = make_frame(sample)
     for rule in (LocationRule("image", "normal"), location_rule("organ-normal"), None):
-        text = TemplateWriter({"endovis18": rule}).write(sample, frame, random.Random(0))
+        text = TemplateWriter({"endovis18": rule}).write(Task(sample, frame)).text
         assert "center" not in text and "right-bottom" in text

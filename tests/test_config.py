@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from surgery_r1.config import SHIPPED, TrainConfig, load_config
+from surgery_r1.build import recipe
+from surgery_r1.config import SHIPPED, TrainConfig, load_config, shipped
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.run import metrics_writer, prune_metrics, start_run
 
@@ -18,17 +19,23 @@ def fails(tmp_path, text: str) -> str:
     return str(caught.value)
 
 
+def test_a_shipped_config_is_for_training_or_a_recipe():
+    assert sorted(path.stem for path in SHIPPED.glob("*.toml")) == sorted(shipped() + recipe.shipped())
+    assert SHIPPED.parent.parent.parent.joinpath("configs").resolve() == SHIPPED.resolve()
+
+
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
 def test_shipped_configs(path):
-    config = load_config(path.stem)
-    assert config == load_config(path)
+    load = load_config if path.stem in shipped() else recipe.load_recipe
+    config = load(path.stem)
+    assert config == load(path)
     assert path.read_text().startswith("# "), "a config opens with what it is for and its command"
     assert f"--config {path.stem}" in path.read_text()
     json.dumps(config.to_json(), allow_nan=False)
 
 
-@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
-def test_shipped_configs_suit_trl(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_configs_suit_trl(name, tmp_path, monkeypatch):
     """Their pass-through options are TRL's, their rewards exist, their cycles fit, and nothing is held off."""
     import torch
 
@@ -40,7 +47,7 @@ def test_shipped_configs_suit_trl(path, tmp_path, monkeypatch):
         # Options for bf16 hardware are refused by TRL on other machines, which is not the config's fault.
         monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
     for arguments in (sft_arguments, rft_arguments):
-        assert arguments(load_config(path), tmp_path, Permissions())[1] == []
+        assert arguments(load_config(name), tmp_path, Permissions())[1] == []
 
 
 def test_all_errors_at_once_with_line_and_suggestion(tmp_path):
@@ -69,7 +76,7 @@ def test_all_errors_at_once_with_line_and_suggestion(tmp_path):
         ("[sft]\ntasks = ['vqa']", "'vqa', not one of"),
         ("sft = 3", "sft must be a table"),
         ("[sft]\ntrl = 3", "expected a table"),
-        ("[rft]\nrewards = {answer = 'much'}", "numbers in ['answer']"),
+        ("[rft]\nrewards = {answer = 'much'}", "a number in ['answer']"),
         ("[sft]\nlearning_rate = nan", "sft.learning_rate = nan, expected 0 or more"),
         ("[rft]\nlearning_rate = inf", "rft.learning_rate = inf"),
         ("[sft]\neval_every = 0", "sft.eval_every = 0, expected 1 or more"),

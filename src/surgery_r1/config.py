@@ -1,21 +1,16 @@
-"""Hand-written TOML to frozen dataclasses: unknown keys are errors with a suggestion, all errors are shown at once."""
+"""What training reads from its config: see :mod:`surgery_r1.strict_toml` for what is wrong with one."""
 
 from __future__ import annotations
 
-import difflib
 import math
-import tomllib
-import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from surgery_r1.errors import SurgeryR1Error
+from surgery_r1 import strict_toml
 from surgery_r1.schema import TASKS
-
-#: Configs shipped with the package, usable by their bare name.
-SHIPPED = Path(__file__).with_name("configs")
+from surgery_r1.strict_toml import SHIPPED
 
 
 @dataclass(frozen=True)
@@ -153,38 +148,25 @@ class TrainConfig:
         return asdict(self)
 
 
+def shipped() -> list[str]:
+    """Names of the training configs that come with the package."""
+    return [path.stem for path in sorted(SHIPPED.glob("*.toml")) if "model" in strict_toml.read(path)[0]]
+
+
 def load_config(name: str | Path) -> TrainConfig:
     """Read a shipped config by its name (``tiny``) or a TOML file by its path.
 
     Raises:
         SurgeryR1Error: no such file, bad TOML, or every unknown key and wrong value at once.
     """
-    path = Path(name)
-    if not path.suffix and (SHIPPED / f"{name}.toml").is_file():
-        path = SHIPPED / f"{name}.toml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise SurgeryR1Error(f"not UTF-8: {error.reason}", where=str(path), fix="save the config as UTF-8") from None
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        shipped = sorted(p.stem for p in SHIPPED.glob("*.toml"))
-        raise SurgeryR1Error("no such config", where=str(name), fix=f"give a TOML file or one of {shipped}") from None
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SurgeryR1Error(f"not valid TOML: {error}", where=str(path), fix="correct the line") from None
+    path = strict_toml.find(name, SHIPPED, shipped())
+    data, text = strict_toml.read(path)
     return parse_config(data, path, text)
 
 
 def parse_config(data: Mapping[str, Any], path: Path | str = "config", text: str = "") -> TrainConfig:
     """Build a :class:`TrainConfig` from parsed TOML and check what belongs together."""
-    errors: list[str] = []
-    config = _build(TrainConfig, data, "", errors, str(path), text.splitlines())
-    if config is not None:
-        errors += [f"{path}: {message}" for message in _inconsistent(config)]
-    if errors or config is None:
-        raise SurgeryR1Error("\n".join(errors), fix="correct the config and run again")
-    return config
+    return strict_toml.build(TrainConfig, data, path, text, _inconsistent)
 
 
 #: Smallest value of each number. Written so that NaN fails too.
@@ -263,67 +245,3 @@ def _inconsistent(config: TrainConfig) -> list[str]:
         f"sft.tasks holds {task!r}, not one of {list(TASKS)}" for task in config.sft.tasks if task not in TASKS
     ]
     return messages
-
-
-def _build(kind: type, data: Mapping[str, Any], prefix: str, errors: list[str], path: str, lines: list[str]) -> Any:
-    known = {f.name: f for f in fields(kind)}
-    hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        name = f"{prefix}{key}"
-        where = f"{path}:{_line_of(name, lines)}" if lines else path
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {prefix}{close[0]!s}?" if close else f"known keys: {', '.join(sorted(known))}"
-            errors.append(f"{where}: unknown key {name!r}; {hint}")
-            continue
-        hint_type = hints[key]
-        if is_dataclass(hint_type):
-            if not isinstance(value, dict):
-                errors.append(f"{where}: {name} must be a table, found {value!r}")
-                continue
-            values[key] = _build(typing.cast(type, hint_type), value, f"{name}.", errors, path, lines)
-            continue
-        converted, problem = _convert(value, hint_type)
-        if problem:
-            errors.append(f"{where}: {name} = {value!r}, expected {problem}")
-        values[key] = converted
-    return kind(**values) if not errors else None
-
-
-def _convert(value: Any, kind: Any) -> tuple[Any, str | None]:
-    """The value as ``kind``, or what was expected instead."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return value, None if value in arguments else f"one of {list(arguments)}"
-    if origin is tuple:
-        if not isinstance(value, list) or not all(isinstance(item, arguments[0]) for item in value):
-            return value, f"a list of {arguments[0].__name__}"
-        return tuple(value), None
-    if origin is dict:
-        if not isinstance(value, dict):
-            return value, "a table"
-        if arguments[1] is float:
-            bad = [k for k, v in value.items() if isinstance(v, bool) or not isinstance(v, int | float)]
-            return ({k: float(v) for k, v in value.items() if k not in bad}, f"numbers in {bad}" if bad else None)
-        return dict(value), None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value), None
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        return value, kind.__name__
-    return value, None
-
-
-def _line_of(name: str, lines: list[str]) -> int:
-    """First line that sets the dotted ``name`` or opens its table; 1 when it cannot be found."""
-    table = ""
-    for number, line in enumerate(lines, start=1):
-        text = line.split("#")[0].strip()
-        if text.startswith("["):
-            table = text.strip("[] ") + "."
-            found = table[:-1]
-        else:
-            found = table.replace(" ", "") + text.split("=")[0].strip()
-        if found == name or found.startswith(f"{name}."):
-            return number
-    return 1

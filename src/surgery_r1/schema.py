@@ -130,6 +130,11 @@ class SceneObject(_Record):
     def __post_init__(self) -> None:
         _check_box("box_px", self.box_px)
 
+    @property
+    def is_organ(self) -> bool:
+        """Whether it is the organ: tools are annotated with a state or a place."""
+        return self.state is None and self.location is None
+
 
 @dataclass(frozen=True, slots=True)
 class Frame(_Record):
@@ -145,7 +150,7 @@ class Frame(_Record):
     @property
     def organ_box(self) -> Box | None:
         """Box of the organ, where annotated."""
-        return next((o.box_px for o in self.objects if o.name == vocab.ORGAN), None)
+        return next((o.box_px for o in self.objects if o.is_organ), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,19 @@ from typing import Any
 from surgery_r1 import vocab
 
 _ORIGIN = """\
-This is an open re-creation of the *kind* of set that the Surgery-R1 paper (arXiv 2506.19469) calls Surgery-R1-54k: one
-Visual-QA, one Grounding-QA and one chain-of-thought row for each question. It is not the authors' set, which has not
-been released; how theirs splits into the three kinds is not known. On the full EndoVis-18 training labels the paper's
-name fits 9,014 questions times six; this build makes three rows a question.
+This is an open re-creation, by a recipe of our own, of the *kind* of set that the Surgery-R1 paper (arXiv 2506.19469)
+calls Surgery-R1-54k: rows of Visual-QA, Grounding-QA and chain of thought for each question.
+It is not the authors' set, which has not been released; how theirs is composed is not known. On the full EndoVis-18
+training labels the paper's name fits 9,014 questions times six, which is 54,084.
+"""
 
-Reasoning was written from the annotations by templates (`writer` in `rows.jsonl`), not by a surgeon and not by a
-language model. It says what the labels say and adds no medical knowledge.
+_TEMPLATES = """\
+`template-1` fills in sentences from the annotations. It is no surgeon and no language model: it says what the labels
+say and adds no medical knowledge.
+"""
+
+_TEACHER = """\
+Reasoning by a language model was kept where it passed the checks below; no surgeon has read it.
 """
 
 _USE = """\
@@ -26,7 +32,8 @@ by `surgery-r1 data make-scenes`, they are pictures of nobody and prove machiner
 def dataset_card(manifest: dict[str, Any]) -> str:
     """The text of the folder's ``README.md``; it follows from the manifest alone."""
     samples, frames, rows = manifest["samples"], manifest["frames"], manifest["rows"]
-    lines = ["# Surgical VQLA with reasoning", "", _ORIGIN, "## Counts", "", "| split | frames | questions |"]
+    recipe = manifest["recipe"]
+    lines = [f"# {recipe['title']}", "", _ORIGIN, "## Counts", "", "| split | frames | questions |"]
     lines += ["|---|---:|---:|"]
     lines += [f"| {split} | {frames[split]:,} | {samples[split]:,} |" for split in vocab.SPLITS]
     lines += [f"| all | {frames['total']:,} | {samples['total']:,} |", ""]
@@ -35,6 +42,9 @@ def dataset_card(manifest: dict[str, Any]) -> str:
         f"{rows['cot']:,} with reasoning. They cover train and dev; dev is left out of training unless asked for. "
         "Val and test have no rows."
     )
+    each = ", ".join(f"{count} {task}" for task, count in recipe["rows"].items())
+    lines += ["", f"The recipe makes of each question: {each} (seed {recipe['seed']})."]
+    lines += ["", "## Reasoning", "", *_reasoning(manifest)]
     lines += ["", "## Sequences", "", "| source | split | sequences |", "|---|---|---|"]
     for source, facts in manifest["sources"].items():
         for split, sequences in facts["sequences"].items():
@@ -56,3 +66,23 @@ def dataset_card(manifest: dict[str, Any]) -> str:
     lines += [f"- `{name}` sha256 {digest}" for name, digest in manifest["sha256"].items()]
     lines += ["", "## Use and licence", "", _USE]
     return "\n".join(lines)
+
+
+def _reasoning(manifest: dict[str, Any]) -> list[str]:
+    """Who wrote it, what was rejected and why, and where frames went."""
+    facts = manifest["recipe"]["writers"]
+    lines = [_TEMPLATES] if any(not about for about in facts.values()) else []
+    lines += [_TEACHER] if any(facts.values()) else []
+    lines += ["| writer | wanted | accepted | at the first attempt | dropped |", "|---|---:|---:|---:|---:|"]
+    for name, counts in manifest["reasoning"].items():
+        numbers = " | ".join(f"{counts[key]:,}" for key in ("asked", "accepted", "at_first_attempt", "dropped"))
+        lines.append(f"| {name} | {numbers} |")
+    for name, counts in manifest["reasoning"].items():
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["rejected"].items())
+        lines += ["", f"Attempts of {name} that were rejected: {reasons}."] if reasons else []
+    for name, about in facts.items():
+        if about:
+            where = "this machine" if about["on_this_machine"] else "ANOTHER MACHINE"
+            what = "frames and annotations" if about["send_frames"] else "annotations"
+            lines += ["", f"{name}: {what} were sent to {about['endpoint']} ({where})."]
+    return lines

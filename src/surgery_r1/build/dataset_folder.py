@@ -1,4 +1,8 @@
-"""``build_dataset``: label folders in, one dataset folder out, whole or not at all."""
+"""``build_dataset``: label folders in, one dataset folder out, whole or not at all.
+
+Two passes, frame by frame. The first reads and checks labels and images and measures what "top" means; the second
+writes records and rows. Between them frames lie on disk, so that memory does not grow with their number.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +11,34 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from surgery_r1 import __version__, vocab
 from surgery_r1.build.card import dataset_card
 from surgery_r1.build.cot import TemplateWriter, Writer
+from surgery_r1.build.counts import Counts
+from surgery_r1.build.ordered import ordered_map
 from surgery_r1.build.output import replacing_folder
-from surgery_r1.build.rows import make_rows
-from surgery_r1.build.verify import check_splits, images_in_two_splits
+from surgery_r1.build.reasonings import Reasoner
+from surgery_r1.build.recipe import TEMPLATE, Recipe
+from surgery_r1.build.rows import DROPPED_REASONING, ROW_SPLITS, rows_of
+from surgery_r1.build.splits import Splits
+from surgery_r1.build.spool import Spool
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.files import sha256_file, write_json, write_jsonl
+from surgery_r1.files import dump_json, sha256_file, write_json
 from surgery_r1.geometry import LocationRule, location_rule
-from surgery_r1.schema import TASKS, Frame, Row, Sample
+from surgery_r1.schema import TASKS, Frame, Sample
+from surgery_r1.sources.content import FrameContent, Source
 from surgery_r1.sources.findings import Finding
-from surgery_r1.sources.label_folder import FolderContent, read_folder
-from surgery_r1.sources.location import TRUSTED_AGREEMENT, measure_by_source
+from surgery_r1.sources.label_folder import LabelFolder
+from surgery_r1.sources.location import TRUSTED_AGREEMENT, SourceTally
 
-FORMAT = 1
+FORMAT = 2
+RECORDS = ("frames.jsonl", "samples.jsonl", "rows.jsonl", "labels.jsonl")
 _FAULTS_SHOWN = 5
+_HASHERS = min(8, os.cpu_count() or 1)
 
 
 def build_dataset(
@@ -35,65 +46,78 @@ def build_dataset(
     out: Path,
     *,
     images: Path | None = None,
-    seed: int = 0,
+    recipe: Recipe | None = None,
+    seed: int | None = None,
     on_fault: Literal["stop", "skip"] = "stop",
     embed_images: bool = False,
     overwrite: bool = False,
-    writer: Writer | None = None,
+    writers: Mapping[str, Writer] | None = None,
+    open_source: Callable[[Path, Path | None], Source] = LabelFolder,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Build a dataset folder from label folders. The same input and seed give the same bytes.
+    """Build a dataset folder from label folders. The same input, recipe and seed give the same bytes.
 
     Args:
-        folders: label folders, in any layout of FACTS 2.
+        folders: label folders, in any layout of FACTS 2 or of ``open_source``.
         out: the dataset folder to write; replaced only when ``overwrite`` and it is a dataset folder.
         images: folder with the images, where they lie apart from the labels.
-        seed: of the reasoning writer.
+        recipe: rows and reasoning; by default one row of each kind, by the template writer.
+        seed: instead of the recipe's.
         on_fault: ``stop`` at faulty labels, or ``skip`` the faulty questions and count them in the manifest.
         embed_images: copy the images into ``out/images`` instead of referring to them.
         overwrite: replace a dataset folder that is there.
-        writer: of the reasoning; the template writer by default.
+        writers: writers that the recipe names, beside ``template``.
+        open_source: reads a folder (and the one with its images); label folders of EndoVis by default.
+        progress: called with the number of frames whose rows are written, and of all frames.
 
     Returns:
         The manifest.
 
     Raises:
         SurgeryR1Error: for faulty labels under ``stop``, a sequence in two splits, one frame in two folders, an
-            ``out`` that must not be replaced, or a full disk. ``out`` is then as it was.
+            ``out`` that must not be replaced, a writer that cannot go on, or a full disk. ``out`` is then as it was.
     """
     if not folders:
         raise SurgeryR1Error("no label folder given", fix="surgery-r1 data build FOLDER... --out DATASET")
+    recipe = recipe or Recipe()
+    if seed is not None:
+        recipe = dataclasses.replace(recipe, seed=seed)
     with replacing_folder(out, overwrite) as target:
-        contents = [read_folder(folder, images) for folder in folders]
-        if on_fault == "stop":
-            _stop_at_faults([fault for content in contents for fault in content.faults])
-        image_root, samples, frames = _join(contents)
-        check_splits(samples)
-        if not samples:
-            raise SurgeryR1Error("no sound question found", fix="surgery-r1 data check FOLDER lists what is wrong")
-        frames = _with_hashes(frames, image_root)
-        if embed_images:
-            samples, frames = _embed(samples, frames, image_root, target)
-        rule = measure_by_source(samples, frames)
-        writer = writer or TemplateWriter(trusted_rules(rule))
-        skipped: Counter[str] = Counter()
-        for content in contents:
-            skipped += content.skipped
-        rows = list(make_rows(samples, frames, writer, seed, skipped))
+        sources = [open_source(folder, images) for folder in folders]
+        reading = _Reading(sources, target, embed_images)
+        try:
+            reading.run()
+            if on_fault == "stop":
+                _stop_at_faults(reading.faults)
+            if not reading.spool.frames:
+                raise SurgeryR1Error("no sound question found", fix="surgery-r1 data check FOLDER lists what is wrong")
+            rule = reading.rule.result()
+            rules = trusted_rules(rule)
+            known = {TEMPLATE: TemplateWriter(rules), **(writers or {})}
+            used = {name: known[name] for name in recipe.reasoning.writers}
+            workers = max((writer.workers for writer in used.values()), default=1)
+            reasoner = Reasoner(recipe, used, rules, reading.classes, workers)
+            counts = _write_records(target, reading.spool, recipe, reasoner, progress)
+        finally:
+            reading.spool.close()
+        dropped = sum(writer.dropped for writer in reasoner.counts.values())
+        skipped = reading.skipped + Counter({DROPPED_REASONING: dropped} if dropped else {})
         manifest = {
             "format": FORMAT,
-            "image_root": "images" if embed_images else str(image_root),
-            "samples": _by_split(samples),
-            "frames": _by_split(list({sample.frame_id: sample for sample in samples}.values())),
-            "rows": _by_task(rows),
+            "image_root": "images" if embed_images else str(reading.image_root),
+            "label_root": str(reading.label_root),
+            **counts.to_json(),
             "skipped": dict(sorted(skipped.items())),
+            "reasoning": {name: writer.to_json() for name, writer in reasoner.counts.items()},
             "location_rule": rule,
-            "sources": _sources(samples),
-            "images_in_two_splits": images_in_two_splits(samples, frames),
-            "sha256": _write_records(target, samples, frames, rows),
+            "sources": counts.sources(reading.classes),
+            "images_in_two_splits": reading.splits.images_in_two,
+            "sha256": {name: sha256_file(target / name) for name in RECORDS} | {"images": reading.images_hash},
             "recipe": {
-                "seed": seed,
-                "writer": writer.name,
-                "tasks": list(TASKS),
+                **recipe.to_json(),
+                "writer": ", ".join(reasoner.counts),
+                "writers": {writer.name: writer.facts() for writer in used.values()},
+                "tasks": [task for task in TASKS if getattr(recipe.rows, task)],
                 "on_fault": on_fault,
                 "embed_images": embed_images,
                 "dev_sequences": [f"seq_{number}" for number in vocab.DEV_SEQUENCES],
@@ -113,6 +137,77 @@ def trusted_rules(measured: Mapping[str, Any]) -> dict[str, LocationRule | None]
     }
 
 
+class _Reading:
+    """The first pass: every frame of every source, hashed, checked and spooled."""
+
+    def __init__(self, sources: Sequence[Source], target: Path, embed: bool) -> None:
+        self._sources, self._target, self._embed = sources, target, embed
+        # Everything under one root, the nearest folder above all images.
+        self.image_root = _above(source.image_root for source in sources)
+        self.label_root = _above(source.label_root for source in sources)
+        self.classes = {name: kinds for source in sources for name, kinds in source.classes.items()}
+        self.faults: list[Finding] = []
+        self.skipped: Counter[str] = Counter()
+        self.rule = SourceTally()
+        self.splits = Splits()
+        self._hashes: dict[str, str] = {}
+        (target / "spool").mkdir()
+        self.spool = Spool(target / "spool")
+
+    def run(self) -> None:
+        """Read everything."""
+        with (self._target / "labels.jsonl").open("w", encoding="utf-8", newline="\n") as labels:
+            written: set[Path] = set()
+            for (source, content), (digest, of_labels) in ordered_map(self._hash, self._contents(), _HASHERS):
+                self.faults += content.faults
+                self.skipped += content.skipped
+                for path, sha in of_labels.items():
+                    if path not in written:
+                        written.add(path)
+                        relative = os.path.relpath(path.resolve(), self.label_root)
+                        labels.write(dump_json({"path": Path(relative).as_posix(), "sha256": sha}) + "\n")
+                if content.frame is not None:
+                    self._add(source, content.frame, content.samples, digest)
+
+    @property
+    def images_hash(self) -> str:
+        """One hash for all images."""
+        listing = "".join(f"{digest}  {frame_id}\n" for frame_id, digest in sorted(self._hashes.items()))
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+    def _contents(self) -> Iterator[tuple[Source, FrameContent]]:
+        for source in self._sources:
+            for content in source.frames():
+                yield source, content
+
+    def _hash(self, item: tuple[Source, FrameContent]) -> tuple[str, dict[Path, str]]:
+        source, content = item
+        digest = "" if content.frame is None else sha256_file(source.image_root / content.frame.image)
+        return digest, {path: sha256_file(path) for path in content.labels}
+
+    def _add(self, source: Source, frame: Frame, samples: list[Sample], digest: str) -> None:
+        if frame.frame_id in self._hashes:
+            raise SurgeryR1Error(f"{frame.frame_id} is in two of the folders", fix="name each set of labels once")
+        self._hashes[frame.frame_id] = digest
+        path = source.image_root / frame.image
+        image = (source.image_root.relative_to(self.image_root) / frame.image).as_posix()
+        if self._embed:
+            image = frame.frame_id + path.suffix.lower()
+            copy = self._target / "images" / image
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        frame = dataclasses.replace(frame, image=image, sha256=digest)
+        samples = [dataclasses.replace(sample, image=image) for sample in samples]
+        for sample in samples:
+            self.splits.add(sample, frame)
+            self.rule.add(sample, frame.organ_box)
+        self.spool.add(frame, samples)
+
+
+def _above(roots: Iterable[Path]) -> Path:
+    return Path(os.path.commonpath([root.resolve() for root in roots]))
+
+
 def _stop_at_faults(faults: Sequence[Finding]) -> None:
     if not faults:
         return
@@ -125,78 +220,27 @@ def _stop_at_faults(faults: Sequence[Finding]) -> None:
     )
 
 
-def _join(contents: Sequence[FolderContent]) -> tuple[Path, list[Sample], dict[str, Frame]]:
-    """Everything under one image root, the nearest folder above all images."""
-    root = Path(os.path.commonpath([content.image_root for content in contents]))
-    samples: list[Sample] = []
-    frames: dict[str, Frame] = {}
-    for content in contents:
-        prefix = content.image_root.relative_to(root)
-        for frame_id, frame in content.frames.items():
-            if frame_id in frames:
-                raise SurgeryR1Error(f"{frame_id} is in two of the folders", fix="name each set of labels once")
-            frames[frame_id] = dataclasses.replace(frame, image=(prefix / frame.image).as_posix())
-        samples += [dataclasses.replace(s, image=(prefix / s.image).as_posix()) for s in content.samples]
-    order = {source: number for number, source in enumerate(("endovis18", "endovis17"))}
-    samples.sort(key=lambda sample: order.get(sample.source, len(order)))  # stable: keeps the order of each source
-    return root, samples, {sample.frame_id: frames[sample.frame_id] for sample in samples}
-
-
-def _with_hashes(frames: Mapping[str, Frame], root: Path) -> dict[str, Frame]:
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter lock
-        digests = list(pool.map(lambda frame: sha256_file(root / frame.image), frames.values()))
-    return {
-        frame_id: dataclasses.replace(frame, sha256=digest)
-        for (frame_id, frame), digest in zip(frames.items(), digests, strict=True)
-    }
-
-
-def _embed(
-    samples: Sequence[Sample], frames: Mapping[str, Frame], root: Path, target: Path
-) -> tuple[list[Sample], dict[str, Frame]]:
-    """Copy the images to ``images/<frame id>.<suffix>`` in the dataset folder."""
-    embedded = {}
-    for frame_id, frame in frames.items():
-        image = frame_id + Path(frame.image).suffix.lower()
-        destination = target / "images" / image
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / frame.image, destination)
-        embedded[frame_id] = dataclasses.replace(frame, image=image)
-    return [dataclasses.replace(s, image=embedded[s.frame_id].image) for s in samples], embedded
-
-
 def _write_records(
-    target: Path, samples: Sequence[Sample], frames: Mapping[str, Frame], rows: Sequence[Row]
-) -> dict[str, str]:
-    write_jsonl(target / "frames.jsonl", (frame.to_json() for frame in frames.values()))
-    write_jsonl(target / "samples.jsonl", (sample.to_json() for sample in samples))
-    write_jsonl(target / "rows.jsonl", (row.to_json() for row in rows))
-    digests = {name: sha256_file(target / name) for name in ("frames.jsonl", "samples.jsonl", "rows.jsonl")}
-    listing = "".join(f"{frame.sha256}  {frame_id}\n" for frame_id, frame in sorted(frames.items()))
-    return digests | {"images": hashlib.sha256(listing.encode()).hexdigest()}
-
-
-def _by_split(samples: Sequence[Sample]) -> dict[str, int]:
-    counts = Counter(sample.split for sample in samples)
-    return {"total": len(samples)} | {split: counts[split] for split in vocab.SPLITS}
-
-
-def _by_task(rows: Sequence[Row]) -> dict[str, int]:
-    counts = Counter(row.task for row in rows)
-    return {"total": len(rows)} | {task: counts[task] for task in TASKS}
-
-
-def _sources(samples: Sequence[Sample]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for source in dict.fromkeys(sample.source for sample in samples):
-        own = [sample for sample in samples if sample.source == source]
-        sequences = {
-            split: sorted({s.sequence for s in own if s.split == split}, key=lambda name: int(name.split("_")[1]))
-            for split in vocab.SPLITS
-        }
-        table[source] = {
-            "frames": len({sample.frame_id for sample in own}),
-            "questions": len(own),
-            "sequences": {split: names for split, names in sequences.items() if names},
-        }
-    return table
+    target: Path,
+    spool: Spool,
+    recipe: Recipe,
+    reasoner: Reasoner,
+    progress: Callable[[int, int], None] | None,
+) -> Counts:
+    """The second pass: frames, questions and rows, in the order of the spool."""
+    counts = Counts()
+    work = ((frame, samples, [s for s in samples if s.split in ROW_SPLITS]) for frame, samples in spool)
+    with (
+        (target / "frames.jsonl").open("w", encoding="utf-8", newline="\n") as frames_file,
+        (target / "samples.jsonl").open("w", encoding="utf-8", newline="\n") as samples_file,
+        (target / "rows.jsonl").open("w", encoding="utf-8", newline="\n") as rows_file,
+    ):
+        for done, ((frame, samples, asked), reasonings) in enumerate(reasoner(work), start=1):
+            written = [row for s, r in zip(asked, reasonings, strict=True) for row in rows_of(s, recipe.rows, r)]
+            frames_file.write(dump_json(frame.to_json()) + "\n")
+            samples_file.writelines(dump_json(sample.to_json()) + "\n" for sample in samples)
+            rows_file.writelines(dump_json(row.to_json()) + "\n" for row in written)
+            counts.add(samples, written)
+            if progress is not None:
+                progress(done, spool.frames)
+    return counts

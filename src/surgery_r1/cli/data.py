@@ -67,25 +67,31 @@ class Build:
     """The dataset folder to write."""
     images: Path | None = None
     """Folder with the images, where they lie apart from the labels."""
-    seed: int = 0
-    """Seed of the reasoning writer."""
+    config: str | None = None
+    """The recipe: a shipped one by name (surgery_r1_54k), or a TOML file; by default one row of each kind."""
+    seed: int | None = None
+    """Seed of the reasoning writer, in place of the recipe's own."""
     on_fault: Literal["stop", "skip"] = "stop"
     """At faulty labels: stop, or leave the faulty questions out and count them."""
     embed_images: bool = False
     """Copy the images into the dataset instead of referring to them."""
     overwrite: bool = False
     """Replace a dataset that is already there."""
+    stats: bool = False
+    """Print what became of the reasoning, by writer and by reason."""
     json: bool = False
     """Print the manifest instead of tables."""
 
     def run(self) -> int:
         """Exit status 0; errors are raised."""
         from surgery_r1.build import build_dataset
+        from surgery_r1.build.recipe import load_recipe
 
         manifest = build_dataset(
             self.folders,
             self.out,
             images=self.images,
+            recipe=load_recipe(self.config) if self.config else None,
             seed=self.seed,
             on_fault=self.on_fault,
             embed_images=self.embed_images,
@@ -106,6 +112,8 @@ class Build:
         if manifest["images_in_two_splits"]:
             say(f"warning: {manifest['images_in_two_splits']:,} images occur in more than one split")
         say(_rule_lines(manifest["location_rule"]))
+        if self.stats:
+            say(_stats_table(manifest["reasoning"]))
         say(f"dataset: {self.out}")
         return 0
 
@@ -202,6 +210,15 @@ def _splits_table(splits: dict[str, dict[str, Any]], frames: int, questions: int
         table.append((split, facts["frames"], facts["questions"], *(facts["by_kind"].get(kind, 0) for kind in kinds)))
     sums = [sum(facts["by_kind"].get(kind, 0) for facts in splits.values()) for kind in kinds]
     table.append(("total", frames, questions, *sums))
+    return format_table(table)
+
+
+def _stats_table(reasoning: dict[str, Any]) -> str:
+    table: list[Sequence[Any]] = [("writer", "reasoning", "count")]
+    for writer, counts in reasoning.items():
+        for name in ("asked", "accepted", "at_first_attempt", "dropped"):
+            table.append((writer, name.replace("_", " "), counts[name]))
+        table += [(writer, f"rejected: {reason}", count) for reason, count in counts["rejected"].items()]
     return format_table(table)
 
 

@@ -110,7 +110,7 @@ class Truth:
     @property
     def organ_box(self) -> Box | None:
         """Box of the organ in source pixels, where annotated."""
-        return next((item.box_px for item in self.objects if item.name == vocab.ORGAN), None)
+        return next((item.box_px for item in self.objects if item.is_organ), None)
 
     @property
     def usable_rule(self) -> LocationRule | None:

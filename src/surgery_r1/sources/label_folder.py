@@ -4,44 +4,25 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from surgery_r1 import vocab
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.schema import Frame, Sample
+from surgery_r1.schema import Frame
 from surgery_r1.sources import findings as f
+from surgery_r1.sources.content import FolderContent, FrameContent, collect, labelled_frame
 from surgery_r1.sources.findings import Finding
-from surgery_r1.sources.frame_labels import FrameLabels, derive_objects, merge_answers, read_frame_labels
+from surgery_r1.sources.frame_labels import FrameLabels, merge_answers, read_frame_labels
 from surgery_r1.sources.image_files import TornImageError, image_size
 from surgery_r1.sources.layout import ImageTree, LabelFile, Layout, scan
-from surgery_r1.sources.lines import LabelLine
+from surgery_r1.sources.lines import ANSWERS_OF_KIND
 from surgery_r1.sources.location import measure_by_source, split_disagreements
 from surgery_r1.sources.pairing import pair
 
 SOURCES: tuple[str, ...] = ("endovis18", "endovis17")
-
-
-@dataclass(slots=True)
-class FolderContent:
-    """What a label folder holds.
-
-    Attributes:
-        image_root: the folder that ``image`` of samples and frames is relative to.
-        samples: sound questions, sorted by sequence, frame and position in the file.
-        frames: frames with at least one sound question; their ``sha256`` is empty (filled in by the build).
-        faults, notices: findings in the order of the files.
-        skipped: number of questions that faults cost, by fault.
-    """
-
-    image_root: Path
-    samples: list[Sample] = field(default_factory=list)
-    frames: dict[str, Frame] = field(default_factory=dict)
-    faults: list[Finding] = field(default_factory=list)
-    notices: list[Finding] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +78,24 @@ def summarise(content: FolderContent) -> CheckReport:
         splits=splits,
         location_rule=measure_by_source(content.samples, content.frames),
         faults=tuple(content.faults),
-        notices=tuple(content.notices) + tuple(split_disagreements(content.samples, content.frames)),
+        notices=(
+            *content.notices,
+            *split_disagreements(content.samples, content.frames),
+            *_several_sizes(content.frames.values()),
+        ),
     )
+
+
+def _several_sizes(frames: Iterable[Frame]) -> Iterator[Finding]:
+    """A notice for each source whose frames differ in size."""
+    sizes: dict[str, Counter[str]] = defaultdict(Counter)
+    for frame in frames:
+        sizes[frame.frame_id.split("/")[0]][f"{frame.width}x{frame.height}"] += 1
+    for source, counts in sorted(sizes.items()):
+        if len(counts) > 1:
+            found = ", ".join(f"{size}: {count}" for size, count in counts.most_common())
+            fix = "boxes count in pixels of their own frame: see that none was resized"
+            yield Finding(source, None, "frames of several sizes", found, fix)
 
 
 def official_split(source: str, sequence: int | None) -> str | None:
@@ -112,35 +109,56 @@ def official_split(source: str, sequence: int | None) -> str | None:
     return None
 
 
-def read_folder(folder: Path, images: Path | None = None) -> FolderContent:
-    """Read every labelled frame of a folder; faulty questions are left out, listed and counted.
+class LabelFolder:
+    """A label folder as a :class:`surgery_r1.sources.content.Source`.
+
+    Args:
+        folder: folder with labels, in any layout of FACTS 2.
+        images: folder with the images, where they lie apart.
 
     Raises:
         SurgeryR1Error: when a folder does not exist or holds no label file.
     """
-    for named in (folder, images):
-        if named is not None and not named.is_dir():
-            raise SurgeryR1Error("no such folder", where=str(named), fix="check the path")
-    layout = scan(folder, images)
-    if not layout.labels:
-        raise SurgeryR1Error(
-            "no label file found",
-            where=str(folder),
-            fix="expected seq_N/vqla/label/frame003_QA.txt, seq_N/vqla/, seq_N/vqa/Classification/ or "
-            "vqla/label/seq1_frame015.txt",
-        )
-    trees, notices = pair(layout)
-    used = [tree.path for tree in trees.values()]
-    content = FolderContent(image_root=_image_root(used, folder, images), notices=layout.notices + notices)
-    repeated: Counter[str] = Counter()
-    for files in _by_frame(layout):
-        labels = _read_frame(files, trees.get(files[0].tree_key), content)
-        if labels.repeated:
-            repeated[str(files[1].path.parent)] += labels.repeated
-    for path, count in repeated.items():
-        value, fix = f"{count} questions already read from another label folder", "nothing to do: counted once"
-        content.notices.append(Finding(path, None, "second label folder for the same frames", value, fix))
-    return content
+
+    classes: Mapping[str, Mapping[str, tuple[str, ...]]] = dict.fromkeys(SOURCES, ANSWERS_OF_KIND)
+
+    def __init__(self, folder: Path, images: Path | None = None) -> None:
+        for named in (folder, images):
+            if named is not None and not named.is_dir():
+                raise SurgeryR1Error("no such folder", where=str(named), fix="check the path")
+        layout = scan(folder, images)
+        if not layout.labels:
+            raise SurgeryR1Error(
+                "no label file found",
+                where=str(folder),
+                fix="expected seq_N/vqla/label/frame003_QA.txt, seq_N/vqla/, seq_N/vqa/Classification/ or "
+                "vqla/label/seq1_frame015.txt; for other sets name an --adapter",
+            )
+        self.label_root = folder
+        self._trees, notices = pair(layout)
+        used = [tree.path for tree in self._trees.values()]
+        self.image_root = _image_root(used, folder, images)
+        self.notices = layout.notices + notices
+        self._files = list(_by_frame(layout))
+
+    def frames(self) -> Iterator[FrameContent]:
+        """Every labelled frame; faulty questions are left out, listed and counted."""
+        repeated: Counter[str] = Counter()
+        for files in self._files:
+            content = FrameContent(labels=[file.path for file in files])
+            labels = _read_frame(files, self._trees.get(files[0].tree_key), self.image_root, content)
+            if labels.repeated:
+                repeated[str(files[1].path.parent)] += labels.repeated
+            yield content
+        for path, count in repeated.items():
+            value, fix = f"{count} questions already read from another label folder", "nothing to do: counted once"
+            found = Finding(path, None, "second label folder for the same frames", value, fix)
+            yield FrameContent(notices=[found])
+
+
+def read_folder(folder: Path, images: Path | None = None) -> FolderContent:
+    """Everything in a label folder; see :class:`LabelFolder`."""
+    return collect(LabelFolder(folder, images))
 
 
 def _by_frame(layout: Layout) -> Iterable[list[LabelFile]]:
@@ -163,7 +181,7 @@ def _image_root(trees: list[Path], folder: Path, images: Path | None) -> Path:
     return Path(os.path.commonpath(resolved)) if resolved else folder.resolve()
 
 
-def _read_frame(files: list[LabelFile], tree: ImageTree | None, content: FolderContent) -> FrameLabels:
+def _read_frame(files: list[LabelFile], tree: ImageTree | None, root: Path, content: FrameContent) -> FrameLabels:
     head = files[0]
     image, size, fault = _find_image(head, tree)
     labels = read_frame_labels(files, size)
@@ -181,8 +199,8 @@ def _read_frame(files: list[LabelFile], tree: ImageTree | None, content: FolderC
             content.skipped[fault.what] += len(merge_answers(labels.lines)[0])
         return labels
     if labels.lines:
-        relative = Path(os.path.relpath(image.parent.resolve() / image.name, content.image_root)).as_posix()
-        _add_frame(head, split, relative, size, labels.lines, content)
+        relative = Path(os.path.relpath(image.parent.resolve() / image.name, root)).as_posix()
+        labelled_frame(head.source, split, f"seq_{head.sequence}", head.frame, relative, size, labels.lines, content)
     return labels
 
 
@@ -199,35 +217,3 @@ def _find_image(label: LabelFile, tree: ImageTree | None) -> tuple[Path | None, 
         return None, None, Finding(str(label.path), 1, f.MISSING_IMAGE, str(image), "restore the file")
     except (TornImageError, OSError) as error:
         return None, None, Finding(str(label.path), 1, f.TORN_IMAGE, f"{image}: {error}", "unpack the archive again")
-
-
-def _add_frame(
-    label: LabelFile, split: str, image: str, size: tuple[int, int], lines: list[LabelLine], content: FolderContent
-) -> None:
-    sequence = f"seq_{label.sequence}"
-    frame_id = f"{label.source}/{sequence}/{label.frame}"
-    groups, several = merge_answers(lines)
-    objects, disagreeing = derive_objects(lines)
-    content.notices += several + disagreeing
-    content.frames[frame_id] = Frame(frame_id, image, *size, sha256="", objects=objects)
-    for group in groups:
-        first = group[0]
-        content.samples.append(
-            Sample(
-                id=f"{frame_id}/{first.index}",
-                source=label.source,
-                split=split,
-                sequence=sequence,
-                frame=label.frame,
-                image=image,
-                width=size[0],
-                height=size[1],
-                question=first.question,
-                kind=first.kind,
-                subject=first.subject,
-                answer=first.answer,
-                box_px=first.box_px,
-                answers_accepted=tuple(line.answer for line in group) if len(group) > 1 else (),
-                boxes_accepted=tuple(line.box_px for line in group) if len(group) > 1 else (),
-            )
-        )

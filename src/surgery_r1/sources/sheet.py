@@ -9,7 +9,7 @@ from surgery_r1 import vocab
 from surgery_r1.files import atomic_write
 from surgery_r1.geometry import scale
 from surgery_r1.schema import Frame
-from surgery_r1.sources.label_folder import FolderContent
+from surgery_r1.sources.content import FolderContent
 
 _COLOURS = ("#ffd23f", "#3bceac", "#ee4266", "#4ea8de", "#f79d65", "#c77dff", "#90be6d", "#f0f0f0")
 _ORGAN_COLOUR = "#ffffff"

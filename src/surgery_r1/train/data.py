@@ -46,19 +46,19 @@ def sft_dataset(
     """
     columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": []}
 
-    def add(sample: Sample, task: str, reasoning: str | None, answer: str | None, box: Any) -> None:
+    def add(sample: Sample, task: str, question: str, reasoning: str | None, answer: str | None, box: Any) -> None:
         view = view_of(processor, sample.width, sample.height)
         box_model = None if box is None else codec.to_model(box, box_space, view)
         text = codec.render(reasoning, answer, box_model)
-        columns["prompt"].append(conversation(sample.question, box_space, task, reasoning is not None))
+        columns["prompt"].append(conversation(question, box_space, task, reasoning is not None))
         columns["completion"].append([{"role": "assistant", "content": text}])
         columns["images"].append([str(dataset.image_root / path) for path in (sample.images or (sample.image,))])
 
     for row in dataset.train_rows(tasks, include_dev):
-        add(dataset.samples[row.sample_id], row.task, row.reasoning, row.answer, row.box_px)
+        add(dataset.samples[row.sample_id], row.task, row.question, row.reasoning, row.answer, row.box_px)
     if direct_answers:
         for sample in train_samples(dataset, include_dev):
-            add(sample, "cot", None, sample.answer, sample.box_px)
+            add(sample, "cot", sample.question, None, sample.answer, sample.box_px)
     if not columns["prompt"]:
         raise SurgeryR1Error(
             f"no training rows of tasks {list(tasks)}", where=str(dataset.root), fix="check [sft] tasks"

@@ -1,0 +1,56 @@
+"""Frames and their questions on disk between the two passes of a build, so that memory does not grow with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from surgery_r1.files import dump_json
+from surgery_r1.schema import Frame, Sample
+
+_FIRST = ("endovis18", "endovis17")
+
+
+class Spool:
+    """Written frame by frame, read back source by source: those of EndoVis first, others as they came.
+
+    Args:
+        folder: an empty folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, IO[str]] = {}
+        self.frames = 0
+
+    def add(self, frame: Frame, samples: list[Sample]) -> None:
+        """Keep a frame and its questions (at least one)."""
+        source = samples[0].source
+        if source not in self._files:
+            self._files[source] = (self._folder / f"{len(self._files)}.jsonl").open("w+", encoding="utf-8")
+        record = {"frame": frame.to_json(), "samples": [sample.to_json() for sample in samples]}
+        self._files[source].write(dump_json(record) + "\n")
+        self.frames += 1
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources, in the order in which they are read back."""
+        return sorted(self._files, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+
+    def __iter__(self) -> Iterator[tuple[Frame, list[Sample]]]:
+        for source in self.sources:
+            file = self._files[source]
+            file.seek(0)
+            for line in file:
+                record = json.loads(line)
+                yield Frame.from_json(record["frame"]), [Sample.from_json(data) for data in record["samples"]]
+
+    def close(self) -> None:
+        """Close and delete what was kept."""
+        for file in self._files.values():
+            file.close()
+        for path in self._folder.iterdir():
+            path.unlink()
+        self._folder.rmdir()
