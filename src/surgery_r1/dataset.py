@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,12 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.files import read_json, read_jsonl, sha256_file
 from surgery_r1.geometry import LocationRule, location_rule
 from surgery_r1.schema import TASKS, Frame, Row, Sample
+from surgery_r1.sources.findings import Finding
 from surgery_r1.sources.location import TRUSTED_AGREEMENT
 
+CHANGED_RECORD = "changed since it was built"
+CHANGED_IMAGE = "image changed since the dataset was built"
+CHANGED_LABELS = "label file changed since the dataset was built"
 _REBUILD = "build it again with surgery-r1 data build FOLDER... --out DATASET --overwrite"
 
 
@@ -113,7 +117,7 @@ def open_dataset(
         folder: what ``surgery-r1 data build`` wrote.
         images: where the images lie now, if they moved.
         check_images: check that every image is there.
-        verify: compare records and images with the manifest's sha256 sums.
+        verify: compare records, images and label files with their sha256 sums.
 
     Raises:
         SurgeryR1Error: when there is no such dataset, a file is torn, or images are missing or changed.
@@ -164,12 +168,36 @@ def _check_images(dataset: Dataset) -> None:
         )
 
 
-def _verify(dataset: Dataset) -> None:
+def changes(dataset: Dataset) -> Iterator[Finding]:
+    """Records, images and label files that are not what they were when the dataset was built, by their sha256."""
+    manifest = dataset.root / "manifest.json"
     for name, digest in dataset.manifest["sha256"].items():
-        if name != "images" and sha256_file(dataset.root / name) != digest:
-            raise SurgeryR1Error("changed since it was built", where=str(dataset.root / name), fix=_REBUILD)
+        if name != "images":
+            yield from _change(dataset.root / name, digest, CHANGED_RECORD)
     for frame in dataset.frames.values():
-        if sha256_file(dataset.image_path(frame)) != frame.sha256:
-            raise SurgeryR1Error(
-                "image changed since the dataset was built", where=str(dataset.image_path(frame)), fix=_REBUILD
-            )
+        yield from _change(dataset.image_path(frame), frame.sha256, CHANGED_IMAGE)
+    labels = Path(dataset.manifest.get("label_root", ""))
+    if not (dataset.root / "labels.jsonl").is_file() or not labels.is_dir():
+        return
+    for where, record in read_jsonl(dataset.root / "labels.jsonl"):
+        if not {"path", "sha256"} <= set(record):
+            yield Finding(str(manifest), None, CHANGED_RECORD, where, _REBUILD)
+            continue
+        yield from _change(labels / record["path"], record["sha256"], CHANGED_LABELS)
+
+
+def _change(path: Path, digest: str, what: str) -> Iterator[Finding]:
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        yield Finding(str(path), None, what, f"cannot be read: {error.strerror}", "restore it, or " + _REBUILD)
+        return
+    if found != digest:
+        value = f"sha256 {found[:12]}, was {digest[:12]}"
+        yield Finding(str(path), None, what, value, "restore it, or " + _REBUILD)
+
+
+def _verify(dataset: Dataset) -> None:
+    found = next(changes(dataset), None)
+    if found is not None:
+        raise SurgeryR1Error(f"{found.what}: {found.value}", where=found.path, fix=found.fix)

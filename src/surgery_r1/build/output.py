@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,13 +23,17 @@ def replacing_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         SurgeryR1Error: when ``out`` holds anything but a dataset, holds a dataset and ``overwrite`` is False, or
             cannot be written.
     """
+    _clear_up(out)
     _check_replaceable(out, overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        lock = os.open(temporary, os.O_RDONLY)
     except OSError as error:
         raise _write_error(out, error) from error
     try:
+        # Held by a living process: this is how a later build knows what a killed one has left.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         temporary.chmod(0o755)
         yield temporary
         _take_place(temporary, out)
@@ -34,6 +41,28 @@ def replacing_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         raise _write_error(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def _clear_up(out: Path) -> None:
+    """Remove what killed builds have left, and put back a dataset that one had already set aside."""
+    if not out.parent.is_dir():
+        return
+    for old in sorted(out.parent.glob(f".{glob.escape(out.name)}.*.old")):
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(out)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        lock = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+        except BlockingIOError:
+            # Somebody else is building there now.
+            pass
+        finally:
+            os.close(lock)
 
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:

@@ -22,10 +22,13 @@ _SHOWN_PER_KIND = 10
 
 @dataclass
 class Check:
-    """Read a label folder; print counts, the measured top/bottom rule, and every fault as path:line."""
+    """Read a label folder; print counts, the measured top/bottom rule, and every fault as path:line.
+
+    Given a dataset, compare its records, images and label files with what they were when it was built.
+    """
 
     folder: tyro.conf.Positional[Path]
-    """Folder with label files, in any layout of EndoVis-18-VQLA or EndoVis-17-VQLA."""
+    """Folder with label files, in any layout of EndoVis-18-VQLA or EndoVis-17-VQLA; or a dataset."""
     images: Path | None = None
     """Folder with the images, where they lie apart from the labels."""
     json: bool = False
@@ -37,6 +40,8 @@ class Check:
         """Exit status: 1 when there are faults."""
         from surgery_r1.sources.label_folder import read_folder, summarise
 
+        if (self.folder / "manifest.json").is_file():
+            return self._check_dataset()
         content = read_folder(self.folder, self.images)
         report = summarise(content)
         if self.json:
@@ -55,6 +60,23 @@ class Check:
             if not self.json:
                 say(f"{count} frames drawn: {self.sheet}")
         return 1 if report.faults else 0
+
+    def _check_dataset(self) -> int:
+        from surgery_r1.dataset import changes, open_dataset
+
+        if self.sheet is not None:
+            raise SurgeryR1Error("--sheet draws label folders", fix="name the folder that the dataset was built from")
+        dataset = open_dataset(self.folder, images=self.images)
+        found = list(changes(dataset))
+        if self.json:
+            counts = {"frames": len(dataset.frames), "questions": len(dataset.samples)}
+            say(dump_json({**counts, "faults": [fault.to_json() for fault in found], "notices": []}, indent=2))
+        else:
+            say(f"{len(dataset.frames):,} frames, {len(dataset.samples):,} questions")
+            _say_findings("fault", found)
+            if not found:
+                say("Nothing has changed since it was built.")
+        return 1 if found else 0
 
 
 @dataclass

@@ -77,12 +77,14 @@ def scan(folder: Path, images: Path | None = None) -> Layout:
         _images(directory, names, folder, 1, layout)
     if images is not None:
         inside = {tree.path.resolve(): tree for tree in layout.trees}
-        for directory, names in _walk(images, []):
+        found: list[Finding] = []
+        for directory, names in _walk(images, found):
             known = inside.get(directory.resolve())
             if known is not None:
                 known.root_index = 0
             else:
                 _images(directory, names, images, 0, layout)
+        layout.notices += [notice for notice in found if notice not in layout.notices]
     layout.trees.sort(key=lambda tree: str(tree.path))
     return layout
 
