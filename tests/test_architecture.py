@@ -24,7 +24,7 @@ LEVELS: list[set[str]] = [
     {"config"},
     {"sources"},
     {"dataset", "codec", "build"},
-    {"prompts", "judge"},
+    {"prompts", "judge", "teacher"},
     {"rewards"},
     {"models"},
     {"train", "engines"},

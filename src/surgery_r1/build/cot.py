@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from surgery_r1 import vocab
@@ -22,14 +23,18 @@ class Task:
     Attributes:
         number: which of the reasonings of this question, from 0.
         attempt: how often it has been rejected before.
+        rejected: the checks that the last attempt failed.
         seed: of the dataset; with the sample's id it seeds what is drawn, so that order never matters.
+        image: the frame's image; None where a writer does without.
     """
 
     sample: Sample
     frame: Frame
     number: int = 0
     attempt: int = 0
+    rejected: tuple[str, ...] = ()
     seed: int = 0
+    image: Path | None = None
 
 
 class Writer(Protocol):

@@ -96,7 +96,8 @@ def build_dataset(
             known = {TEMPLATE: TemplateWriter(rules), **(writers or {})}
             used = {name: known[name] for name in recipe.reasoning.writers}
             workers = max((writer.workers for writer in used.values()), default=1)
-            reasoner = Reasoner(recipe, used, rules, reading.classes, workers)
+            root = target / "images" if embed_images else reading.image_root
+            reasoner = Reasoner(recipe, used, rules, reading.classes, workers, root)
             counts = _write_records(target, reading.spool, recipe, reasoner, progress)
         finally:
             reading.spool.close()

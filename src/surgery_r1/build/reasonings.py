@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from surgery_r1.build.cot import Task, Writer
@@ -72,6 +73,7 @@ class Reasoner:
         rules: the trusted location rule of each source.
         classes: for each source the answers that a question of each kind can have.
         workers: frames at a time.
+        image_root: where the images are that frames name.
 
     Attributes:
         counts: for each writer's own name what became of its work, up to the frame that was last given back.
@@ -84,6 +86,7 @@ class Reasoner:
         rules: Mapping[str, LocationRule | None],
         classes: Mapping[str, Mapping[str, Sequence[str]]],
         workers: int = 1,
+        image_root: Path | None = None,
     ) -> None:
         self._recipe = recipe
         names = [recipe.reasoning.writers[i % len(recipe.reasoning.writers)] for i in range(recipe.rows.cot)]
@@ -92,6 +95,7 @@ class Reasoner:
         self._rules = rules
         self._words = {source: SourceWords(kinds) for source, kinds in classes.items()}
         self._workers = workers
+        self._image_root = image_root
         self.counts: dict[str, WriterCounts] = {writer.name: WriterCounts() for writer, _ in self._turns}
 
     def __call__(self, frames: Iterable[Work]) -> Iterator[tuple[Work, list[list[Reasoning]]]]:
@@ -136,8 +140,11 @@ class Reasoner:
 
     def _one(self, writer: Writer, number: int, context: Context, counts: WriterCounts) -> Reasoning | None:
         counts.asked += 1
+        image = None if self._image_root is None else self._image_root / context.frame.image
+        reasons: list[str] = []
         for attempt in range(self._recipe.reasoning.attempts):
-            draft = writer.write(Task(context.sample, context.frame, number, attempt, self._recipe.seed))
+            task = Task(context.sample, context.frame, number, attempt, tuple(reasons), self._recipe.seed, image)
+            draft = writer.write(task)
             reasons = rejections(draft, context)
             if not reasons:
                 counts.accepted[attempt + 1] += 1

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from surgery_r1.cli.progress import TeacherProgress
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.files import dump_json
 
 if TYPE_CHECKING:
+    from surgery_r1.build.recipe import Recipe
     from surgery_r1.sources.findings import Finding
+    from surgery_r1.teacher.writer import TeacherWriter
 
 _SHOWN_PER_KIND = 10
 
@@ -99,6 +105,10 @@ class Build:
     """Copy the images into the dataset instead of referring to them."""
     overwrite: bool = False
     """Replace a dataset that is already there."""
+    allow_remote_frames: bool = False
+    """Let frames and annotations go to a teacher that is not on this machine."""
+    replies: Path | None = None
+    """File that keeps what a teacher answers, so that it is never asked twice; DATASET.replies.jsonl by default."""
     stats: bool = False
     """Print what became of the reasoning, by writer and by reason."""
     json: bool = False
@@ -107,18 +117,23 @@ class Build:
     def run(self) -> int:
         """Exit status 0; errors are raised."""
         from surgery_r1.build import build_dataset
-        from surgery_r1.build.recipe import load_recipe
+        from surgery_r1.build.recipe import TEACHER, Recipe, load_recipe
 
-        manifest = build_dataset(
-            self.folders,
-            self.out,
-            images=self.images,
-            recipe=load_recipe(self.config) if self.config else None,
-            seed=self.seed,
-            on_fault=self.on_fault,
-            embed_images=self.embed_images,
-            overwrite=self.overwrite,
-        )
+        recipe = load_recipe(self.config) if self.config else Recipe()
+        with contextlib.ExitStack() as stack:
+            teacher = stack.enter_context(self._teacher(recipe)) if recipe.asks_teacher else None
+            manifest = build_dataset(
+                self.folders,
+                self.out,
+                images=self.images,
+                recipe=recipe,
+                seed=self.seed,
+                on_fault=self.on_fault,
+                embed_images=self.embed_images,
+                overwrite=self.overwrite,
+                writers={TEACHER: teacher} if teacher else None,
+                progress=TeacherProgress(teacher) if teacher else None,
+            )
         if self.json:
             say(dump_json(manifest, indent=2))
             return 0
@@ -138,6 +153,13 @@ class Build:
             say(_stats_table(manifest["reasoning"]))
         say(f"dataset: {self.out}")
         return 0
+
+    def _teacher(self, recipe: Recipe) -> AbstractContextManager[TeacherWriter]:
+        from surgery_r1.teacher.writer import open_teacher
+
+        replies = self.replies or self.out.with_name(self.out.name + ".replies.jsonl")
+        key = os.environ.get("SURGERY_R1_TEACHER_KEY", "")
+        return open_teacher(recipe, replies, key=key, allow_remote=self.allow_remote_frames)
 
 
 @dataclass

@@ -1,0 +1,117 @@
+"""Replies of a teacher on disk, by the content of the request, so that none is paid for twice."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.files import dump_json
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a teacher answered.
+
+    Attributes:
+        text: of the reply; empty when there was none.
+        finish: why it ended: ``stop``, ``length`` (cut off), ``content_filter``, or ``refused`` where the request was.
+        prompt_tokens, completion_tokens: as the server counted them, 0 where it did not.
+    """
+
+    text: str
+    finish: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Replies:
+    """An append-only file of replies, one JSON object a line. One process writes it at a time.
+
+    Args:
+        path: made when it is missing. A last line torn by a kill is cut off.
+
+    Raises:
+        SurgeryR1Error: when another process has it, a line is damaged, or it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._places: dict[bytes, tuple[int, int]] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SurgeryR1Error("another build is using these replies", where=str(path), fix="wait for it") from None
+        except OSError as error:
+            raise SurgeryR1Error(
+                f"cannot keep replies: {error.strerror}", where=str(path), fix="check the path"
+            ) from None
+        self._index()
+
+    def _index(self) -> None:
+        self._file.seek(0)
+        at = 0
+        for number, line in enumerate(self._file, start=1):
+            if not line.endswith(b"\n"):
+                self._file.truncate(at)
+                break
+            try:
+                key = json.loads(line)["key"]
+            except (ValueError, KeyError, TypeError):
+                raise SurgeryR1Error(
+                    "damaged reply", where=f"{self.path}:{number}", fix="delete the line; it will be asked for again"
+                ) from None
+            self._places[bytes.fromhex(key)] = (at, len(line))
+            at += len(line)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, key: str) -> Reply | None:
+        """The reply to a request, None when it has not been made."""
+        with self._lock:
+            place = self._places.get(bytes.fromhex(key))
+            if place is None:
+                return None
+            line = os.pread(self._file.fileno(), place[1], place[0])
+        data = json.loads(line)
+        del data["key"]
+        return Reply(**data)
+
+    def put(self, key: str, reply: Reply) -> None:
+        """Keep a reply; it is on disk when this returns.
+
+        Raises:
+            SurgeryR1Error: when the disk is full; what was kept before stays.
+        """
+        line = (dump_json({"key": key, **asdict(reply)}) + "\n").encode()
+        with self._lock:
+            at = self._file.seek(0, os.SEEK_END)
+            try:
+                self._file.write(line)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                # What is half written would be in the way of what comes next.
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, at)
+                raise SurgeryR1Error(
+                    f"a reply cannot be kept: {error.strerror}",
+                    where=str(self.path),
+                    fix="free some space and run again; what was kept is not asked for again",
+                ) from None
+            self._places[bytes.fromhex(key)] = (at, len(line))
+
+    def close(self) -> None:
+        """Let other processes have the file."""
+        # After a full disk there is still something in the buffer that cannot be written.
+        with contextlib.suppress(OSError):
+            self._file.close()

@@ -1,0 +1,370 @@
+"""Reasoning by a teacher behind a real server over loopback: faults, privacy, resumption, and nothing asked twice."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import label_folders as lf
+import pytest
+
+from surgery_r1.build import build_dataset
+from surgery_r1.build.recipe import load_recipe
+from surgery_r1.cli import main
+from surgery_r1.cli.progress import TeacherProgress
+from surgery_r1.dataset import open_dataset
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.teacher import prompt
+from surgery_r1.teacher.replies import Replies, Reply
+from surgery_r1.teacher.where import check_endpoint, on_this_machine
+
+pytest.importorskip("openai", reason="pip install 'surgery-r1[teacher]'")
+SERVER = Path(__file__).with_name("teacher_server.py")
+_CONNECT, _LOOK_UP = socket.socket.connect, socket.getaddrinfo
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """As in all tests, but for this machine: a request elsewhere fails the test even if a library swallows it."""
+    tried = []
+
+    def connect(self, address):
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1"):
+            tried.append(address)
+            raise AssertionError(f"a test reached for the network: {address}")
+        return _CONNECT(self, address)
+
+    def look_up(host, *args, **kwargs):
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            tried.append(host)
+            raise OSError("no such host")
+        return _LOOK_UP(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    yield tried
+    assert not tried
+
+
+class Served:
+    """A teacher server in a process of its own, and the requests that it has seen."""
+
+    def __init__(self, log: Path, plan: str = "", delay: float = 0.0) -> None:
+        self.log = log
+        args = [sys.executable, str(SERVER), str(log), "--plan", plan, "--delay", str(delay)]
+        self.process = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.endpoint = f"http://127.0.0.1:{int(self.process.stdout.readline())}/v1"
+
+    @property
+    def requests(self) -> list[dict]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def serve(tmp_path):
+    servers = []
+
+    def start(plan: str = "", delay: float = 0.0) -> Served:
+        servers.append(Served(tmp_path / f"requests{len(servers)}.jsonl", plan, delay))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four frames of a training and a dev sequence, with 20 questions, and two val frames that need no reasoning."""
+    return lf.small_set(tmp_path_factory.mktemp("labels"))
+
+
+def recipe_file(path: Path, endpoint: str, **changes) -> Path:
+    settings = {"concurrency": 3, "retries": 2, "timeout": 1.0, "cot": 1, "attempts": 2, "writers": '["teacher"]'}
+    settings |= changes
+    teacher = "".join(
+        f"{key} = {settings[key]}\n"
+        for key in ("concurrency", "retries", "timeout", "requests_per_minute")
+        if key in settings
+    )
+    path.write_text(
+        f"[rows]\ncot = {settings['cot']}\n[reasoning]\nwriters = {settings['writers']}\n"
+        f'attempts = {settings["attempts"]}\n[teacher]\nendpoint = "{endpoint}"\nmodel = "m"\n{teacher}'
+    )
+    return path
+
+
+def build(folder: Path, out: Path, recipe: Path, *args: str) -> int:
+    return main(["data", "build", str(folder), "--config", str(recipe), "--out", str(out), *args])
+
+
+def fails(capsys, *args, match: str) -> None:
+    import re
+
+    assert build(*args) == 2
+    error = capsys.readouterr().err
+    assert re.search(match, error), error
+
+
+def test_a_teacher_writes_the_reasoning(folder, serve, tmp_path, capsys):
+    server = serve()
+    recipe = recipe_file(tmp_path / "r.toml", server.endpoint, cot=2)
+    assert build(folder, tmp_path / "ds", recipe, "--stats") == 0
+    output = capsys.readouterr()
+    dataset = open_dataset(tmp_path / "ds")
+    rows = [row for row in dataset.rows if row.task == "cot"]
+    assert len(rows) == 40 and {row.writer for row in rows} == {"teacher:m"}
+    assert all(row.reasoning.startswith("Looking at") and "Answer" not in row.reasoning for row in rows)
+    assert len({(row.sample_id, row.reasoning) for row in rows}) == 40
+    about = dataset.manifest["recipe"]["writers"]["teacher:m"]
+    assert about["endpoint"] == server.endpoint and about["on_this_machine"] and about["send_frames"]
+    assert (about["replies"], about["prompt_tokens"], about["completion_tokens"]) == (40, 4000, 800)
+    card = (tmp_path / "ds/README.md").read_text()
+    assert f"frames and annotations were sent to {server.endpoint} (this machine)" in card
+    assert "frames 6 of 6: 40 requests" in output.err and "4,800 tokens spent" in output.err
+    assert "rejected" not in output.out and "accepted" in output.out
+    assert len(server.requests) == 40 and all(request["image"] for request in server.requests)
+    # A key that lies around for somebody else's service is not sent.
+    assert {request["authorization"] for request in server.requests} == {"Bearer none"}
+
+
+def test_nothing_is_asked_twice(folder, serve, tmp_path, capsys):
+    server = serve()
+    recipe = recipe_file(tmp_path / "r.toml", server.endpoint)
+    replies = ["--replies", str(tmp_path / "kept.jsonl")]
+    assert build(folder, tmp_path / "a", recipe, *replies) == 0
+    server.stop()
+    # The server is gone, and all is there.
+    assert build(folder, tmp_path / "b", recipe, *replies) == 0
+    assert "0 requests" in capsys.readouterr().err
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+    assert max(Counter(request["body"] for request in server.requests).values()) == 1
+
+
+def test_a_killed_build_goes_on_without_paying_twice(folder, serve, tmp_path):
+    server = serve(delay=0.15)
+    recipe = recipe_file(tmp_path / "r.toml", server.endpoint, concurrency=2)
+    kept = tmp_path / "ds.replies.jsonl"
+    code = "import sys; from surgery_r1.cli import main; sys.exit(main(sys.argv[1:]))"
+    args = [sys.executable, "-c", code, "data", "build", str(folder), "--config", str(recipe), "--out"]
+    first = subprocess.Popen([*args, str(tmp_path / "ds")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (kept.exists() and kept.read_bytes().count(b"\n") >= 5):
+        assert first.poll() is None
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    # As if it had been killed while a reply was written.
+    done = kept.read_bytes()
+    kept.write_bytes(done + b'{"key": "00')
+    paid, before = done.count(b"\n"), len(server.requests)
+    assert 5 <= paid < 20
+    assert build(folder, tmp_path / "ds", recipe) == 0
+    assert kept.read_bytes().startswith(done)
+    # What had been answered was not asked for again; only what was under way when it was killed.
+    assert len(server.requests) - before == 20 - paid
+    assert before - paid <= 2
+    fresh = serve()
+    build_again = recipe_file(tmp_path / "again.toml", fresh.endpoint)
+    assert build(folder, tmp_path / "whole", build_again) == 0
+    for name in ("rows.jsonl", "samples.jsonl", "frames.jsonl"):
+        assert (tmp_path / "ds" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "cut", "html", "json", "torn", "timeout"])
+def test_faults_that_pass_are_retried(folder, serve, tmp_path, fault):
+    server = serve(plan=f"none,{fault},none,{fault}")
+    recipe = recipe_file(tmp_path / "r.toml", server.endpoint)
+    assert build(folder, tmp_path / "ds", recipe) == 0
+    manifest = json.loads((tmp_path / "ds/manifest.json").read_text())
+    assert manifest["rows"]["cot"] == 20 and manifest["reasoning"]["teacher:m"]["rejected"] == {}
+    assert len(server.requests) == 22
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("500", "answers 500: .*planned 500.*2 retries.*run again"),
+        ("cut", "cannot be reached"),
+        ("html", "no chat completion"),
+        ("json", "no chat completion"),
+        ("timeout", r"took longer than teacher\.timeout = 1 s"),
+    ],
+)
+def test_faults_that_stay_stop_the_build_and_keep_what_is_done(folder, serve, tmp_path, capsys, fault, message):
+    server = serve(plan=",".join(["none"] * 4 + [fault] * 30))
+    recipe = recipe_file(tmp_path / "r.toml", server.endpoint, concurrency=1)
+    fails(capsys, folder, tmp_path / "ds", recipe, match=message)
+    assert sorted(path.name for path in tmp_path.iterdir() if "ds" in path.name) == ["ds.replies.jsonl"]
+    assert len(Replies(tmp_path / "ds.replies.jsonl")) == 4
+    server = serve()
+    recipe = recipe_file(tmp_path / "r.toml", server.endpoint)
+    assert build(folder, tmp_path / "ds", recipe) == 0
+    assert len(server.requests) == 16
+
+
+def test_what_no_retry_can_mend_stops_at_once(folder, serve, tmp_path, capsys):
+    for plan, message in (
+        ("401", "answers 401: .*SURGERY_R1_TEACHER_KEY"),
+        ("404", "answers 404: .*check teacher.endpoint"),
+        ("redirect", r"redirects to http://elsewhere\.invalid/v1/chat/completions: frames were not sent there"),
+        (",".join(["400"] * 20), "refuses every request with 400"),
+    ):
+        server = serve(plan=plan)
+        recipe = recipe_file(tmp_path / "r.toml", server.endpoint, concurrency=1)
+        fails(capsys, folder, tmp_path / f"ds{plan[:4]}", recipe, match=message)
+        assert len(server.requests) == (10 if "400" in plan else 1)
+    server.stop()
+    fails(capsys, folder, tmp_path / "gone", recipe, match="cannot be reached")
+
+
+def test_bad_replies_are_tried_again_then_dropped(folder, serve, tmp_path, capsys):
+    """In turn: another language, empty, nothing at all, cut off, refused, a tool that is not there, a wrong answer."""
+    plan = "german,none,empty,none,null,none,length,none,none,400,none,wrong,wrong"
+    server = serve(plan=plan)
+    recipe = recipe_file(tmp_path / "r.toml", server.endpoint, concurrency=1)
+    assert build(folder, tmp_path / "ds", recipe, "--stats") == 0
+    manifest = json.loads((tmp_path / "ds/manifest.json").read_text())
+    counts = manifest["reasoning"]["teacher:m"]
+    assert (counts["asked"], counts["accepted"], counts["dropped"]) == (20, 19, 1)
+    rejected = counts["rejected"]
+    assert {"language", "empty", "cut_off", "refused", "absent_tool", "own_answer"} <= set(rejected)
+    assert rejected["empty"] == 2 and rejected["absent_tool"] == 2
+    assert manifest["skipped"] == {"reasoning failed its checks": 1} and manifest["rows"]["cot"] == 19
+    out = capsys.readouterr().out
+    assert "rejected: absent_tool" in out and "left out: 1 questions, reasoning failed its checks" in out
+
+
+def test_a_second_attempt_is_told_what_was_wrong():
+    from surgery_r1.build.cot import Task
+    from surgery_r1.schema import Frame, Sample, SceneObject
+
+    head = ("endovis18", "train", "seq_2", "frame003", "x.png", 160, 128)
+    sample = Sample("i", *head, "Where is suction located?", "location", "suction", "left-top", (1, 1, 9, 9))
+    frame = Frame("f", "x.png", 160, 128, "00", (SceneObject("suction", "Idle", "left-top", (1, 1, 9, 9)),))
+    first = prompt.request_text(Task(sample, frame), 4, 50)
+    second = prompt.request_text(Task(sample, frame, 1, 1, ("leak", "absent_tool")), 4, 50)
+    assert "- suction: state Idle, place left-top, region [1, 1, 9, 9]" in first and "4 to 50 words" in first
+    assert "earlier attempt" not in first and "name no instrument that is not listed" in second
+    assert len({prompt.request_text(Task(sample, frame, number), 4, 50) for number in range(4)}) == 4
+
+
+def test_requests_are_spread_over_the_minute(folder, serve, tmp_path):
+    server = serve()
+    recipe = recipe_file(tmp_path / "r.toml", server.endpoint, requests_per_minute=1200)
+    assert build(folder, tmp_path / "ds", recipe) == 0
+    times = [request["time"] for request in server.requests]
+    # 20 requests, one each 50 ms.
+    assert len(times) == 20 and max(times) - min(times) > 0.85
+
+
+def test_frames_stay_on_this_machine(folder, tmp_path, capsys, no_network, monkeypatch):
+    for host in ("192.0.2.7", "[2001:db8::1]"):
+        recipe = recipe_file(tmp_path / "r.toml", f"http://{host}:8000/v1")
+        fails(capsys, folder, tmp_path / "ds", recipe, match="not on this machine, and frames are private.*--allow-rem")
+    assert no_network == [] and not (tmp_path / "ds.replies.jsonl").exists()
+    for endpoint, message in (
+        ("ftp://127.0.0.1/v1", "no http address"),
+        ("127.0.0.1:8000", "no http address"),
+        ("http://user:secret@127.0.0.1:8000/v1", "holds a user name or password"),
+    ):
+        recipe = recipe_file(tmp_path / "r.toml", endpoint)
+        fails(capsys, folder, tmp_path / "ds", recipe, match=message)
+    assert check_endpoint("http://192.0.2.7/v1", allow_remote=True) is False
+    # A name counts as this machine only when all of its addresses do.
+    mixed = [(2, 1, 6, "", ("127.0.0.1", 0)), (2, 1, 6, "", ("192.0.2.7", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: mixed)
+    assert not on_this_machine("teacher.local")
+
+
+def test_proxies_get_nothing(folder, serve, tmp_path, monkeypatch):
+    server = serve()
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://192.0.2.9:3128")
+    assert build(folder, tmp_path / "ds", recipe_file(tmp_path / "r.toml", server.endpoint)) == 0
+    assert len(server.requests) == 20
+
+
+def test_facts_alone(folder, serve, tmp_path):
+    server = serve()
+    recipe = recipe_file(tmp_path / "r.toml", server.endpoint)
+    recipe.write_text(recipe.read_text() + "send_frames = false\n")
+    assert build(folder, tmp_path / "ds", recipe) == 0
+    assert not any(request["image"] for request in server.requests)
+    assert "annotations were sent to" in (tmp_path / "ds/README.md").read_text()
+
+
+def test_one_reasoning_by_template_and_one_by_teacher(folder, serve, tmp_path):
+    server = serve()
+    recipe = recipe_file(tmp_path / "r.toml", server.endpoint, cot=2, writers='["template", "teacher"]')
+    assert build(folder, tmp_path / "ds", recipe) == 0
+    writers = Counter(row.writer for row in open_dataset(tmp_path / "ds").rows if row.task == "cot")
+    assert writers == {"template-1": 20, "teacher:m": 20}
+
+
+def test_replies_on_a_full_disk(tmp_path, monkeypatch):
+    import os
+
+    replies = Replies(tmp_path / "r.jsonl")
+    replies.put("aa", Reply("kept", "stop", 3, 4))
+    whole = (tmp_path / "r.jsonl").read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SurgeryR1Error, match="No space left on device; free some space"):
+        replies.put("bb", Reply("lost", "stop"))
+    monkeypatch.undo()
+    replies.close()
+    assert (tmp_path / "r.jsonl").read_bytes() == whole
+    again = Replies(tmp_path / "r.jsonl")
+    assert again.get("aa") == Reply("kept", "stop", 3, 4) and again.get("bb") is None
+    with pytest.raises(SurgeryR1Error, match="another build"):
+        Replies(tmp_path / "r.jsonl")
+    again.close()
+    (tmp_path / "r.jsonl").write_bytes(b"nonsense\n" + whole)
+    with pytest.raises(SurgeryR1Error, match=r"r\.jsonl:1: damaged reply"):
+        Replies(tmp_path / "r.jsonl")
+
+
+def test_time_left():
+    from types import SimpleNamespace
+
+    teacher = SimpleNamespace(asked=50, reused=5, tokens=12_000)
+    line = TeacherProgress(teacher).line(10, 40, 100.0)
+    assert line == "frames 10 of 40: 50 requests (0.5/s), 5 kept replies, 12,000 tokens spent, 5 min left"
+
+
+def test_recipe_without_its_teacher(folder, tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('[reasoning]\nwriters = ["teacher"]\n')
+    with pytest.raises(SurgeryR1Error, match=r"give teacher\.endpoint and teacher\.model"):
+        load_recipe(path)
+    path.write_text('[reasoning]\nwriters = ["techer"]\nattempt = 2\n')
+    with pytest.raises(SurgeryR1Error, match=r"r\.toml:3: unknown key 'reasoning\.attempt'; did you mean"):
+        load_recipe(path)
+    for text, message in (
+        ("[rows]\ncot = 3\n", "the template writer has 2 reasonings"),
+        ("[rows]\nvisual_qa = 9\n", "there are 3 wordings"),
+        ("[rows]\nvisual_qa = 0\ngrounding_qa = 0\ncot = 0\n", "no row"),
+        ("[reasoning]\nmin_words = 9\nmax_words = 3\n", "leaves no length"),
+        ("[teacher]\ntimeout = 0\n", "seconds above 0"),
+    ):
+        path.write_text(text)
+        with pytest.raises(SurgeryR1Error, match=message):
+            load_recipe(path)
+    with pytest.raises(SurgeryR1Error, match="one of surgery_r1_54k"):
+        load_recipe("54k")
+    assert build_dataset([folder], tmp_path / "ds", recipe=load_recipe("surgery_r1_54k"))["rows"]["total"] == 120
