@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 import types
 import typing
@@ -72,7 +73,7 @@ def build(
     lines = text.splitlines()
     result = _build(kind, data, "", errors, str(path), lines)
     if result is not None:
-        errors += [f"{path}: {message}" for message in check(result)]
+        errors += [f"{path}{_at(message, lines)}: {message}" for message in check(result)]
     if errors or result is None:
         raise SurgeryR1Error("\n".join(errors), fix="correct the config and run again")
     return result
@@ -85,7 +86,7 @@ def _build(kind: type, data: Mapping[str, Any], prefix: str, errors: list[str], 
     before = len(errors)
     for key, value in data.items():
         name = f"{prefix}{key}"
-        where = f"{path}:{_line_of(name, lines)}" if lines else path
+        where = f"{path}:{_line_of(name, lines) or 1}" if lines else path
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {prefix}{close[0]!s}?" if close else f"known keys: {', '.join(sorted(known))}"
@@ -152,8 +153,15 @@ def _convert(value: Any, kind: Any) -> tuple[Any, str | None]:
     return value, None
 
 
-def _line_of(name: str, lines: list[str]) -> int:
-    """First line that sets the dotted ``name`` or opens its table; 1 when it cannot be found."""
+def _at(message: str, lines: list[str]) -> str:
+    """``:line`` of the dotted key that a message begins with, where it is set."""
+    key = re.match(r"\w+(?:\.\w+)*", message)
+    number = _line_of(key[0], lines) if key else None
+    return f":{number}" if number else ""
+
+
+def _line_of(name: str, lines: list[str]) -> int | None:
+    """First line that sets the dotted ``name`` or opens its table."""
     table = ""
     for number, line in enumerate(lines, start=1):
         text = line.split("#")[0].strip()
@@ -164,4 +172,4 @@ def _line_of(name: str, lines: list[str]) -> int:
             found = table.replace(" ", "") + text.split("=")[0].strip()
         if found == name or found.startswith(f"{name}."):
             return number
-    return 1
+    return None

@@ -143,7 +143,7 @@ def _state(sample: Sample, frame: Frame, rule: LocationRule | None, first: bool)
     tool = next((seen for seen in own if seen.box_px == sample.box_px), own[0] if own else None)
     where = _in_place(_place(tool, frame, rule) if tool else None)
     # Classes of other sets are said as they are.
-    seen = _SEEN.get(sample.answer, f"as {sample.answer}")
+    seen = _SEEN.get(sample.answer, f"in the state {sample.answer}")
     if first:
         return f"the {sample.subject}{where} is seen {seen}, so its state is {sample.answer}"
     return f"{where.strip() or 'in the frame'} the {sample.subject} is {seen}, so its state is {sample.answer}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from surgery_r1 import vocab
 from surgery_r1.schema import TASKS, Row, Sample
+from surgery_r1.sources.patterns import natural_key
 
 
 class Counts:
@@ -44,7 +44,7 @@ class Counts:
             source: {
                 **counts,
                 "sequences": {
-                    split: sorted(self._sequences[source][split], key=_natural)
+                    split: sorted(self._sequences[source][split], key=natural_key)
                     for split in vocab.SPLITS
                     if split in self._sequences[source]
                 },
@@ -56,8 +56,3 @@ class Counts:
 
 def _totalled(counts: Counter[str], names: Iterable[str]) -> dict[str, int]:
     return {"total": counts.total()} | {name: counts[name] for name in names}
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sorts ``seq_2`` before ``seq_10``."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name)]

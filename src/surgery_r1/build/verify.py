@@ -56,6 +56,7 @@ class SourceWords:
         self.answers = {
             "organ": Names((*classes.get("organ", ()), *_ORGANS)),
             "state": Names(states),
+            "location": Names(classes.get("location", ())),
             "tool": self.tools,
         }
 

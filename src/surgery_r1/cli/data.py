@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from surgery_r1.files import dump_json
 
 if TYPE_CHECKING:
     from surgery_r1.build.recipe import Recipe
+    from surgery_r1.sources.content import Source
     from surgery_r1.sources.findings import Finding
     from surgery_r1.teacher.writer import TeacherWriter
 
@@ -39,16 +40,19 @@ class Check:
     """Folder with the images, where they lie apart from the labels."""
     json: bool = False
     """Print one JSON object instead of tables."""
+    adapter: str | None = None
+    """How another set is read: a shipped adapter by name, or a TOML file."""
     sheet: Path | None = None
     """Write a picture of frames with their boxes drawn."""
 
     def run(self) -> int:
         """Exit status: 1 when there are faults."""
-        from surgery_r1.sources.label_folder import read_folder, summarise
+        from surgery_r1.sources.content import collect
+        from surgery_r1.sources.label_folder import summarise
 
         if (self.folder / "manifest.json").is_file():
             return self._check_dataset()
-        content = read_folder(self.folder, self.images)
+        content = collect(opener(self.adapter)(self.folder, self.images))
         report = summarise(content)
         if self.json:
             say(dump_json(report.to_json(), indent=2))
@@ -95,6 +99,8 @@ class Build:
     """The dataset folder to write."""
     images: Path | None = None
     """Folder with the images, where they lie apart from the labels."""
+    adapter: str | None = None
+    """How another set is read: a shipped adapter by name (endovis18, endovis17, endovis18_extended), or a TOML file."""
     config: str | None = None
     """The recipe: a shipped one by name (surgery_r1_54k), or a TOML file; by default one row of each kind."""
     seed: int | None = None
@@ -133,6 +139,7 @@ class Build:
                 overwrite=self.overwrite,
                 writers={TEACHER: teacher} if teacher else None,
                 progress=TeacherProgress(teacher) if teacher else None,
+                open_source=opener(self.adapter),
             )
         if self.json:
             say(dump_json(manifest, indent=2))
@@ -200,6 +207,19 @@ class MakeScenes:
             say(f"scenes: {self.out}")
             say(dump_json(made, indent=2))
         return 0
+
+
+def opener(adapter: str | None) -> Callable[[Path, Path | None], Source]:
+    """What reads a folder: label folders of EndoVis, or an adapter by its name or path."""
+    if adapter is None:
+        from surgery_r1.sources.label_folder import LabelFolder
+
+        return LabelFolder
+    from surgery_r1.sources.adapter import load_adapter
+    from surgery_r1.sources.adapter_source import AdapterSource
+
+    read = load_adapter(adapter)
+    return lambda folder, images: AdapterSource(read, folder, images)
 
 
 def parse_size(text: str) -> tuple[int, int]:
