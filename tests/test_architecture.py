@@ -28,7 +28,7 @@ LEVELS: list[set[str]] = [
     {"rewards"},
     {"models"},
     {"train", "engines"},
-    {"evaluate", "draw"},
+    {"evaluate", "draw", "exchange"},
     {"report", "bench"},
     {"stages", "ask"},
     {"demo"},

@@ -27,8 +27,18 @@ from surgery_r1.models.load import weights_sha256
 from surgery_r1.models.tiny import TINY_BASE
 
 COMMANDS = (
-    *((), ("demo",), ("data",), ("data", "make-scenes"), ("data", "check"), ("data", "build"), ("train",)),
-    *(("train", "sft"), ("train", "rft"), ("predict",), ("score",), ("report",), ("ask",), ("export",), ("bench",)),
+    *((), ("demo",), ("data",), ("data", "make-scenes"), ("data", "check"), ("data", "build"), ("data", "export")),
+    *(
+        ("train",),
+        ("train", "sft"),
+        ("train", "rft"),
+        ("predict",),
+        ("score",),
+        ("report",),
+        ("ask",),
+        ("export",),
+        ("bench",),
+    ),
 )
 FLAGS = Path(__file__).with_name("flags.txt")
 FULL = "No space left on device"

@@ -17,6 +17,7 @@ from surgery_r1.cli.bench import Bench
 from surgery_r1.cli.data import Build, Check, MakeScenes
 from surgery_r1.cli.demo import Demo
 from surgery_r1.cli.evaluate import Report, Score
+from surgery_r1.cli.exchange import ExportData
 from surgery_r1.cli.predict import Ask, Predict
 from surgery_r1.cli.train import Export, TrainRft, TrainSft
 from surgery_r1.errors import SurgeryR1Error
@@ -24,7 +25,10 @@ from surgery_r1.errors import SurgeryR1Error
 _named = tyro.conf.subcommand
 
 DataCommand = (
-    Annotated[MakeScenes, _named("make-scenes")] | Annotated[Check, _named("check")] | Annotated[Build, _named("build")]
+    Annotated[MakeScenes, _named("make-scenes")]
+    | Annotated[Check, _named("check")]
+    | Annotated[Build, _named("build")]
+    | Annotated[ExportData, _named("export")]
 )
 TrainCommand = Annotated[TrainSft, _named("sft")] | Annotated[TrainRft, _named("rft")]
 
