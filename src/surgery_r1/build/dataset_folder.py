@@ -94,7 +94,10 @@ def build_dataset(
             rule = reading.rule.result()
             rules = trusted_rules(rule)
             known = {TEMPLATE: TemplateWriter(rules), **(writers or {})}
-            used = {name: known[name] for name in recipe.reasoning.writers}
+            unknown = next((name for name in recipe.turns if name not in known), None)
+            if unknown is not None:
+                raise SurgeryR1Error(f"the recipe names the writer {unknown!r}", fix="give it with writers=")
+            used = {name: known[name] for name in recipe.turns}
             workers = max((writer.workers for writer in used.values()), default=1)
             root = target / "images" if embed_images else reading.image_root
             reasoner = Reasoner(recipe, used, rules, reading.classes, workers, root)

@@ -89,7 +89,7 @@ class Reasoner:
         image_root: Path | None = None,
     ) -> None:
         self._recipe = recipe
-        names = [recipe.reasoning.writers[i % len(recipe.reasoning.writers)] for i in range(recipe.rows.cot)]
+        names = recipe.turns
         # Each writer, and how many reasonings of a question it has written before this one.
         self._turns = [(writers[name], names[:i].count(name)) for i, name in enumerate(names)]
         self._rules = rules

@@ -90,9 +90,15 @@ class Recipe:
         return sum(getattr(self.rows, task) for task in TASKS)
 
     @property
+    def turns(self) -> tuple[str, ...]:
+        """Who writes each of the reasonings of a question."""
+        writers = self.reasoning.writers
+        return tuple(writers[i % len(writers)] for i in range(self.rows.cot))
+
+    @property
     def asks_teacher(self) -> bool:
         """Whether a teacher writes any of the reasoning."""
-        return bool(self.rows.cot) and TEACHER in self.reasoning.writers[: self.rows.cot]
+        return TEACHER in self.turns
 
     def to_json(self) -> dict[str, Any]:
         """What the manifest keeps."""
@@ -132,8 +138,7 @@ def _wrong(recipe: Recipe) -> Iterator[str]:
         yield "rows: a question becomes no row"
     if not reasoning.writers or set(reasoning.writers) - {TEMPLATE, TEACHER}:
         yield f"reasoning.writers = {list(reasoning.writers)}, expected some of {[TEMPLATE, TEACHER]}"
-    turns = [reasoning.writers[i % len(reasoning.writers)] for i in range(rows.cot)] if reasoning.writers else []
-    if turns.count(TEMPLATE) > TEMPLATE_REASONINGS:
+    elif recipe.turns.count(TEMPLATE) > TEMPLATE_REASONINGS:
         yield f"rows.cot = {rows.cot}, but the template writer has {TEMPLATE_REASONINGS} reasonings for a question"
     if not 1 <= reasoning.min_words <= reasoning.max_words:
         yield f"reasoning.min_words = {reasoning.min_words} to max_words = {reasoning.max_words} leaves no length"
@@ -150,5 +155,5 @@ def _wrong(recipe: Recipe) -> Iterator[str]:
             yield f"{name} = {value}, expected {low} or more"
     if not teacher.timeout > 0:
         yield f"teacher.timeout = {teacher.timeout}, expected seconds above 0"
-    if recipe.asks_teacher and not (teacher.endpoint and teacher.model):
+    if reasoning.writers and recipe.asks_teacher and not (teacher.endpoint and teacher.model):
         yield "reasoning.writers names a teacher: give teacher.endpoint and teacher.model"
