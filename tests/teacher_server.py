@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
                         "fault": fault,
                         "time": time.monotonic(),
                         "image": b"data:image/" in body,
-                        "authorization": self.headers.get("authorization"),
+                        "headers": {name.lower(): value for name, value in self.headers.items()},
                         "path": self.path,
                     }
                 )
@@ -92,6 +92,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def _400(self, good):
         self._status(400)
+
+    def _402(self, good):
+        self._status(402)
+
+    def _thought(self, good):
+        self._send(completion(f"It must be so.</think>{good}"))
+
+    def _oneline(self, good):
+        self._send(completion(good.replace("\n", " ")))
+
+    def _abort(self, good):
+        self._send(completion(good[:40], "abort"))
+
+    def _surrogate(self, good):
+        self._send(completion("\ud800" + good))
 
     def _401(self, good):
         self._status(401)

@@ -54,6 +54,7 @@ def reasons(text: str, kind: str = "state", rule=NORMAL, answer: str | None = No
         ("location", "The tip of the bipolar_forceps is left of and above the center, so it is left-top."),
         ("location", "It is seen in the upper left part of the frame; the suction is on the right. So: top left."),
         ("location", "The bipolar-forceps lie to the left of the suction, so the place is left-top."),
+        ("state", "Traction is provided by the forceps, given how the fold stands; a hint of blood. It is Grasping."),
         ("organ", "The suction in the right-bottom works beside the kidney, so the organ is kidney."),
         ("tool", "In the lower right a thin tube takes up the blood by suction, so the tool is suction."),
         ("tool", "Suction is what the tube in the bottom right is there for. It is the suction."),
@@ -80,6 +81,8 @@ PLANTED = [
     ("state", "The given answer says that the forceps hold the tissue, so the state is Grasping.", "leak"),
     ("state", "According to the ground truth the forceps hold the tissue, so it is Grasping.", "leak"),
     ("state", "As provided, the forceps hold the tissue in the frame, so the state is Grasping.", "leak"),
+    ("state", "The region that was given holds the forceps, which grip tissue, so it is Grasping.", "leak"),
+    ("state", "I was told that the forceps in this frame hold tissue, so it is Grasping.", "leak"),
     ("state", "The annotations show that the forceps hold tissue, so the state is Grasping.", "leak"),
     ("state", "The correct answer is Grasping, since the forceps hold the tissue.", "leak"),
     ("state", "The bipolar forceps in the upper left hold a fold of the tissue.", "no_answer"),
@@ -144,6 +147,9 @@ class Scripted:
         self.tasks.append(task)
         return Draft(self.texts[task.number][task.attempt])
 
+    def stop(self):
+        self.stopped = True
+
     def facts(self):
         return {}
 
@@ -172,6 +178,15 @@ def test_rejected_reasoning_is_tried_again_then_dropped_and_counted():
         (2, attempt) for attempt in range(3)
     ]
     assert all(task.seed == 7 for task in writer.tasks)
+
+
+def test_a_writer_is_told_when_the_build_is_over():
+    writer = Scripted((GOOD,))
+    frames = [Frame(f"endovis18/seq_2/frame00{i}", "x.png", 160, 128, "00", OBJECTS) for i in range(9)]
+    going = reasoner(writer, cot=1, workers=2)((f, [], [sample_of("state")]) for f in frames)
+    next(going)
+    going.close()
+    assert writer.stopped and len(writer.tasks) < 9
 
 
 def test_order_does_not_depend_on_threads():

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
+from ipaddress import ip_address
 from pathlib import Path
 
 import label_folders as lf
@@ -20,7 +22,7 @@ from surgery_r1.cli import main
 from surgery_r1.cli.progress import TeacherProgress
 from surgery_r1.dataset import open_dataset
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.teacher import prompt
+from surgery_r1.teacher import prompt, where
 from surgery_r1.teacher.replies import Replies, Reply
 from surgery_r1.teacher.where import check_endpoint, on_this_machine
 
@@ -128,15 +130,32 @@ def test_a_teacher_writes_the_reasoning(folder, serve, tmp_path, capsys):
     assert all(row.reasoning.startswith("Looking at") and "Answer" not in row.reasoning for row in rows)
     assert len({(row.sample_id, row.reasoning) for row in rows}) == 40
     about = dataset.manifest["recipe"]["writers"]["teacher:m"]
-    assert about["endpoint"] == server.endpoint and about["on_this_machine"] and about["send_frames"]
+    assert about["sent"] == [f"frames and annotations to {server.endpoint} (this machine)"]
     assert (about["replies"], about["prompt_tokens"], about["completion_tokens"]) == (40, 4000, 800)
     card = (tmp_path / "ds/README.md").read_text()
-    assert f"frames and annotations were sent to {server.endpoint} (this machine)" in card
+    assert f"teacher:m was sent: frames and annotations to {server.endpoint} (this machine)." in card
     assert "frames 6 of 6: 40 requests" in output.err and "4,800 tokens spent" in output.err
     assert "rejected" not in output.out and "accepted" in output.out
     assert len(server.requests) == 40 and all(request["image"] for request in server.requests)
-    # A key that lies around for somebody else's service is not sent.
-    assert {request["authorization"] for request in server.requests} == {"Bearer none"}
+
+
+def test_what_lies_in_the_environment_is_not_sent(folder, serve, tmp_path, monkeypatch):
+    server = serve()
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "BASE_URL"):
+        monkeypatch.setenv(f"OPENAI_{name}", "precious")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "x-secret: precious")
+    monkeypatch.setenv("SURGERY_R1_TEACHER_KEY", "meant\n")
+    assert build(folder, tmp_path / "ds", recipe_file(tmp_path / "r.toml", server.endpoint)) == 0
+    for request in server.requests:
+        assert request["headers"]["authorization"] == "Bearer meant" and "precious" not in str(request["headers"])
+
+
+@pytest.mark.parametrize("key", ["two words", "schl\u00fcssel", "a\nb"])
+def test_an_odd_key_is_not_shown(folder, serve, tmp_path, monkeypatch, capsys, key):
+    monkeypatch.setenv("SURGERY_R1_TEACHER_KEY", key)
+    assert build(folder, tmp_path / "ds", recipe_file(tmp_path / "r.toml", serve().endpoint)) == 2
+    error = capsys.readouterr().err
+    assert "SURGERY_R1_TEACHER_KEY has blanks or odd characters" in error and key not in error
 
 
 def test_nothing_is_asked_twice(folder, serve, tmp_path, capsys):
@@ -219,19 +238,23 @@ def test_what_no_retry_can_mend_stops_at_once(folder, serve, tmp_path, capsys):
         ("401", "answers 401: .*SURGERY_R1_TEACHER_KEY"),
         ("404", "answers 404: .*check teacher.endpoint"),
         ("redirect", r"redirects to http://elsewhere\.invalid/v1/chat/completions: frames were not sent there"),
+        ("none,402,none", "answers 402: .*run again"),
         (",".join(["400"] * 20), "refuses every request with 400"),
     ):
         server = serve(plan=plan)
         recipe = recipe_file(tmp_path / "r.toml", server.endpoint, concurrency=1)
         fails(capsys, folder, tmp_path / f"ds{plan[:4]}", recipe, match=message)
-        assert len(server.requests) == (10 if "400" in plan else 1)
+        assert len(server.requests) == {"4": 10, "n": 2}.get(plan[0] if len(plan) > 9 else "", 1)
+        # Refusals are not kept: they may not stand when the server has been seen to.
+        with closing(Replies(tmp_path / f"ds{plan[:4]}.replies.jsonl")) as replies:
+            assert len(replies) == ("none" in plan)
     server.stop()
     fails(capsys, folder, tmp_path / "gone", recipe, match="cannot be reached")
 
 
 def test_bad_replies_are_tried_again_then_dropped(folder, serve, tmp_path, capsys):
     """In turn: another language, empty, nothing at all, cut off, refused, a tool that is not there, a wrong answer."""
-    plan = "german,none,empty,none,null,none,length,none,none,400,none,wrong,wrong"
+    plan = "german,none,empty,none,null,none,length,none,none,400,none,wrong,wrong,abort,none,thought,oneline,surrogate"
     server = serve(plan=plan)
     recipe = recipe_file(tmp_path / "r.toml", server.endpoint, concurrency=1)
     assert build(folder, tmp_path / "ds", recipe, "--stats") == 0
@@ -240,10 +263,12 @@ def test_bad_replies_are_tried_again_then_dropped(folder, serve, tmp_path, capsy
     assert (counts["asked"], counts["accepted"], counts["dropped"]) == (20, 19, 1)
     rejected = counts["rejected"]
     assert {"language", "empty", "cut_off", "refused", "absent_tool", "own_answer"} <= set(rejected)
-    assert rejected["empty"] == 2 and rejected["absent_tool"] == 2
-    assert manifest["skipped"] == {"reasoning failed its checks": 1} and manifest["rows"]["cot"] == 19
+    assert rejected["empty"] == 2 and rejected["absent_tool"] == 2 and rejected["cut_off"] == 2
+    assert manifest["skipped"] == {} and manifest["rows"]["cot"] == 19
+    texts = [row.reasoning for row in open_dataset(tmp_path / "ds").rows if row.task == "cot"]
+    assert not any("Answer:" in text or "think" in text for text in texts) and any(text[0] == "?" for text in texts)
     out = capsys.readouterr().out
-    assert "rejected: absent_tool" in out and "left out: 1 questions, reasoning failed its checks" in out
+    assert "rejected: absent_tool" in out and "1 of 20 reasonings failed their checks and were dropped" in out
 
 
 def test_a_second_attempt_is_told_what_was_wrong():
@@ -281,11 +306,36 @@ def test_frames_stay_on_this_machine(folder, tmp_path, capsys, no_network, monke
     ):
         recipe = recipe_file(tmp_path / "r.toml", endpoint)
         fails(capsys, folder, tmp_path / "ds", recipe, match=message)
-    assert check_endpoint("http://192.0.2.7/v1", allow_remote=True) is False
-    # A name counts as this machine only when all of its addresses do.
-    mixed = [(2, 1, 6, "", ("127.0.0.1", 0)), (2, 1, 6, "", ("192.0.2.7", 0))]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: mixed)
-    assert not on_this_machine("teacher.local")
+    assert not check_endpoint("http://192.0.2.7/v1", allow_remote=True).local
+    own, other = ((2, 1, 6, "", (address, 0)) for address in ("127.0.0.1", "192.0.2.7"))
+    # A name counts as this machine only when all of its addresses do, and is not looked up again.
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [own, other])
+    with pytest.raises(SurgeryR1Error, match="not on this machine"):
+        check_endpoint("http://teacher.local:8000/v1", allow_remote=False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [own])
+    assert check_endpoint("http://teacher.local:8000/v1", False).address == "http://127.0.0.1:8000/v1"
+    # Where anything can be bound to, that proves nothing.
+    monkeypatch.setattr(where, "_BINDS_ANYTHING", (str(tmp_path / "on"),))
+    (tmp_path / "on").write_text("1\n")
+    assert not on_this_machine(ip_address("0.0.0.0")) and on_this_machine(ip_address("127.0.0.1"))
+
+
+def test_replies_kept_from_elsewhere_are_told_of(folder, serve, tmp_path):
+    """Whoever answers the second time: the frames went where they went."""
+    server = serve()
+    recipe = recipe_file(tmp_path / "r.toml", server.endpoint)
+    assert build(folder, tmp_path / "ds", recipe) == 0
+    kept = tmp_path / "ds.replies.jsonl"
+    kept.write_text(kept.read_text().replace("(this machine)", "(another machine)"))
+    recipe_file(tmp_path / "r.toml", serve().endpoint)
+    assert build(folder, tmp_path / "ds", recipe, "--overwrite") == 0
+    assert "(another machine)" in (tmp_path / "ds/README.md").read_text()
+
+
+def test_replies_are_not_kept_in_what_is_replaced(folder, tmp_path, capsys):
+    recipe = recipe_file(tmp_path / "r.toml", "http://127.0.0.1:9/v1")
+    replies = ["--replies", str(tmp_path / "ds/kept.jsonl")]
+    fails(capsys, folder, tmp_path / "ds", recipe, *replies, match="keep it beside the dataset")
 
 
 def test_proxies_get_nothing(folder, serve, tmp_path, monkeypatch):
@@ -302,7 +352,7 @@ def test_facts_alone(folder, serve, tmp_path):
     recipe.write_text(recipe.read_text() + "send_frames = false\n")
     assert build(folder, tmp_path / "ds", recipe) == 0
     assert not any(request["image"] for request in server.requests)
-    assert "annotations were sent to" in (tmp_path / "ds/README.md").read_text()
+    assert "was sent: annotations to" in (tmp_path / "ds/README.md").read_text()
 
 
 def test_one_reasoning_by_template_and_one_by_teacher(folder, serve, tmp_path):
@@ -334,9 +384,10 @@ def test_replies_on_a_full_disk(tmp_path, monkeypatch):
     with pytest.raises(SurgeryR1Error, match="another build"):
         Replies(tmp_path / "r.jsonl")
     again.close()
-    (tmp_path / "r.jsonl").write_bytes(b"nonsense\n" + whole)
-    with pytest.raises(SurgeryR1Error, match=r"r\.jsonl:1: damaged reply"):
-        Replies(tmp_path / "r.jsonl")
+    for line in (b"nonsense\n", b'{"key": "xx"}\n', b'{"key": "00", "texxt": 1}\n', b"[]\n"):
+        (tmp_path / "r.jsonl").write_bytes(whole + line)
+        with pytest.raises(SurgeryR1Error, match=r"r\.jsonl:2: damaged reply"):
+            Replies(tmp_path / "r.jsonl")
 
 
 def test_time_left():

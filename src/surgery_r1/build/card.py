@@ -82,7 +82,5 @@ def _reasoning(manifest: dict[str, Any]) -> list[str]:
         lines += ["", f"Attempts of {name} that were rejected: {reasons}."] if reasons else []
     for name, about in facts.items():
         if about:
-            where = "this machine" if about["on_this_machine"] else "ANOTHER MACHINE"
-            what = "frames and annotations" if about["send_frames"] else "annotations"
-            lines += ["", f"{name}: {what} were sent to {about['endpoint']} ({where})."]
+            lines += ["", f"{name} was sent: {'; '.join(about['sent'])}."]
     return lines

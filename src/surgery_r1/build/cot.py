@@ -52,6 +52,10 @@ class Writer(Protocol):
         """Reasoning that leads to the sample's answer. Called from several threads where ``workers`` > 1."""
         ...
 
+    def stop(self) -> None:
+        """Begin nothing new: the build is over. ``write`` may raise from then on."""
+        ...
+
     def facts(self) -> dict[str, Any]:
         """What the manifest says of it, beside its name."""
         ...
@@ -121,6 +125,9 @@ class TemplateWriter:
         if sample.kind == "tool":
             return Draft(_tool(sample, frame, first))
         return Draft(_state(sample, frame, rule, first))
+
+    def stop(self) -> None:
+        pass
 
     def facts(self) -> dict[str, Any]:
         return {}

@@ -23,7 +23,7 @@ from surgery_r1.build.ordered import ordered_map
 from surgery_r1.build.output import replacing_folder
 from surgery_r1.build.reasonings import Reasoner
 from surgery_r1.build.recipe import TEMPLATE, Recipe
-from surgery_r1.build.rows import DROPPED_REASONING, ROW_SPLITS, rows_of
+from surgery_r1.build.rows import ROW_SPLITS, rows_of
 from surgery_r1.build.splits import Splits
 from surgery_r1.build.spool import Spool
 from surgery_r1.errors import SurgeryR1Error
@@ -104,14 +104,12 @@ def build_dataset(
             counts = _write_records(target, reading.spool, recipe, reasoner, progress)
         finally:
             reading.spool.close()
-        dropped = sum(writer.dropped for writer in reasoner.counts.values())
-        skipped = reading.skipped + Counter({DROPPED_REASONING: dropped} if dropped else {})
         manifest = {
             "format": FORMAT,
             "image_root": "images" if embed_images else str(reading.image_root),
             "label_root": str(reading.label_root),
             **counts.to_json(),
-            "skipped": dict(sorted(skipped.items())),
+            "skipped": dict(sorted(reading.skipped.items())),
             "reasoning": {name: writer.to_json() for name, writer in reasoner.counts.items()},
             "location_rule": rule,
             "sources": counts.sources(reading.classes),

@@ -11,10 +11,13 @@ _A = TypeVar("_A")
 _B = TypeVar("_B")
 
 
-def ordered_map(function: Callable[[_A], _B], items: Iterable[_A], workers: int) -> Iterator[tuple[_A, _B]]:
+def ordered_map(
+    function: Callable[[_A], _B], items: Iterable[_A], workers: int, stop: Callable[[], None] = lambda: None
+) -> Iterator[tuple[_A, _B]]:
     """Each item with ``function(item)``, in the order of the items, a few items ahead of what is taken.
 
-    When a call raises, or the iterator is closed, what has begun is let finish and the rest is not begun.
+    When a call raises, or the iterator is closed, ``stop`` is called, what has begun is let finish, and the rest is not
+    begun.
 
     >>> list(ordered_map(len, ["a", "bb"], workers=2))
     [('a', 1), ('bb', 2)]
@@ -30,5 +33,8 @@ def ordered_map(function: Callable[[_A], _B], items: Iterable[_A], workers: int)
         while waiting:
             first, future = waiting.popleft()
             yield first, future.result()
+    except BaseException:
+        stop()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

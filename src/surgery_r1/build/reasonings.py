@@ -104,13 +104,17 @@ class Reasoner:
         Raises:
             SurgeryR1Error: what a writer raised; frames before it have been given back.
         """
-        done = ordered_map(self._frame, frames, self._workers) if self._workers > 1 else map(self._alone, frames)
+        if self._workers > 1:
+            done = ordered_map(self._frame, frames, self._workers, self._stop)
+        else:
+            done = ((work, self._frame(work)) for work in frames)
         for work, (found, counts) in done:
             self._count(counts)
             yield work, found
 
-    def _alone(self, work: Work) -> tuple[Work, Any]:
-        return work, self._frame(work)
+    def _stop(self) -> None:
+        for writer, _ in self._turns:
+            writer.stop()
 
     def _count(self, counts: dict[str, WriterCounts]) -> None:
         for name, new in counts.items():

@@ -12,8 +12,6 @@ from surgery_r1.schema import TASKS, Row, Sample
 #: Splits whose samples become rows; training leaves dev out unless it is told to include it.
 ROW_SPLITS: tuple[str, ...] = ("train", "dev")
 
-DROPPED_REASONING = "reasoning failed its checks"
-
 
 def rows_of(sample: Sample, rows: RowsConfig, reasonings: Sequence[Reasoning]) -> Iterator[Row]:
     """Rows of a sample, in the order of ``schema.TASKS`` and then of wordings and reasonings."""

@@ -21,9 +21,10 @@ _CORNERS = re.compile(rf"[\[(]\s*{_APART.join([f'({_NUMBER})'] * 4)}\s*[\])]")
 _LEAK = re.compile(
     r"ground[\s-]*truth|gold(?:en)?\s+(?:answer|label)|annotat(?:ion|ed|ions)\b|\blabell?(?:s|ed)?\s+(?:say|state|show|as)"
     r"|(?:given|provided|stated|reference|known|expected|correct|supplied)\s+(?:answer|label|box|solution)"
-    r"|answer\s+(?:is|was|has\s+been)\s+(?:given|provided|known|supplied|stated)"
-    r"|(?:as|was|were|is|are)\s+(?:told|provided|specified|given)\b|according\s+to\s+the\s+(?:given|provided|prompt|facts)"
-    r"|\b(?:the|this|your)\s+(?:prompt|instructions?|metadata|scene\s+facts)\b|\bhint\b",
+    r"|(?:answer|label|question|region|box|facts?|information)\s+(?:that\s+)?(?:is|are|was|were|has\s+been|have\s+been)\s+"
+    r"(?:given|provided|known|supplied|stated|told|specified)"
+    r"|\bas\s+(?:told|provided|specified|given)\b|according\s+to\s+the\s+(?:given|provided|prompt|facts|question)"
+    r"|\b(?:the|this|your)\s+(?:prompt|instructions?|metadata|scene\s+facts|hint)\b|\b(?:i|we)\s+(?:was|were|am|are)\s+told\b",
     re.I,
 )
 #: What English sentences are held together by.

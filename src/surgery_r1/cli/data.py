@@ -153,6 +153,10 @@ class Build:
         say(f"{rows['total']:,} training rows: {parts}")
         for reason, count in manifest["skipped"].items():
             say(f"left out: {count:,} questions, {reason}")
+        for writer, counts in manifest["reasoning"].items():
+            if counts["dropped"]:
+                what = f"{counts['dropped']:,} of {counts['asked']:,} reasonings failed their checks and were dropped"
+                say(f"{writer}: {what} (--stats shows why)")
         if manifest["images_in_two_splits"]:
             say(f"warning: {manifest['images_in_two_splits']:,} images occur in more than one split")
         say(_rule_lines(manifest["location_rule"]))
@@ -164,7 +168,10 @@ class Build:
     def _teacher(self, recipe: Recipe) -> AbstractContextManager[TeacherWriter]:
         from surgery_r1.teacher.writer import open_teacher
 
-        replies = self.replies or self.out.with_name(self.out.name + ".replies.jsonl")
+        out = self.out.resolve()
+        replies = self.replies or out.with_name(out.name + ".replies.jsonl")
+        if replies.resolve().is_relative_to(out):
+            raise SurgeryR1Error("--replies lies in the dataset that is written", fix="keep it beside the dataset")
         key = os.environ.get("SURGERY_R1_TEACHER_KEY", "")
         return open_teacher(recipe, replies, key=key, allow_remote=self.allow_remote_frames)
 

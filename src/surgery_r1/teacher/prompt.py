@@ -19,7 +19,7 @@ SYSTEM = (
 _STYLES = (
     "Start from what can be seen at the tip of the instrument.",
     "Start from where things lie in the frame.",
-    "Start from what does not fit other answers.",
+    "Start from what surrounds what is asked about.",
     "Start from the organ and what is done to it.",
 )
 
@@ -42,8 +42,11 @@ _ADVICE: dict[str, str] = {
     "copy": "say it in other words",
 }
 
-_ANSWER = re.compile(r"^[\s*_#>-]*(?:final\s+)?answer[\s*_]*[:=][\s*_]*(?P<answer>.+?)[\s*_.]*$", re.I)
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.S)
+_ANSWER = re.compile(
+    r"(?:^|(?<=[.!?*])\s+)[\s*_#>-]*(?:final\s+)?answer[\s*_]*[:=][\s*_]*(?P<answer>[^.:=]+?)[\s*_.]*$", re.I
+)
+#: What a reasoning model has thought; some templates open the tag themselves.
+_THOUGHT = re.compile(r"\A(?:\s*<think>)?.*?</think>", re.S)
 
 
 def request_text(task: Task, min_words: int, max_words: int) -> str:
@@ -77,12 +80,14 @@ def read_reply(text: str) -> tuple[str, str | None]:
     ('The tip is closed on tissue.', 'Grasping')
     >>> read_reply("It is seen at the left.")
     ('It is seen at the left.', None)
+    >>> read_reply("hm</think>The tip is open. Answer: Idle.")
+    ('The tip is open.', 'Idle')
     """
     lines = [line.strip() for line in _THOUGHT.sub("", text).strip().splitlines() if line.strip()]
-    match = _ANSWER.match(lines[-1]) if lines else None
+    match = _ANSWER.search(lines[-1]) if lines else None
     if match:
-        lines.pop()
-    return " ".join(lines), match["answer"].strip() if match else None
+        lines[-1] = lines[-1][: match.start()].strip()
+    return " ".join(line for line in lines if line), match["answer"].strip() if match else None
 
 
 def _object(seen: SceneObject) -> str:

@@ -22,12 +22,14 @@ class Reply:
         text: of the reply; empty when there was none.
         finish: why it ended: ``stop``, ``length`` (cut off), ``content_filter``, or ``refused`` where the request was.
         prompt_tokens, completion_tokens: as the server counted them, 0 where it did not.
+        sent_to: where frame or annotations went, see :meth:`surgery_r1.teacher.writer.TeacherWriter.facts`.
     """
 
     text: str
     finish: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    sent_to: str = ""
 
 
 class Replies:
@@ -46,7 +48,8 @@ class Replies:
         self._places: dict[bytes, tuple[int, int]] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
+            # Unbuffered: what a full disk did not take must not be written later, in the wrong place.
+            self._file = path.open("a+b", buffering=0)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SurgeryR1Error("another build is using these replies", where=str(path), fix="wait for it") from None
@@ -59,18 +62,19 @@ class Replies:
     def _index(self) -> None:
         self._file.seek(0)
         at = 0
-        for number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n"):
-                self._file.truncate(at)
-                break
-            try:
-                key = json.loads(line)["key"]
-            except (ValueError, KeyError, TypeError):
-                raise SurgeryR1Error(
-                    "damaged reply", where=f"{self.path}:{number}", fix="delete the line; it will be asked for again"
-                ) from None
-            self._places[bytes.fromhex(key)] = (at, len(line))
-            at += len(line)
+        # Read with a buffer of its own: line by line an unbuffered file is slow.
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    os.truncate(self._file.fileno(), at)
+                    break
+                try:
+                    key, _ = _parse(line)
+                except (ValueError, KeyError, TypeError):
+                    fix = "delete the line; it will be asked for again"
+                    raise SurgeryR1Error("damaged reply", where=f"{self.path}:{number}", fix=fix) from None
+                self._places[key] = (at, len(line))
+                at += len(line)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -82,9 +86,7 @@ class Replies:
             if place is None:
                 return None
             line = os.pread(self._file.fileno(), place[1], place[0])
-        data = json.loads(line)
-        del data["key"]
-        return Reply(**data)
+        return _parse(line)[1]
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep a reply; it is on disk when this returns.
@@ -96,13 +98,14 @@ class Replies:
         with self._lock:
             at = self._file.seek(0, os.SEEK_END)
             try:
-                self._file.write(line)
-                self._file.flush()
+                written = 0
+                while written < len(line):
+                    written += os.write(self._file.fileno(), line[written:])
                 os.fsync(self._file.fileno())
             except OSError as error:
                 # What is half written would be in the way of what comes next.
                 with contextlib.suppress(OSError):
-                    os.truncate(self.path, at)
+                    os.truncate(self._file.fileno(), at)
                 raise SurgeryR1Error(
                     f"a reply cannot be kept: {error.strerror}",
                     where=str(self.path),
@@ -112,6 +115,9 @@ class Replies:
 
     def close(self) -> None:
         """Let other processes have the file."""
-        # After a full disk there is still something in the buffer that cannot be written.
-        with contextlib.suppress(OSError):
-            self._file.close()
+        self._file.close()
+
+
+def _parse(line: bytes) -> tuple[bytes, Reply]:
+    data = json.loads(line)
+    return bytes.fromhex(data.pop("key")), Reply(**data)

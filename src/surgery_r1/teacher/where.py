@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from surgery_r1.errors import SurgeryR1Error
 
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+#: With this on, a machine can bind to addresses that are not its own.
+_BINDS_ANYTHING = ("/proc/sys/net/ipv4/ip_nonlocal_bind", "/proc/sys/net/ipv6/ip_nonlocal_bind")
 
-def check_endpoint(endpoint: str, allow_remote: bool) -> bool:
-    """Whether ``endpoint`` is on this machine; one that is not must have been allowed.
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An endpoint that may be used.
+
+    Attributes:
+        address: to connect to. A name on this machine has become the address that was checked.
+        local: it is on this machine.
+    """
+
+    address: str
+    local: bool
+
+
+def check_endpoint(endpoint: str, allow_remote: bool) -> Endpoint:
+    """An endpoint on this machine, or one elsewhere that has been allowed.
 
     Args:
         endpoint: such as ``http://127.0.0.1:8000/v1``.
@@ -21,7 +40,7 @@ def check_endpoint(endpoint: str, allow_remote: bool) -> bool:
     """
     try:
         parts = urlsplit(endpoint)
-        host, _ = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError as error:
         raise SurgeryR1Error(f"teacher.endpoint = {endpoint!r}: {error}", fix="write http://HOST:PORT/v1") from None
     if parts.scheme not in ("http", "https") or not host:
@@ -31,36 +50,49 @@ def check_endpoint(endpoint: str, allow_remote: bool) -> bool:
             "teacher.endpoint holds a user name or password",
             fix="leave it out, and put the key into SURGERY_R1_TEACHER_KEY",
         )
-    local = on_this_machine(host)
+    addresses = addresses_of(host)
+    local = all(on_this_machine(address) for address in addresses)
     if not local and not allow_remote:
         raise SurgeryR1Error(
             f"teacher.endpoint {endpoint} is not on this machine, and frames are private",
             fix="serve the model here, or send frames there with --allow-remote-frames",
         )
-    return local
+    if local and parts.scheme == "http":
+        # Asked again, a name could lead elsewhere. (Over https the certificate vouches for it.)
+        first = f"[{addresses[0]}]" if addresses[0].version == 6 else str(addresses[0])
+        endpoint = urlunsplit(parts._replace(netloc=first if port is None else f"{first}:{port}"))
+    return Endpoint(endpoint, local)
 
 
-def on_this_machine(host: str) -> bool:
-    """Whether every address of ``host`` belongs to this machine.
-
-    >>> on_this_machine("127.0.0.1"), on_this_machine("::1"), on_this_machine("192.0.2.1")
-    (True, True, False)
+def addresses_of(host: str) -> list[_Address]:
+    """Addresses of a host, the preferred one first.
 
     Raises:
         SurgeryR1Error: when there is no such host.
     """
     try:
-        addresses = {ipaddress.ip_address(host)}
+        return [ipaddress.ip_address(host)]
     except ValueError:
-        try:
-            addresses = {ipaddress.ip_address(found[4][0]) for found in socket.getaddrinfo(host, None)}
-        except OSError as error:
-            raise SurgeryR1Error(f"teacher.endpoint: no host {host!r}: {error}", fix="check the address") from None
-    return all(address.is_loopback or _own(address) for address in addresses)
+        pass
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise SurgeryR1Error(f"teacher.endpoint: no host {host!r}: {error}", fix="check the address") from None
+    # A server on "localhost" is more often on 127.0.0.1 than on ::1.
+    return sorted((ipaddress.ip_address(entry[4][0]) for entry in found), key=lambda address: address.version)
 
 
-def _own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether an address is one of this machine's: only those can be bound to."""
+def on_this_machine(address: _Address) -> bool:
+    """Whether an address belongs to this machine.
+
+    >>> [on_this_machine(ipaddress.ip_address(text)) for text in ("127.0.0.1", "::1", "192.0.2.1")]
+    [True, True, False]
+    """
+    if address.is_loopback:
+        return True
+    if any(Path(name).exists() and Path(name).read_text().strip() != "0" for name in _BINDS_ANYTHING):
+        return False
+    # Only an address of one's own can be bound to.
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,8 +20,9 @@ from surgery_r1.teacher.client import Client
 from surgery_r1.teacher.replies import Replies, Reply
 from surgery_r1.teacher.where import check_endpoint
 
-_FAULTS = {"length": "cut_off", "content_filter": "refused", "refused": "refused"}
-_MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+_FAULTS = {"content_filter": "refused", "refused": "refused"}
+#: Names that servers have for an end that the model has chosen; at any other the text may be cut off.
+_WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
 
 
 @contextmanager
@@ -37,16 +39,18 @@ def open_teacher(
     Raises:
         SurgeryR1Error: for an endpoint elsewhere that was not allowed, a missing client, or replies in use.
     """
-    local = check_endpoint(recipe.teacher.endpoint, allow_remote)
-    client = Client(recipe.teacher, key, local)
+    endpoint = check_endpoint(recipe.teacher.endpoint, allow_remote)
+    client = Client(recipe.teacher, endpoint, key)
     with closing(client), closing(Replies(replies)) as kept:
-        yield TeacherWriter(recipe.teacher, recipe.reasoning, client, kept, local)
+        yield TeacherWriter(recipe.teacher, recipe.reasoning, client, kept, endpoint.local)
 
 
 class Asks(Protocol):
     """What :class:`TeacherWriter` needs of a client."""
 
     def ask(self, messages: list[dict[str, Any]], seed: int) -> Reply: ...
+
+    def stop(self) -> None: ...
 
 
 class TeacherWriter:
@@ -71,20 +75,27 @@ class TeacherWriter:
         self.name = f"teacher:{config.model}"
         self.workers = config.concurrency
         self.asked = self.tokens = self.reused = 0
-        self._config, self._limits, self._client, self._replies, self._local = config, limits, client, replies, local
+        self._config, self._limits, self._client, self._replies = config, limits, client, replies
+        where = "this machine" if local else "another machine"
+        what = "frames and annotations" if config.send_frames else "annotations"
+        self._sent_to = f"{what} to {config.endpoint} ({where})"
         self._lock = threading.Lock()
         self._used = {"replies": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self._went: set[str] = set()
 
     def write(self, task: Task) -> Draft:
         reply = self._reply(task)
         text, answer = prompt.read_reply(reply.text)
-        return Draft(text, answer, _FAULTS.get(reply.finish))
+        fault = _FAULTS.get(reply.finish, "cut_off") if reply.finish not in _WHOLE else None
+        return Draft(text, answer, fault)
+
+    def stop(self) -> None:
+        self._client.stop()
 
     def facts(self) -> dict[str, Any]:
+        """The model, where frames and annotations went (also for replies kept from earlier builds), and the cost."""
         return {
-            "endpoint": self._config.endpoint,
-            "on_this_machine": self._local,
-            "send_frames": self._config.send_frames,
+            "sent": sorted(self._went),
             "model": self._config.model,
             "prompt_version": prompt.VERSION,
             **self._used,
@@ -97,12 +108,15 @@ class TeacherWriter:
         reply = self._replies.get(key)
         new = reply is None
         if reply is None:
-            reply = self._client.ask(self._messages(task, text), seed)
-            self._replies.put(key, reply)
+            reply = replace(self._client.ask(self._messages(task, text), seed), sent_to=self._sent_to)
+            # A refusal costs nothing, and may not stand when the server has been seen to.
+            if reply.finish != "refused":
+                self._replies.put(key, reply)
         with self._lock:
             self.asked += new
             self.reused += not new
             self.tokens += (reply.prompt_tokens + reply.completion_tokens) * new
+            self._went.add(reply.sent_to)
             self._used["replies"] += 1
             self._used["prompt_tokens"] += reply.prompt_tokens
             self._used["completion_tokens"] += reply.completion_tokens
@@ -132,6 +146,7 @@ class TeacherWriter:
             data = task.image.read_bytes()
             if hashlib.sha256(data).hexdigest() != task.frame.sha256:
                 raise SurgeryR1Error("image changed during the build", where=str(task.image), fix="run again")
-            url = f"data:{_MIME[task.image.suffix.lower()]};base64,{base64.b64encode(data).decode()}"
+            kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+            url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
             content.insert(0, {"type": "image_url", "image_url": {"url": url}})
         return [{"role": "system", "content": prompt.SYSTEM}, {"role": "user", "content": content}]
