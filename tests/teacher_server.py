@@ -156,7 +156,9 @@ class Handler(BaseHTTPRequestHandler):
         self._send(completion("Der Greifer liegt links oben und ruht, deshalb ist die Antwort klar.\nAnswer: Idle"))
 
     def _wrong(self, good):
-        self._send(completion(good.replace("so it is", "so it is not a stapler but").replace("Answer:", "Answer: not")))
+        self._send(
+            completion(good.replace("so it is", "a stapler is near: so it is").replace("Answer:", "Answer: not"))
+        )
 
     def log_message(self, *_):
         pass

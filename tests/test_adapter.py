@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import label_folders as lf
@@ -132,6 +133,8 @@ def test_the_worked_example(tmp_path, capsys):
     assert dataset.manifest["rows"]["total"] == 6 * 40
     sample = dataset.samples["own_frames/case_a/000000/1"]
     assert (sample.kind, sample.subject, sample.answer) == ("state", "bipolar_forceps", "looping")
+    card = (out / "README.md").read_text()
+    assert "frames of own_frames" in card and "EndoVis" not in card
     reasons = {row.reasoning for row in dataset.rows if row.sample_id == sample.id and row.task == "cot"}
     assert reasons == {
         "the bipolar_forceps in the left-bottom is seen in the state looping, so its state is looping",
@@ -150,7 +153,9 @@ def test_csv_with_names_in_columns(tmp_path):
     folder = own(tmp_path / "set", rows)
     content = collect(AdapterSource(adapter_of(tmp_path / "a.toml", COLUMNS), folder))
     assert content.faults == []
-    assert [notice.value for notice in content.notices] == ["1 of 4 images"]
+    assert [notice.value for notice in content.notices] == [
+        "splits.test: 'v_test' matches no sequence", "1 of 4 images",
+    ]  # fmt: skip
     # Sequences in their natural order.
     assert [sample.id for sample in content.samples] == [
         "own/video1/f2/0", "own/video2/f1/0", "own/video2/f1/1", "own/video2/f1/2", "own/video10/f1/0",
@@ -187,7 +192,7 @@ def test_jsonl_and_images_elsewhere(tmp_path):
     read = adapter_of(tmp_path / "a.toml", columns, top)
     content = collect(AdapterSource(read, tmp_path / "labels", tmp_path / "images"))
     assert [sample.box_px for sample in content.samples] == [(9, 9, 59, 69)] * 2
-    assert content.faults == content.notices == []
+    assert content.faults == [] and {notice.what for notice in content.notices} == {f.NO_QUESTION}
 
 
 @pytest.mark.parametrize(
@@ -243,6 +248,7 @@ def test_faults_name_line_and_remedy(tmp_path):
     content = collect(source)
     found = {fault.line: (fault.what, fault.fix) for fault in content.faults}
     assert {line: what for line, (what, _) in found.items()} == {
+        None: f.NO_QUESTION,
         2: f.UNKNOWN_ANSWER,
         3: f.UNKNOWN_ANSWER,
         4: f.OUTSIDE,
@@ -254,12 +260,28 @@ def test_faults_name_line_and_remedy(tmp_path):
     }
     assert found[3][1] == 'did you mean \'burning\'? [rename] "Burning" = "burning"'
     assert "one of liver" in found[2][1] and "[splits]" in found[9][1]
-    assert sum(content.skipped.values()) == 8 and len(content.samples) == 1
+    assert sum(content.skipped.values()) == 9 and len(content.samples) == 1
     assert [(n.what, n.line) for n in content.notices if n.line] == [("unknown question form", 7)]
-    with pytest.raises(SurgeryR1Error, match="8 faults"):
+    with pytest.raises(SurgeryR1Error, match="10 faults"):
         build_dataset([folder], tmp_path / "ds", open_source=opened(tmp_path))
     manifest = build_dataset([folder], tmp_path / "ds", on_fault="skip", open_source=opened(tmp_path))
-    assert manifest["samples"]["total"] == 1 and sum(manifest["skipped"].values()) == 8
+    assert manifest["samples"]["total"] == 1 and sum(manifest["skipped"].values()) == 9
+
+
+def test_a_question_pattern_that_is_wrong_stops_the_build(tmp_path):
+    rows = "video1,f1,Which organ?,liver,1,1,9,9\nvideo1,f1,Where is stapler?,upper left,1,1,9,9\n"
+    adapter_of(tmp_path / "a.toml", COLUMNS)
+    with pytest.raises(SurgeryR1Error, match=r"questions\.location matches no question, correct the pattern"):
+        build_dataset([own(tmp_path / "set", rows)], tmp_path / "ds", open_source=opened(tmp_path))
+
+
+def test_a_sequence_in_two_splits(tmp_path):
+    folder = own(tmp_path / "set", "video1,f1,Which organ?,liver,1,1,9,9\n")
+    read = adapter_of(tmp_path / "a.toml", COLUMNS)
+    read = replace(read, splits={"train": ("*",), "val": ("video1",)})
+    content = collect(AdapterSource(read, folder))
+    (fault,) = content.faults
+    assert (fault.what, fault.value) == (f.SEVERAL_SPLITS, "'video1' is in train and val") and not content.samples
 
 
 def test_frames_of_several_sizes_are_noticed(tmp_path):
@@ -289,7 +311,7 @@ def test_two_images_for_a_frame(tmp_path):
     )
     (tmp_path / "a.toml").write_text(text + COLUMNS)
     content = collect(AdapterSource(load_adapter(tmp_path / "a.toml"), folder))
-    assert [notice.what for notice in content.notices] == ["two images for one frame"]
+    assert content.notices[0].what == "two images for one frame"
     assert content.frames["own/video1/f1"].image == "b/video1/f1.png"
 
 
@@ -309,6 +331,15 @@ def test_two_images_for_a_frame(tmp_path):
         (('train = ["video*"]', 'training = ["video*"]'), "splits.training: expected some of train, dev, val, test"),
         (('= "left-top"\n[col', '= "left-up"\n[col'), "rename: 'upper left' becomes 'left-up', which is no class"),
         (('answer = "a"\n', ""), "columns without answer"),
+        (('images = "{', 'sequence = "c{sequence:03d}"\nimages = "{'), "sequence = .*write names in braces"),
+        (('images = "{', 'frame = "{frame"\nimages = "{'), "frame = .*write names in braces"),
+        (('images = "{', 'frame = "{frame}{}"\nimages = "{'), "frame = .*write names in braces"),
+        (('organ = ["liver"]', "organ = []"), "answers.organ is empty"),
+        (
+            ("do\\?', 'state of (?P<subject>.+)'", "do\\?', 'state( of)? (?P<subject>.+)?'"),
+            "subject must not be optional",
+        ),
+        (('images = "{', 'box = { ordr = "xywh" }\nimages = "{'), r"a\.toml:3: unknown key 'box\.ordr'; did you mean"),
         (('"x2", "y2"]', '"x2"]'), "expected one column or four"),
         (('format = "csv"', 'format = "xml"'), r"format = 'xml', expected one of \['lines', 'csv', 'jsonl'\]"),
         (('format = "csv"', 'format = "lines"'), "line = '' has no group answer, question, x1"),

@@ -187,7 +187,7 @@ def test_a_label_file_or_image_that_changed_is_noticed(tmp_path, capsys):
     lf.small_set(tmp_path / "set")
     build_dataset([tmp_path / "set"], tmp_path / "ds")
     assert main(["data", "check", str(tmp_path / "ds")]) == 0
-    assert "Nothing has changed" in capsys.readouterr().out
+    assert "has changed since it was built" in capsys.readouterr().out
     label = tmp_path / "set/seq_2/vqla/label/frame003_QA.txt"
     label.write_text(label.read_text() + lf.STATE_2)
     lf.put_image(tmp_path / "set/seq_4/left_frames/frame010.png", colour=1)
@@ -200,6 +200,14 @@ def test_a_label_file_or_image_that_changed_is_noticed(tmp_path, capsys):
         ("frame003_QA.txt", "label file changed since the dataset was built"),
     ]
     assert all("sha256" in fault["value"] and "restore it" in fault["fix"] for fault in faults)
+    (tmp_path / "set/seq_2/vqla").rename(tmp_path / "set/seq_2/gone")
+    assert main(["data", "check", str(tmp_path / "ds"), "--json"]) == 1
+    faults = json.loads(capsys.readouterr().out)["faults"]
+    assert sum("cannot be read" in fault["value"] for fault in faults) == 2
+    (tmp_path / "set").rename(tmp_path / "moved")
+    assert main(["data", "check", str(tmp_path / "ds"), "--images", str(tmp_path / "moved"), "--json"]) == 1
+    (notice,) = json.loads(capsys.readouterr().out)["notices"]
+    assert notice["what"] == "labels not compared"
 
 
 def test_a_build_at_work_is_left_alone(tmp_path):
@@ -209,6 +217,15 @@ def test_a_build_at_work_is_left_alone(tmp_path):
             raise RuntimeError
         assert (first / "manifest.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["ds"]
+
+
+def test_what_another_build_has_left_is_not_touched(tmp_path):
+    other = tmp_path / ".ds.v2.abcd1234.old"
+    other.mkdir()
+    (other / "manifest.json").write_text("precious")
+    with replacing_folder(tmp_path / "ds", False):
+        pass
+    assert (other / "manifest.json").read_text() == "precious"
 
 
 def test_a_dataset_that_a_killed_build_had_set_aside_comes_back(tmp_path):

@@ -127,7 +127,7 @@ def test_bad_input(dataset, tmp_path, capsys):
     taken.mkdir()
     (taken / "mine.txt").write_text("precious")
     for args, message in (
-        ([str(dataset.root), "--out", str(taken)], "is not an empty folder"),
+        ([str(dataset.root), "--out", str(taken)], "folder is not empty"),
         ([str(dataset.root), "--out", str(tmp_path / "a"), "--include-dev"], "goes with --conversations"),
         ([str(dataset.root), "--out", str(tmp_path / "a"), "--conversations", "huge"], "no model at 'huge'"),
         ([str(tmp_path / "gone"), "--out", str(tmp_path / "a")], "no such dataset folder"),
@@ -135,6 +135,15 @@ def test_bad_input(dataset, tmp_path, capsys):
         assert main(["data", "export", *args]) == 2
         assert message in capsys.readouterr().err
     assert (taken / "mine.txt").read_text() == "precious" and not (tmp_path / "a").exists()
+
+
+def test_an_image_that_changed_is_not_passed_on(tmp_path):
+    lf.put_frame(tmp_path / "set")
+    build_dataset([tmp_path / "set"], tmp_path / "ds")
+    lf.put_image(tmp_path / "set/seq_2/left_frames/frame003.png", colour=1)
+    with pytest.raises(SurgeryR1Error, match="the image changed since the dataset was built"):
+        export_frames(open_dataset(tmp_path / "ds"), tmp_path / "out", embed_images=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_image_that_goes_missing_leaves_nothing_half_written(dataset, tmp_path, monkeypatch):

@@ -56,6 +56,11 @@ def reasons(text: str, kind: str = "state", rule=NORMAL, answer: str | None = No
         ("location", "The bipolar-forceps lie to the left of the suction, so the place is left-top."),
         ("state", "Traction is provided by the forceps, given how the fold stands; a hint of blood. It is Grasping."),
         ("organ", "The suction in the right-bottom works beside the kidney, so the organ is kidney."),
+        ("state", "The tip is closed, which rules out Idle; no scissors are near the forceps. It is Grasping."),
+        ("state", "The forceps draw the fold to the left, by the right side of the tissue bundle: Grasping."),
+        ("state", "Suction is not being applied here by the forceps, which hold the fold: this is Grasping."),
+        ("organ", "What the forceps hold is neither the liver nor the spleen, but the kidney."),
+        ("location", "At the top of the frame and on its left the bipolar forceps are seen: upper left."),
         ("tool", "In the lower right a thin tube takes up the blood by suction, so the tool is suction."),
         ("tool", "Suction is what the tube in the bottom right is there for. It is the suction."),
     ],
@@ -69,6 +74,8 @@ PLANTED = [
     ("state", "", "empty"),
     ("state", " \n", "empty"),
     ("state", "Der Greifer ist geschlossen und zieht am Gewebe, also lautet der Zustand Grasping.", "language"),
+    ("state", "De tang is in het beeld en houdt het weefsel vast, zo is het Grasping.", "language"),
+    ("state", "A pin\u00e7a segura o tecido com as duas garras, e por isso o estado \u00e9 Grasping.", "language"),
     ("state", "La pince tient le tissu fermement, donc son geste reste Grasping.", "language"),
     ("state", "器械夹住了组织，所以它的状态是 Grasping。", "language"),
     ("state", "It is Grasping.", "length"),
@@ -77,11 +84,17 @@ PLANTED = [
     ("state", "The forceps hold the tissue.</think><answer>Grasping</answer>", "markup"),
     ("state", "The forceps at [5, 5, 600, 50] hold the tissue, so the state is Grasping.", "box_outside"),
     ("state", "The forceps at (-5, 5, 60, 50) hold the tissue, so the state is Grasping.", "box_outside"),
+    ("state", "From (50, 50) to (2000, 1400) the forceps hold the tissue: Grasping.", "coordinates"),
+    ("state", "At x1=50, y1=50 the forceps hold the tissue, so it is Grasping.", "coordinates"),
+    ("state", "The forceps at 50, 50, 2000, 1400 hold the tissue, so it is Grasping.", "box_outside"),
     ("state", "The forceps at [5, 5, 60, 50] hold the tissue, so the state is Grasping.", "coordinates"),
     ("state", "The given answer says that the forceps hold the tissue, so the state is Grasping.", "leak"),
     ("state", "According to the ground truth the forceps hold the tissue, so it is Grasping.", "leak"),
     ("state", "As provided, the forceps hold the tissue in the frame, so the state is Grasping.", "leak"),
     ("state", "The region that was given holds the forceps, which grip tissue, so it is Grasping.", "leak"),
+    ("state", "Given that the answer is Grasping, the forceps must hold the tissue.", "leak"),
+    ("state", "The object list says that the forceps hold tissue, so it is Grasping.", "leak"),
+    ("state", "Based on the provided information the forceps hold tissue, so it is Grasping.", "leak"),
     ("state", "I was told that the forceps in this frame hold tissue, so it is Grasping.", "leak"),
     ("state", "The annotations show that the forceps hold tissue, so the state is Grasping.", "leak"),
     ("state", "The correct answer is Grasping, since the forceps hold the tissue.", "leak"),
@@ -93,12 +106,16 @@ PLANTED = [
     ("tool", "The suction is in the lower right, next to the tool, the bipolar_forceps.", "wrong_answer"),
     ("state", "The stapler is beside the forceps that hold the tissue, so the state is Grasping.", "absent_tool"),
     ("state", "The scissors wait while the forceps hold the tissue, so the state is Grasping.", "absent_tool"),
+    ("state", "A grasper holds the tissue beside the forceps, so the state is Grasping.", "absent_tool"),
+    ("state", "The staplers wait while the forceps hold the tissue: it is Grasping.", "absent_tool"),
     ("state", "The large needle driver holds the tissue, so the state is Grasping.", "absent_tool"),
     ("state", "The bipolar forceps in the right-bottom hold the tissue, so it is Grasping.", "wrong_place"),
     ("state", "The bipolar forceps at the lower right hold the tissue, so it is Grasping.", "wrong_place"),
     ("state", "The bipolar forceps on the right hold the tissue, so the state is Grasping.", "wrong_place"),
     ("state", "Below the center the bipolar forceps hold the tissue, so it is Grasping.", "wrong_place"),
     ("organ", "With the suction in the left-top the kidney is seen, so the organ is kidney.", "wrong_place"),
+    ("state", "The forceps at the bottom of the frame hold the tissue, so the state is Grasping.", "wrong_place"),
+    ("state", "In the right hand part the bipolar forceps hold the tissue, so it is Grasping.", "wrong_place"),
     ("location", "It is in the right half of the frame. So the place is left-top.", "wrong_place"),
     ("state", "The suction is Idle, and the bipolar forceps hold tissue, so it is Grasping.", "wrong_state"),
     ("tool", "The suction is doing Clipping in the right-bottom, so the tool is suction.", "wrong_state"),
@@ -124,14 +141,36 @@ def test_the_writers_own_answer_must_be_gold():
     assert reasons(GOOD, fault="cut_off") == ["cut_off"]
 
 
-def test_words_for_places_are_what_is_seen():
-    """Where labels call the lower half "top", a left-top tool is seen at the lower left."""
-    low = (SceneObject("bipolar_forceps", "Grasping", "left-top", (5, 80, 60, 120)),)
-    text = "The bipolar forceps in the lower left hold the tissue, so the state is Grasping."
-    for rule, expected in ((FLIPPED, []), (NORMAL, ["wrong_place"])):
-        objects = low if rule is FLIPPED else OBJECTS
-        context = Context(sample_of("state"), frame_of(objects), WORDS, rule)
+def test_a_right_last_line_does_not_save_a_text_about_something_else():
+    weather = "The weather is fine and the sun is in the sky, which the birds of the wood like."
+    assert reasons(weather, answer="Grasping") == ["no_answer"]
+    assert reasons("The forceps hold a fold of the tissue that is lifted.", answer="Grasping") == []
+    text = "It is left-top, opposite the suction in the right-bottom."
+    assert reasons(text, "location", answer="left-top") == [] and reasons(text, "location") == ["wrong_answer"]
+    assert reasons(text, "location", answer="the upper left") == []
+    assert reasons(text, "location", answer="not left-top") == ["own_answer"]
+
+
+@pytest.mark.parametrize("rule", [FLIPPED, location_rule("organ-normal"), None], ids=["flipped", "organ", "none"])
+def test_words_for_places_are_what_is_seen_and_classes_what_is_labelled(rule):
+    """A tool that is seen at the lower left, and that labels call left-top by a rule of their own."""
+    low = (OBJECTS[0], SceneObject("bipolar_forceps", "Grasping", "left-top", (5, 70, 60, 110)))
+    for words, expected in (("lower left", []), ("left-top", []), ("upper left", ["wrong_place"])):
+        text = f"The bipolar forceps in the {words} hold the tissue, so the state is Grasping."
+        context = Context(sample_of("state"), frame_of(low), WORDS, rule)
         assert rejections(Draft(text), context) == expected
+
+
+def test_places_of_other_sets_go_by_their_own_names():
+    words = SourceWords({"state": ("Grasping",), "location": ("upper left", "lower right"), "tool": ("suction",)})
+    head = ("own", "train", "v", "f", "x.png", 160, 128, "?")
+    sample = Sample("own/v/f/0", *head, "location", "suction", "lower right", OBJECTS[2].box_px)
+    seen = (SceneObject("suction", None, "lower right", OBJECTS[2].box_px),)
+    for answer, expected in (("lower right", []), ("upper left", ["wrong_answer"])):
+        text = f"the suction is seen in the {answer} part of the frame, so it is {answer}"
+        assert rejections(Draft(text), Context(sample, frame_of(seen), words)) == (
+            expected if answer == "lower right" else ["no_answer", "wrong_answer"]
+        )
 
 
 class Scripted:

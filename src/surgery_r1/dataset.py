@@ -117,7 +117,7 @@ def open_dataset(
         folder: what ``surgery-r1 data build`` wrote.
         images: where the images lie now, if they moved.
         check_images: check that every image is there.
-        verify: compare records, images and label files with their sha256 sums.
+        verify: compare records and images with their sha256 sums.
 
     Raises:
         SurgeryR1Error: when there is no such dataset, a file is torn, or images are missing or changed.
@@ -169,20 +169,27 @@ def _check_images(dataset: Dataset) -> None:
 
 
 def changes(dataset: Dataset) -> Iterator[Finding]:
-    """Records, images and label files that are not what they were when the dataset was built, by their sha256."""
-    manifest = dataset.root / "manifest.json"
+    """Records and images that are not what they were when the dataset was built, by their sha256."""
     for name, digest in dataset.manifest["sha256"].items():
         if name != "images":
             yield from _change(dataset.root / name, digest, CHANGED_RECORD)
     for frame in dataset.frames.values():
         yield from _change(dataset.image_path(frame), frame.sha256, CHANGED_IMAGE)
-    labels = Path(dataset.manifest.get("label_root", ""))
-    if not (dataset.root / "labels.jsonl").is_file() or not labels.is_dir():
-        return
-    for where, record in read_jsonl(dataset.root / "labels.jsonl"):
+
+
+def label_changes(dataset: Dataset) -> Iterator[Finding]:
+    """The same for the label files that the dataset was built from.
+
+    Raises:
+        SurgeryR1Error: when they are not there any more, or the list of them is torn.
+    """
+    listing, labels = dataset.root / "labels.jsonl", Path(dataset.manifest.get("label_root", ""))
+    if not listing.is_file() or not labels.is_dir():
+        fix = "nothing to do, if they were moved on purpose"
+        raise SurgeryR1Error("the label files are not where they were", where=str(labels), fix=fix)
+    for where, record in read_jsonl(listing):
         if not {"path", "sha256"} <= set(record):
-            yield Finding(str(manifest), None, CHANGED_RECORD, where, _REBUILD)
-            continue
+            raise SurgeryR1Error("torn list of label files", where=where, fix=_REBUILD)
         yield from _change(labels / record["path"], record["sha256"], CHANGED_LABELS)
 
 

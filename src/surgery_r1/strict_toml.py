@@ -86,7 +86,8 @@ def _build(kind: type, data: Mapping[str, Any], prefix: str, errors: list[str], 
     before = len(errors)
     for key, value in data.items():
         name = f"{prefix}{key}"
-        where = f"{path}:{_line_of(name, lines) or 1}" if lines else path
+        # In an inline table the line is that of the table.
+        where = f"{path}:{_line_of(name, lines) or _line_of(prefix.rstrip('.'), lines) or 1}" if lines else path
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {prefix}{close[0]!s}?" if close else f"known keys: {', '.join(sorted(known))}"

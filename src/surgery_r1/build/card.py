@@ -22,10 +22,16 @@ _TEACHER = """\
 Reasoning by a language model was kept where it passed the checks below; no surgeon has read it.
 """
 
-_USE = """\
-Research use only; not for clinical decisions. Frames of the EndoVis challenges need registration, are for research and
-must not be passed on; labels come from the Surgical-VQLA authors and carry their own terms. If the frames were drawn
-by `surgery-r1 data make-scenes`, they are pictures of nobody and prove machinery, not medicine.
+_OWN = """\
+Questions with answers, boxes and reasoning on the frames of {sources}, built by a recipe of this project.
+"""
+
+_USE = "Research use only; not for clinical decisions.\n"
+
+_USE_ENDOVIS = """\
+Frames of the EndoVis challenges need registration, are for research and must not be passed on; labels come from the
+Surgical-VQLA authors and carry their own terms. If the frames were drawn by `surgery-r1 data make-scenes`, they are
+pictures of nobody and prove machinery, not medicine.
 """
 
 
@@ -33,7 +39,9 @@ def dataset_card(manifest: dict[str, Any]) -> str:
     """The text of the folder's ``README.md``; it follows from the manifest alone."""
     samples, frames, rows = manifest["samples"], manifest["frames"], manifest["rows"]
     recipe = manifest["recipe"]
-    lines = [f"# {recipe['title']}", "", _ORIGIN, "## Counts", "", "| split | frames | questions |"]
+    endovis = all(source.startswith("endovis") for source in manifest["sources"])
+    origin = _ORIGIN if endovis else _OWN.format(sources=", ".join(manifest["sources"]))
+    lines = [f"# {recipe['title']}", "", origin, "## Counts", "", "| split | frames | questions |"]
     lines += ["|---|---:|---:|"]
     lines += [f"| {split} | {frames[split]:,} | {samples[split]:,} |" for split in vocab.SPLITS]
     lines += [f"| all | {frames['total']:,} | {samples['total']:,} |", ""]
@@ -64,7 +72,7 @@ def dataset_card(manifest: dict[str, Any]) -> str:
     )
     lines += ["", "## Files", "", f"Images are {where}. Boxes are 0-based xyxy pixels of the source frame.", ""]
     lines += [f"- `{name}` sha256 {digest}" for name, digest in manifest["sha256"].items()]
-    lines += ["", "## Use and licence", "", _USE]
+    lines += ["", "## Use and licence", "", _USE + (_USE_ENDOVIS if endovis else "")]
     return "\n".join(lines)
 
 

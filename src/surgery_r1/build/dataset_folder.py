@@ -153,6 +153,7 @@ class _Reading:
         self.rule = SourceTally()
         self.splits = Splits()
         self._hashes: dict[str, str] = {}
+        self._label_hashes: dict[Path, str] = {}
         (target / "spool").mkdir()
         self.spool = Spool(target / "spool")
 
@@ -185,7 +186,11 @@ class _Reading:
     def _hash(self, item: tuple[Source, FrameContent]) -> tuple[str, dict[Path, str]]:
         source, content = item
         digest = "" if content.frame is None else sha256_file(source.image_root / content.frame.image)
-        return digest, {path: sha256_file(path) for path in content.labels}
+        # A file that holds the labels of many frames is hashed once.
+        for path in content.labels:
+            if path not in self._label_hashes:
+                self._label_hashes[path] = sha256_file(path)
+        return digest, {path: self._label_hashes[path] for path in content.labels}
 
     def _add(self, source: Source, frame: Frame, samples: list[Sample], digest: str) -> None:
         if frame.frame_id in self._hashes:

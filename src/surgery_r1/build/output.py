@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -48,21 +48,27 @@ def _clear_up(out: Path) -> None:
     """Remove what killed builds have left, and put back a dataset that one had already set aside."""
     if not out.parent.is_dir():
         return
-    for old in sorted(out.parent.glob(f".{glob.escape(out.name)}.*.old")):
+    left = [path for path in sorted(out.parent.iterdir()) if _left_by_build(path.name, out.name)]
+    for old in (path for path in left if path.suffix == ".old"):
         if out.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.rename(out)
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
-        lock = os.open(left, os.O_RDONLY)
+    for partial in (path for path in left if path.suffix == ".partial"):
+        lock = os.open(partial, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
         except BlockingIOError:
             # Somebody else is building there now.
             pass
         finally:
             os.close(lock)
+
+
+def _left_by_build(name: str, out: str) -> bool:
+    """Whether a hidden folder is one that a build of ``out`` made, and not of ``out.something``."""
+    return re.fullmatch(rf"\.{re.escape(out)}\.[a-z0-9_]+\.(?:old|partial)", name) is not None
 
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:

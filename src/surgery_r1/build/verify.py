@@ -9,34 +9,45 @@ from dataclasses import dataclass, field
 from surgery_r1 import vocab
 from surgery_r1.build.cot import Draft
 from surgery_r1.build.recipe import ReasoningConfig
-from surgery_r1.build.words import Names, clauses, halves, places
+from surgery_r1.build.words import Names, clauses, corners, halves, place_classes
 from surgery_r1.geometry import LocationRule, quadrant
 from surgery_r1.schema import Frame, Sample, SceneObject
 
 _TAG = re.compile(r"</?[A-Za-z_]+>|<\|")
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
-_APART = r"\s*[,;\s]\s*"
-_CORNERS = re.compile(rf"[\[(]\s*{_APART.join([f'({_NUMBER})'] * 4)}\s*[\])]")
+_FOUR = re.compile(r"\s*[,;\s]\s*".join([f"({_NUMBER})"] * 4))
+#: Anything that gives a place in numbers: four of them, a pair in brackets, or one with a name.
+_COORDINATES = re.compile(
+    rf"{_FOUR.pattern}|[\[(]\s*{_NUMBER}\s*[,;]\s*{_NUMBER}\s*[\])]|\b[xy][12]?\s*[=:]\s*{_NUMBER}|\bpixels?\b", re.I
+)
+_THING = r"(?:answer|label|question|region|box|facts?|information|description|data|object\s+list|list)s?"
+_GIVEN = r"(?:given|provided|known|supplied|stated|told|specified|listed)"
 #: Words that only somebody who was told the answer would write.
 _LEAK = re.compile(
     r"ground[\s-]*truth|gold(?:en)?\s+(?:answer|label)|annotat(?:ion|ed|ions)\b|\blabell?(?:s|ed)?\s+(?:say|state|show|as)"
-    r"|(?:given|provided|stated|reference|known|expected|correct|supplied)\s+(?:answer|label|box|solution)"
-    r"|(?:answer|label|question|region|box|facts?|information)\s+(?:that\s+)?(?:is|are|was|were|has\s+been|have\s+been)\s+"
-    r"(?:given|provided|known|supplied|stated|told|specified)"
-    r"|\bas\s+(?:told|provided|specified|given)\b|according\s+to\s+the\s+(?:given|provided|prompt|facts|question)"
-    r"|\b(?:the|this|your)\s+(?:prompt|instructions?|metadata|scene\s+facts|hint)\b|\b(?:i|we)\s+(?:was|were|am|are)\s+told\b",
+    rf"|(?:{_GIVEN}|reference|expected|correct)\s+{_THING}|given\s+(?:that\s+)?(?:the|this|its)\s+answer"
+    rf"|{_THING}\s+(?:that\s+)?(?:is|are|was|were|has\s+been|have\s+been)\s+{_GIVEN}"
+    r"|\b(?:question|description|list|prompt|facts?)\s+(?:says?|states?|tells?|shows?|lists?)\b"
+    rf"|\bas\s+{_GIVEN}\b|\b(?:is|are)\s+listed\b|\btold\s+(?:me|us|that)\b|\b(?:i|we)\s+(?:was|were|am|are)\s+told\b"
+    r"|according\s+to\s+the\s+(?:prompt|facts|question|list|description)"
+    r"|\b(?:the|this|your)\s+(?:prompt|instructions?|metadata|scene\s+facts|hint)\b",
     re.I,
 )
-#: What English sentences are held together by.
-_ENGLISH = frozenset(
+#: What English sentences are held together by, and those of it that no other language has.
+_COMMON = frozenset(
     ["the", "a", "an", "is", "are", "of", "in", "on", "and", "so", "it", "its", "at", "to", "with", "that", "by", "as"]
 )
-#: Organs that a reasoning may name by mistake.
+_ENGLISH = frozenset(["the", "and", "with", "that", "this", "its", "which", "where"])
+#: Organs and instruments that a reasoning may name by mistake.
 _ORGANS = ("liver", "spleen", "stomach", "bowel", "colon", "gallbladder", "bladder", "uterus", "prostate", "lung")
+_INSTRUMENTS = ("grasper", "scalpel", "hook", "trocar", "retractor", "dissector", "cautery", "camera", "scissor")
 #: How a clause begins that is about what was asked.
 _IT = re.compile(r"(?:it|its|they|their|this|the\s+(?:tool|instrument|place|position|location))\b", re.I)
+_PLACE_WORDS = {"left", "right", "top", "bottom", "upper", "lower"}
 _SHARE_OF_LATIN = 0.9
-_SHARE_OF_ENGLISH = 0.15
+_SHARE_OF_COMMON = 0.15
+_WORDS_PER_ENGLISH = 20
+_IMAGE = LocationRule("image", "normal")
 
 
 class SourceWords:
@@ -51,15 +62,18 @@ class SourceWords:
         # Tools of EndoVis are known everywhere, so that a stranger is noticed.
         tools = tuple(dict.fromkeys((*vocab.TOOLS, *classes.get("tool", ()))))
         shared = {name for name in tools if name.lower() in {state.lower() for state in states}}
+        nouns = {name.split("_")[-1] for name in tools}
         self.tools = Names(tools, exact=shared)
-        self.nouns = Names({name.split("_")[-1] for name in tools} - set(tools))
+        self.nouns = Names((nouns | set(_INSTRUMENTS)) - set(tools))
         self.states = Names(states, exact=states)
         self.answers = {
-            "organ": Names((*classes.get("organ", ()), *_ORGANS)),
+            "organ": Names(dict.fromkeys((*classes.get("organ", ()), *_ORGANS))),
             "state": Names(states),
             "location": Names(classes.get("location", ())),
             "tool": self.tools,
         }
+        #: Whether places are the quadrants of EndoVis; others are only looked for by their names.
+        self.quadrants = set(classes.get("location", ())) <= set(vocab.LOCATIONS)
 
 
 @dataclass(frozen=True)
@@ -79,20 +93,17 @@ class Context:
     limits: ReasoningConfig = field(default_factory=ReasoningConfig)
     neighbours: frozenset[str] | set[str] = frozenset()
 
-    @property
-    def flipped(self) -> bool:
-        """Whether labels call the lower half of the picture "top"."""
-        return self.rule is not None and self.rule.y == "flipped"
-
     def places_of(self, objects: Iterable[SceneObject]) -> set[str]:
-        """Places of objects, by label and, where a rule is trusted, by box."""
-        found = set()
-        for seen in objects:
-            box = None
-            if self.rule is not None:
-                box = quadrant(seen.box_px, self.rule, self.frame.width, self.frame.height, self.frame.organ_box)
-            found |= {place for place in (seen.location, box) if place}
-        return found
+        """Classes that places of objects have, by label and, where a rule is trusted, by box."""
+        objects = list(objects)
+        labels = {seen.location for seen in objects if seen.location}
+        return labels | (self.quadrants_of(objects, self.rule) if self.rule is not None else set())
+
+    def quadrants_of(self, objects: Iterable[SceneObject], rule: LocationRule = _IMAGE) -> set[str]:
+        """Quadrants that the boxes of objects lie in; by default those of the picture, as one sees them."""
+        size, organ = (self.frame.width, self.frame.height), self.frame.organ_box
+        found = (quadrant(seen.box_px, rule, *size, organ) for seen in objects)
+        return {place for place in found if place}
 
 
 def rejections(draft: Draft, context: Context) -> list[str]:
@@ -118,8 +129,10 @@ def _language(draft: Draft, _: Context) -> bool:
     letters = [c for c in draft.text if c.isalpha()]
     latin = sum(c.isascii() for c in letters)
     words = re.findall(r"[a-z_]+", draft.text.lower())
-    common = sum(word in _ENGLISH for word in words)
-    return latin < _SHARE_OF_LATIN * len(letters) or common < _SHARE_OF_ENGLISH * len(words)
+    common = sum(word in _COMMON for word in words)
+    english = sum(word in _ENGLISH for word in words)
+    few = common < _SHARE_OF_COMMON * len(words) or english * _WORDS_PER_ENGLISH < len(words)
+    return latin < _SHARE_OF_LATIN * len(letters) or few
 
 
 def _length(draft: Draft, context: Context) -> bool:
@@ -130,18 +143,15 @@ def _markup(draft: Draft, _: Context) -> bool:
     return _TAG.search(draft.text) is not None
 
 
-def _boxes(draft: Draft) -> list[tuple[float, ...]]:
-    return [tuple(map(float, match.groups())) for match in _CORNERS.finditer(draft.text)]
-
-
 def _box_outside(draft: Draft, context: Context) -> bool:
     width, height = context.frame.width, context.frame.height
-    return any(min(b) < 0 or max(b[0], b[2]) > width or max(b[1], b[3]) > height for b in _boxes(draft))
+    boxes = [tuple(map(float, match.groups())) for match in _FOUR.finditer(draft.text)]
+    return any(min(b) < 0 or max(b[0], b[2]) > width or max(b[1], b[3]) > height for b in boxes)
 
 
 def _coordinates(draft: Draft, _: Context) -> bool:
-    """A box even inside the frame: models count in units of their own, which a dataset does not know."""
-    return bool(_boxes(draft))
+    """A place in numbers, even inside the frame: models count in units of their own, which a dataset does not know."""
+    return _COORDINATES.search(draft.text) is not None
 
 
 def _leak(draft: Draft, _: Context) -> bool:
@@ -150,65 +160,86 @@ def _leak(draft: Draft, _: Context) -> bool:
 
 def _named(text: str, context: Context) -> list[str]:
     """Answers of the question's kind that a text names, in order; as they are written if any is, else in any case."""
-    sample = context.sample
-    if sample.kind == "location" and sample.answer in vocab.LOCATIONS:
-        return places(text, context.flipped)
+    sample, words = context.sample, context.words
+    if sample.kind == "location" and words.quadrants:
+        # Words say what is seen: they are an answer where labels mean the same by it.
+        same = context.rule is None or context.rule == _IMAGE
+        return place_classes(text) or (corners(text) if same else [])
     if sample.kind == "state":
-        exact = list(context.words.states.find(text))
+        exact = list(words.states.find(text))
         if exact:
             return exact
-    names = context.words.answers.get(sample.kind)
-    return list(names.find(text)) if names else []
+    return list(words.answers[sample.kind].find(text))
 
 
 def _own_answer(draft: Draft, context: Context) -> bool:
     """The answer that the writer gives itself is another one."""
     if draft.answer is None:
         return False
-    named = _named(draft.answer, context) or [draft.answer.strip()]
-    return named != [context.sample.answer]
+    own, gold = plain(draft.answer).removeprefix("the "), context.sample.answer
+    if context.sample.kind == "location" and set(own.split()) <= _PLACE_WORDS and corners(own) == [gold]:
+        return False
+    return own != plain(gold)
 
 
 def _no_answer(draft: Draft, context: Context) -> bool:
-    return draft.answer is None and not _named(draft.text, context)
+    """It is about something else: it names neither the answer nor, where that is given after it, the subject."""
+    if context.sample.answer in _named(draft.text, context):
+        return False
+    tools = [context.sample.subject, context.sample.answer]
+    return draft.answer is None or not any(name in tools for name in _mentioned(draft.text, context))
 
 
 def _wrong_answer(draft: Draft, context: Context) -> bool:
-    """Where a reasoning ends up: the last answer that it names."""
-    named = _named(draft.text, context)
-    return bool(named) and named[-1] != context.sample.answer
+    """Where a reasoning ends up: the last answer that it claims, unless the right one is given after it."""
+    named = _named(". ".join(clauses(draft.text)), context)
+    given = draft.answer is not None and context.sample.answer in named
+    return bool(named) and named[-1] != context.sample.answer and not given
+
+
+def _mentioned(text: str, context: Context) -> list[str]:
+    """Tools and organ of the frame that a text names, also by their last word alone."""
+    names = list(context.words.tools.find(text))
+    nouns = list(context.words.nouns.find(text))
+    short = [seen.name for seen in context.frame.objects if seen.name.split("_")[-1] in nouns]
+    organs = [seen.name for seen in context.frame.objects if seen.is_organ and seen.name in text.lower()]
+    return names + short + organs
 
 
 def _absent_tool(draft: Draft, context: Context) -> bool:
-    objects = context.frame.objects
+    objects, words = context.frame.objects, context.words
     there = {seen.name for seen in objects}
     # "suction" may also be what is being done.
     done = {str(seen.state).lower() for seen in objects}
-    if any(name not in there and name.lower() not in done for name in context.words.tools.find(draft.text)):
-        return True
-    nouns = {name.split("_")[-1] for name in there}
-    return any(noun not in nouns for noun in context.words.nouns.find(context.words.tools.without(draft.text)))
+    nouns = {name.split("_")[-1] for name in there} | ({"scissor"} if "scissors" in "".join(there) else set())
+    for clause in clauses(draft.text):
+        if any(name not in there and name.lower() not in done for name in words.tools.find(clause)):
+            return True
+        if any(noun not in nouns for noun in words.nouns.find(words.tools.without(clause))):
+            return True
+    return False
 
 
 def _spoken_of(clause: str, context: Context) -> list[SceneObject]:
     """Objects that a clause is about: the tools that it names, "it" that was asked about, else any tool."""
-    names = set(context.words.tools.find(clause))
+    names = set(_mentioned(clause, context))
     if not names and context.sample.kind in ("state", "location") and _IT.match(clause):
         names = {context.sample.subject}
-    own = [seen for seen in context.frame.objects if seen.name in names]
+    own = [seen for seen in context.frame.objects if seen.name in names and not seen.is_organ]
     return own or [seen for seen in context.frame.objects if not seen.is_organ]
 
 
 def _wrong_place(draft: Draft, context: Context) -> bool:
+    """A class that the object of its clause does not have, or words for where it is not to be seen."""
+    if not context.words.quadrants:
+        return False
     for clause in clauses(draft.text):
-        named, half = places(clause, context.flipped), halves(clause, context.flipped)
-        if not named and not half:
-            continue
-        right = context.places_of(_spoken_of(clause, context))
-        if right and any(place not in right for place in named):
+        objects = _spoken_of(clause, context)
+        right, seen = context.places_of(objects), context.quadrants_of(objects)
+        sides = {side for place in seen for side in place.split("-")}
+        if right and any(place not in right for place in place_classes(clause)):
             return True
-        sides = {side for place in right for side in place.split("-")}
-        if right and any(word not in sides for word in half):
+        if seen and (any(c not in seen for c in corners(clause)) or any(h not in sides for h in halves(clause))):
             return True
     return False
 

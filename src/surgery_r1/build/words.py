@@ -1,7 +1,7 @@
 """What a reasoning says, read off its words: tools, states and places that it names, clause by clause (ours).
 
-Tool names may be written with spaces or hyphens. Places may be written as a class (``left-top``) or in other words
-("upper left"), which say what is seen: where labels call the lower half "top", such words are turned round.
+A place may be named by its class (``left-top``), which means what the labels mean by it, or in words ("upper left"),
+which mean what is seen in the picture. The two differ where labels call the lower half "top".
 """
 
 from __future__ import annotations
@@ -9,78 +9,88 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-_CLAUSE = re.compile(r"[.;:!?]\s+|[,;]\s*|\n+|\s+(?:and|but|while|whereas|so|because|since|although)\s+", re.I)
+_CLAUSE = re.compile(
+    r"[.;:!?]\s+|[,;]\s*|\n+|\s+(?:and|but|while|whereas|so|because|since|although|opposite|rather\s+than)\s+", re.I
+)
+_LEADING = re.compile(r"^(?:and|but|so|while|whereas)\s+(?=\w+\s+\w)", re.I)
+#: What is denied is not claimed.
+_NEGATION = re.compile(
+    r"\b(?:not|no|none|nor|neither|never|without|rul(?:es?|ing)\s+out|excludes?|unlike)\b|n't\b", re.I
+)
+_CLASS = re.compile(r"(?<![\w-])(left|right)-(top|bottom)(?![\w-])")
 _SIDE = r"(?P<side>left|right)"
 _LEVEL = r"(?P<level>top|upper|bottom|lower)"
 _BETWEEN = r"(?:[\s-]+(?:most\s+)?|\s+of\s+the\s+)"
-#: A class is matched before words, so that ``left-top`` is what the labels call so.
-_CLASS = re.compile(r"(?<![\w-])(left|right)-(top|bottom)(?![\w-])")
-_PLACE = (
+_CORNERS = (
     re.compile(rf"\b{_LEVEL}{_BETWEEN}{_SIDE}\b", re.I),
     re.compile(rf"\b{_SIDE}{_BETWEEN}{_LEVEL}\b", re.I),
 )
 _UP = {"top", "upper", "above"}
-_MIDDLE = r"the\s+(?:\w+\s+)?(?:cent(?:er|re)|middle)"
-_PART = r"(?:half|side|part|edge|third|corner|portion)"
-#: Words that say one half of the picture. "Left of the stapler" says nothing about the picture, and is not read.
-_HALF = (
+_PICTURE = r"(?:frame|image|picture|view|screen|scene)"
+_MIDDLE = rf"the\s+(?:{_PICTURE}\s+)?(?:cent(?:er|re)|middle)"
+#: Followed by nothing else that "of the" could be about: "the right side of the fold" says nothing about the picture.
+_OF_PICTURE = rf"(?!\s+of\s+(?!the\s+{_PICTURE}))(?!\s*-?hand\b(?!\s+(?:side|part|half)))"
+_PART = r"(?:-?\s*hand)?\s*(?:half|side|part|portion|third)"
+_HALVES = (
     re.compile(rf"\b(?P<half>left|right)\s+of\s+(?:and\s+(?P<also>above|below)\s+)?{_MIDDLE}\b", re.I),
     re.compile(rf"\b(?P<half>above|below)\s+{_MIDDLE}\b", re.I),
-    re.compile(rf"\b(?P<half>left|right|top|upper|bottom|lower)\s+{_PART}\b", re.I),
-    re.compile(r"\b(?:on|at|to|in)\s+the\s+(?P<half>left|right|top|bottom)\b(?!\s+of\s+the\b)(?!\s+\w*hand)", re.I),
+    re.compile(rf"\b(?P<half>left|right|top|upper|bottom|lower){_PART}{_OF_PICTURE}", re.I),
+    # Not "to the left", which says where something goes, nor "from the top".
+    re.compile(rf"\b(?:on|at|in)\s+the\s+(?P<half>left|right|top|bottom)\b(?!\s+(?:edge|hand\b)){_OF_PICTURE}", re.I),
 )
 
 
-def places(text: str, flipped: bool = False) -> list[str]:
-    """Location classes that a text names, in order.
+def place_classes(text: str) -> list[str]:
+    """Location classes that a text names as such, in order.
 
-    Args:
-        flipped: labels call the lower half of the picture "top".
-
-    >>> places("it is left-top, in the upper left; the other is at the bottom right")
-    ['left-top', 'left-top', 'right-bottom']
-    >>> places("in the upper left", flipped=True)
-    ['left-bottom']
+    >>> place_classes("it is left-top, in the upper right")
+    ['left-top']
     """
-    found = [(m.start(), f"{m[1]}-{m[2]}") for m in _CLASS.finditer(text)]
-    rest = _CLASS.sub(lambda m: " " * len(m[0]), text)
-    for pattern in _PLACE:
+    return [f"{match[1]}-{match[2]}" for match in _CLASS.finditer(text)]
+
+
+def corners(text: str) -> list[str]:
+    """Corners of the picture that a text names in words, in order, written like classes.
+
+    >>> corners("it is left-top, in the upper right; the other is at the bottom left")
+    ['right-top', 'left-bottom']
+    """
+    rest, found = _blank(_CLASS, text), []
+    for pattern in _CORNERS:
         for match in pattern.finditer(rest):
-            up = (match["level"].lower() in _UP) != flipped
-            found.append((match.start(), f"{match['side'].lower()}-{'top' if up else 'bottom'}"))
-        rest = pattern.sub(lambda m: " " * len(m[0]), rest)
-    return [place for _, place in sorted(found)]
+            found.append((match.start(), f"{match['side'].lower()}-{_level(match['level'])}"))
+        rest = _blank(pattern, rest)
+    return [corner for _, corner in sorted(found)]
 
 
-def halves(text: str, flipped: bool = False) -> list[str]:
-    """Halves of the picture that a text names, beside its :func:`places`: left, right, top and bottom as labels say.
+def halves(text: str) -> list[str]:
+    """Halves of the picture that a text names, beside its corners: left, right, top, bottom.
 
-    >>> halves("left of and above the center"), halves("left of the stapler"), halves("in the upper part", True)
+    >>> halves("left of and above the center"), halves("left of the stapler"), halves("at the bottom of the frame")
     (['left', 'top'], [], ['bottom'])
     """
-    rest = _CLASS.sub(lambda m: " " * len(m[0]), text)
-    for pattern in _PLACE:
-        rest = pattern.sub(lambda m: " " * len(m[0]), rest)
-    found = [word.lower() for pattern in _HALF for m in pattern.finditer(rest) for word in m.groups() if word]
-    labels = [w if w in ("left", "right") else ("top" if (w in _UP) != flipped else "bottom") for w in found]
-    return list(dict.fromkeys(labels))
+    rest = _blank(_CLASS, text)
+    for pattern in _CORNERS:
+        rest = _blank(pattern, rest)
+    words = [word.lower() for pattern in _HALVES for match in pattern.finditer(rest) for word in match.groups() if word]
+    return list(dict.fromkeys(word if word in ("left", "right") else _level(word) for word in words))
 
 
 def clauses(text: str) -> list[str]:
-    """Parts of a text that speak of one thing, as far as punctuation and connectives tell.
+    """Parts of a text that claim one thing, as far as punctuation and connectives tell; what is denied is left out.
 
-    >>> clauses("the stapler is left, and the suction is right. So it is Idle")
-    ['the stapler is left', 'the suction is right', 'So it is Idle']
+    >>> clauses("the stapler is left, and the suction is right. So it is not Idle")
+    ['the stapler is left', 'the suction is right']
     """
-    parts = (re.sub(r"^(?:and|but|so|while|whereas)\s+(?=\w+\s+\w)", "", p.strip()) for p in _CLAUSE.split(text))
-    return [re.sub(r"[.!?]$", "", part) for part in parts if part]
+    parts = [re.sub(r"[.!?]$", "", _LEADING.sub("", part.strip())) for part in _CLAUSE.split(text)]
+    return [part for part in parts if part and not _NEGATION.search(part)]
 
 
 class Names:
     """Class names that can be found in a text, written with spaces, hyphens or underscores and in any case.
 
     Args:
-        names: such as ``bipolar_forceps``.
+        names: such as ``bipolar_forceps``; a plural is found too.
         exact: names of which case counts, as ``suction`` the tool and ``Suction`` the action.
 
     >>> list(Names(["bipolar_forceps", "suction"], exact=["suction"]).find("Bipolar forceps at work: Suction"))
@@ -91,20 +101,28 @@ class Names:
         self.names = tuple(names)
         self._exact = set(exact)
         self._by_word = {_plain(name): name for name in self.names}
-        forms = sorted((r"[\s_-]+".join(map(re.escape, _plain(name).split())) for name in self.names), key=len)
+        forms = sorted((r"[\s_-]+".join(map(re.escape, word.split())) for word in self._by_word), key=len)
         # Nothing matches where there are no names; of several the longest does.
-        self._pattern = re.compile(rf"(?<![\w-])(?:{'|'.join(reversed(forms)) or '(?!)'})(?![\w-])", re.I)
+        self._pattern = re.compile(rf"(?<![\w-])({'|'.join(reversed(forms)) or '(?!)'})s?(?![\w-])", re.I)
 
     def find(self, text: str) -> Iterator[str]:
         """Names in a text, in order."""
         for match in self._pattern.finditer(text):
-            name = self._by_word[_plain(match[0])]
+            name = self._by_word[_plain(match[1])]
             if name not in self._exact or match[0] == name:
                 yield name
 
     def without(self, text: str) -> str:
         """The text with its names blanked out."""
-        return self._pattern.sub(lambda match: " " * len(match[0]), text)
+        return _blank(self._pattern, text)
+
+
+def _level(word: str) -> str:
+    return "top" if word.lower() in _UP else "bottom"
+
+
+def _blank(pattern: re.Pattern[str], text: str) -> str:
+    return pattern.sub(lambda match: " " * len(match[0]), text)
 
 
 def _plain(name: str) -> str:

@@ -50,7 +50,8 @@ class Check:
         from surgery_r1.sources.content import collect
         from surgery_r1.sources.label_folder import summarise
 
-        if (self.folder / "manifest.json").is_file():
+        files = ("manifest.json", "samples.jsonl")
+        if self.adapter is None and all((self.folder / name).is_file() for name in files):
             return self._check_dataset()
         content = collect(opener(self.adapter)(self.folder, self.images))
         report = summarise(content)
@@ -72,20 +73,27 @@ class Check:
         return 1 if report.faults else 0
 
     def _check_dataset(self) -> int:
-        from surgery_r1.dataset import changes, open_dataset
+        from surgery_r1.dataset import changes, label_changes, open_dataset
+        from surgery_r1.sources.findings import Finding
 
         if self.sheet is not None:
             raise SurgeryR1Error("--sheet draws label folders", fix="name the folder that the dataset was built from")
         dataset = open_dataset(self.folder, images=self.images)
-        found = list(changes(dataset))
+        found, notices = list(changes(dataset)), []
+        try:
+            found += label_changes(dataset)
+        except SurgeryR1Error as error:
+            notices.append(Finding(str(error.where), None, "labels not compared", error.what, str(error.fix)))
         if self.json:
             counts = {"frames": len(dataset.frames), "questions": len(dataset.samples)}
-            say(dump_json({**counts, "faults": [fault.to_json() for fault in found], "notices": []}, indent=2))
+            listed = {"faults": [x.to_json() for x in found], "notices": [x.to_json() for x in notices]}
+            say(dump_json(counts | listed, indent=2))
         else:
             say(f"{len(dataset.frames):,} frames, {len(dataset.samples):,} questions")
+            _say_findings("notice", notices)
             _say_findings("fault", found)
             if not found:
-                say("Nothing has changed since it was built.")
+                say("Nothing that was compared has changed since it was built.")
         return 1 if found else 0
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import codec
+from surgery_r1.build.output import replacing_folder
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.exchange.frames import frame_records, new_folder, write_parquet
+from surgery_r1.exchange.frames import frame_records, write_parquet
 from surgery_r1.models.load import from_pretrained
 from surgery_r1.models.processor import view_of
 from surgery_r1.schema import TASKS
@@ -120,8 +121,8 @@ def export_conversations(
                     counts[split] += 1
                     yield written
 
-    with new_folder(out):
-        if not write_parquet(records(), features(), out / "train.parquet"):
+    with replacing_folder(out, overwrite=False) as target:
+        if not write_parquet(records(), features(), target / "train.parquet"):
             raise SurgeryR1Error("no training rows", where=str(dataset.root), fix="build it from training sequences")
     return counts
 

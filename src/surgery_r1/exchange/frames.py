@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import vocab
+from surgery_r1.build.output import replacing_folder
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.files import write_json
 
@@ -66,35 +66,15 @@ def export_frames(dataset: Dataset, out: Path, *, embed_images: bool = False) ->
     for row in dataset.rows:
         rows[row.sample_id].append(row)
     counts = {}
-    with new_folder(out):
+    with replacing_folder(out, overwrite=False) as target:
         for split in vocab.SPLITS:
             records = frame_records(dataset, split, rows, embed_images)
-            count = write_parquet(records, features(embed_images), out / "data" / f"{split}.parquet")
+            count = write_parquet(records, features(embed_images), target / "data" / f"{split}.parquet")
             if count:
                 counts[split] = count
-        write_json(out / "manifest.json", dataset.manifest)
-        (out / "README.md").write_text(_card(dataset, counts, embed_images), encoding="utf-8")
+        write_json(target / "manifest.json", dataset.manifest)
+        (target / "README.md").write_text(_card(dataset, counts, embed_images), encoding="utf-8")
     return counts
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[None]:
-    """A folder that is empty or not there, removed again when the block ends with an error.
-
-    Raises:
-        SurgeryR1Error: when it holds something, or cannot be written.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SurgeryR1Error("is not an empty folder", where=str(out), fix="name a new one")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException as error:
-        shutil.rmtree(out, ignore_errors=True)
-        if isinstance(error, OSError):
-            what = f"cannot be written: {error.strerror or error}"
-            raise SurgeryR1Error(what, where=str(out), fix="free some space, or name another folder") from error
-        raise
 
 
 def write_parquet(records: Iterator[dict[str, Any]], columns: Any, path: Path) -> int:
@@ -141,9 +121,12 @@ def frame_records(
 def _image(dataset: Dataset, frame: Frame) -> dict[str, Any]:
     path = dataset.image_path(frame)
     try:
-        return {"bytes": path.read_bytes(), "path": Path(frame.image).name}
+        data = path.read_bytes()
     except OSError as error:
         raise SurgeryR1Error(f"the image cannot be read: {error.strerror}", where=str(path), fix="restore it") from None
+    if hashlib.sha256(data).hexdigest() != frame.sha256:
+        raise SurgeryR1Error("the image changed since the dataset was built", where=str(path), fix="build it again")
+    return {"bytes": data, "path": Path(frame.image).name}
 
 
 def _question(sample: Sample, rows: list[Row]) -> dict[str, Any]:

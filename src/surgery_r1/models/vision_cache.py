@@ -127,8 +127,13 @@ class VisionCache:
             # Every rank must run the tower in every pass, or the others wait for its shards for ever.
             self.forget()
         keys = content_keys(hidden_states, grid_thw)
-        if self._files is not None:
-            found = {key: self._files.get(key) for key in dict.fromkeys(keys) if key not in self._kept}
+        files = None if self._sharded else self._files
+        if files is not None:
+            # Autocast makes other features of the same pixels.
+            device = hidden_states.device.type
+            cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            keys = [hashlib.blake2b(key + str(cast).encode(), digest_size=16).digest() for key in keys]
+            found = {key: files.get(key) for key in dict.fromkeys(keys) if key not in self._kept}
             self._kept |= {key: part.to(hidden_states.device) for key, part in found.items() if part is not None}
         fresh = [i for i, key in enumerate(keys) if key not in self._kept and key not in keys[:i]]
         self.computed += len(fresh)
@@ -146,8 +151,8 @@ class VisionCache:
             parts = torch.split(output, [sizes[i] // self._merge for i in fresh])
             for i, part in zip(fresh, parts, strict=True):
                 batch[keys[i]] = part.clone()
-                if self._files is not None:
-                    self._files.put(keys[i], part)
+                if files is not None:
+                    files.put(keys[i], part)
         if self._offload:
             self._tower.to("cpu")
         self._keep(batch)

@@ -110,6 +110,9 @@ def _wrong(adapter: Adapter) -> Iterator[str]:
         for name in getattr(adapter, table):
             if name not in names:
                 yield f"{table}.{name}: expected some of {', '.join(names)}"
+    for kind, names in adapter.answers.items():
+        if not names:
+            yield f"answers.{kind} is empty"
     for kind, texts in adapter.questions.items():
         if kind in vocab.KINDS and kind not in adapter.answers:
             yield f"questions.{kind} without answers.{kind}"
@@ -141,7 +144,12 @@ def _wrong_names(adapter: Adapter, known: Mapping[str, set[str]]) -> Iterator[st
         if not isinstance(box, str) and len(box) != 4:
             yield f"columns.box = {list(box)}, expected one column or four"
     for key in ("sequence", "frame"):
-        needed = {name for _, name, *_ in Formatter().parse(getattr(adapter, key)) if name}
+        try:
+            needed = {name for _, name, *_ in Formatter().parse(getattr(adapter, key)) if name is not None}
+            getattr(adapter, key).format(**dict.fromkeys(needed, ""))
+        except (ValueError, IndexError, KeyError) as error:
+            yield f"{key} = {getattr(adapter, key)!r}: write names in braces, {{video}}, and nothing else ({error})"
+            continue
         for where, there in (("images", known.get("images", set())), ("labels", known.get("labels", set()) | fields)):
             if needed - there:
                 lacking = ", ".join(sorted(needed - there))
@@ -156,3 +164,6 @@ def _wrong_regex(key: str, text: str, groups: tuple[str, ...] = ()) -> Iterator[
         return
     if missing:
         yield f"{key} = {text!r} has no group {', '.join(sorted(missing))}"
+    optional = [name for name in groups if re.search(rf"\(\?P<{name}>[^()]*\)(?:\?|\*|\{{0)", text)]
+    if optional:
+        yield f"{key} = {text!r}: group {optional[0]} must not be optional"

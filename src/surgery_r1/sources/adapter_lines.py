@@ -35,7 +35,8 @@ class Reader:
             if match:
                 if kind == "organ":
                     return kind, self._adapter.answers["organ"][0]
-                subject = match["subject"].strip()
+                # A group that took no part has nothing to say about.
+                subject = (match["subject"] or "").strip()
                 known = self._places if kind == "tool" else self._subjects
                 return kind, known.get(_plain(subject), re.sub(r"\s+", "_", subject.lower()))
         return None

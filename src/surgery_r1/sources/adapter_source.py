@@ -58,6 +58,7 @@ class AdapterSource:
         self._adapter = adapter
         self._reader = Reader(adapter)
         self._line = re.compile(adapter.line)
+        self._asked: Counter[str] = Counter()
         self.label_root, self.image_root = folder, (images or folder).resolve()
         self.classes: Mapping[str, Mapping[str, tuple[str, ...]]] = {adapter.name: adapter.answers}
         self.notices: list[Finding] = []
@@ -70,10 +71,14 @@ class AdapterSource:
         """Files below ``root`` that match, with the named parts of their paths."""
         left_out = [PathPattern(text) for text in self._adapter.exclude]
         files = [path for path in files_below(root) if all(pattern.match(path) is None for pattern in left_out)]
-        found = []
+        found: dict[str, dict[str, str]] = {}
         for text in several(patterns):
             pattern = PathPattern(text)
-            found += [(path, parts) for path in files if (parts := pattern.match(path)) is not None]
+            for path in files:
+                parts = pattern.match(path)
+                if parts is not None:
+                    # The first pattern that matches a file says what it is.
+                    found.setdefault(path, parts)
         if not found:
             few = ", ".join(files[:_EXAMPLES]) or "none"
             raise SurgeryR1Error(
@@ -81,7 +86,7 @@ class AdapterSource:
                 where=str(root),
                 fix=f"correct the pattern; the first files are: {few}",
             )
-        return found
+        return list(found.items())
 
     def _find_images(self) -> dict[_Key, str]:
         images: dict[_Key, str] = {}
@@ -99,6 +104,7 @@ class AdapterSource:
     def frames(self) -> Iterator[FrameContent]:
         """Every labelled frame; faulty questions are left out, listed and counted."""
         labelled: set[_Key] = set()
+        self._asked.clear()
         if self._adapter.format == "lines":
             # One file a frame, or several: nothing but their paths is held.
             files: dict[_Key, list[tuple[Path, dict[str, str]]]] = defaultdict(list)
@@ -118,10 +124,27 @@ class AdapterSource:
             for key in sorted(frames, key=_order):
                 labelled.add(key)
                 yield self._frame(key, frames.pop(key))
+        yield from self._unused({sequence for sequence, _ in labelled})
         bare = len(self._images.keys() - labelled)
         if bare:
             value, fix = f"{bare} of {len(self._images)} images", "nothing to do, if they were left out on purpose"
             yield FrameContent(notices=[Finding(str(self.image_root), None, "images without labels", value, fix)])
+
+    def _unused(self, sequences: set[str]) -> Iterator[FrameContent]:
+        """Patterns of the adapter that nothing matched."""
+        name = f"adapter {self._adapter.name}"
+        for kind in self._adapter.questions:
+            if not self._asked[kind]:
+                value, fix = f"questions.{kind} matches no question", "correct the pattern, or leave the kind out"
+                found = Finding(name, None, f.NO_QUESTION, value, fix)
+                # A kind may be missing here. Where other questions are not understood, it is the pattern that is wrong.
+                broken = self._asked[f.UNKNOWN_FORM] > 0
+                yield FrameContent(faults=[found]) if broken else FrameContent(notices=[found])
+        for split, patterns in self._adapter.splits.items():
+            for pattern in patterns:
+                if not any(fnmatchcase(sequence, pattern) for sequence in sequences):
+                    value, fix = f"splits.{split}: {pattern!r} matches no sequence", "nothing to do, if it is not here"
+                    yield FrameContent(notices=[Finding(name, None, f.NO_QUESTION, value, fix)])
 
     def _lines(self, path: Path, parts: dict[str, str]) -> Iterator[_Record]:
         lines, faults = read_lines(path)
@@ -141,6 +164,10 @@ class AdapterSource:
         yield from (_Record(path, fault.line or 1, parts, fault) for fault in faults)
         rows = _jsonl(lines) if self._adapter.format == "jsonl" else _csv(path, lines)
         for number, row in rows:
+            if row is None:
+                fault = Finding(str(path), number, f.FIELD_COUNT, "not valid JSON", "write one object a line")
+                yield _Record(path, number, parts, fault)
+                continue
             try:
                 yield _Record(path, number, {**parts, **self._columns(row)})
             except (KeyError, TypeError) as error:
@@ -163,13 +190,15 @@ class AdapterSource:
     def _frame(self, key: _Key, records: Iterable[_Record]) -> FrameContent:
         sequence, frame = key
         content = FrameContent()
-        image, size, split = self._images.get(key), None, self._split(sequence)
+        image, size, splits = self._images.get(key), None, self._splits(sequence)
+        split = splits[0] if len(splits) == 1 else None
         records = list(records)
         content.labels = list(dict.fromkeys(record.path for record in records))
         path, line = (str(records[0].path), records[0].line) if records else ("", 1)
         if split is None:
-            value, fix = repr(sequence), "name it in [splits]"
-            content.faults.append(Finding(path, line, f.NO_SEQUENCE, value, fix))
+            value = f"{sequence!r} is in {' and '.join(splits) or 'no split'}"
+            what = f.SEVERAL_SPLITS if splits else f.NO_SEQUENCE
+            content.faults.append(Finding(path, line, what, value, "name it in [splits], once"))
         elif image is None:
             value, fix = f"{sequence}/{frame}", "restore it, correct images, or name --images ROOT"
             content.faults.append(Finding(path, line, f.MISSING_IMAGE, value, fix))
@@ -199,8 +228,11 @@ class AdapterSource:
             found = self._reader.question(text)
             if found is None:
                 fix = "the line is left out; see [questions]"
-                content.notices.append(Finding(path, number, "unknown question form", repr(text[:60]), fix))
+                content.notices.append(Finding(path, number, f.UNKNOWN_FORM, repr(text[:60]), fix))
+                content.skipped[f.UNKNOWN_FORM] += 1
+                self._asked[f.UNKNOWN_FORM] += 1
                 continue
+            self._asked[found[0]] += 1
             try:
                 answer = self._reader.answer(found[0], record.fields["answer"])
                 box = self._reader.box(record.fields["box"], size)
@@ -216,11 +248,9 @@ class AdapterSource:
             lines.append(line)
         return lines
 
-    def _split(self, sequence: str) -> str | None:
+    def _splits(self, sequence: str) -> list[str]:
         splits = self._adapter.splits
-        return next(
-            (name for name in vocab.SPLITS if any(fnmatchcase(sequence, p) for p in splits.get(name, ()))), None
-        )
+        return [name for name in vocab.SPLITS if any(fnmatchcase(sequence, p) for p in splits.get(name, ()))]
 
 
 def _order(key: _Key) -> tuple[Any, Any]:

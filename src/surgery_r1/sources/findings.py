@@ -16,7 +16,11 @@ OUTSIDE = "box outside the frame"
 UNKNOWN_ANSWER = "unknown answer"
 DUPLICATE = "exact duplicate line"
 ENCODING = "wrong encoding"
-NO_SEQUENCE = "label file in no official sequence"
+NO_SEQUENCE = "labels in no sequence of a split"
+SEVERAL_SPLITS = "sequence in several splits"
+NO_QUESTION = "pattern that matches nothing"
+#: No fault: lines that ask what is not looked for are left out, and counted.
+UNKNOWN_FORM = "unknown question form"
 
 #: Every fault, in the order tables list them. Each is also a key of the manifest's ``skipped``.
 FAULTS: tuple[str, ...] = (
@@ -32,6 +36,8 @@ FAULTS: tuple[str, ...] = (
     DUPLICATE,
     ENCODING,
     NO_SEQUENCE,
+    SEVERAL_SPLITS,
+    NO_QUESTION,
 )
 
 

@@ -96,9 +96,8 @@ def _read_line(
         question, answer, corners = split_fields(text)
         kind, subject = vocab.classify_question(question)
         if kind is None or subject is None or (kind == "tool" and subject not in vocab.LOCATIONS):
-            labels.notices.append(
-                Finding(path, number, "unknown question form", repr(question[:60]), "the line is left out")
-            )
+            labels.notices.append(Finding(path, number, f.UNKNOWN_FORM, repr(question[:60]), "the line is left out"))
+            labels.skipped[f.UNKNOWN_FORM] += 1
             return None
         check_answer(kind, answer)
         box = parse_box(corners, size)
