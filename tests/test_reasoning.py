@@ -99,6 +99,7 @@ PLANTED = [
     ("state", "The annotations show that the forceps hold tissue, so the state is Grasping.", "leak"),
     ("state", "The correct answer is Grasping, since the forceps hold the tissue.", "leak"),
     ("state", "The bipolar forceps in the upper left hold a fold of the tissue.", "no_answer"),
+    ("state", "The bipolar forceps in the upper left are open, so it is not Grasping.", "no_answer"),
     ("location", "The bipolar forceps are seen beside the kidney in this frame.", "no_answer"),
     ("state", "The forceps hold the tissue like Grasping, but the state is Idle.", "wrong_answer"),
     ("location", "The bipolar forceps are left-top at first sight, yet it is right-top.", "wrong_answer"),

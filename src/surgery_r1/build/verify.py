@@ -172,6 +172,11 @@ def _named(text: str, context: Context) -> list[str]:
     return list(words.answers[sample.kind].find(text))
 
 
+def _claims(text: str) -> str:
+    """What is left of a text without what it denies."""
+    return ". ".join(clauses(text))
+
+
 def _own_answer(draft: Draft, context: Context) -> bool:
     """The answer that the writer gives itself is another one."""
     if draft.answer is None:
@@ -183,8 +188,8 @@ def _own_answer(draft: Draft, context: Context) -> bool:
 
 
 def _no_answer(draft: Draft, context: Context) -> bool:
-    """It is about something else: it names neither the answer nor, where that is given after it, the subject."""
-    if context.sample.answer in _named(draft.text, context):
+    """It is about something else: it claims neither the answer nor, where that is given after it, names the subject."""
+    if context.sample.answer in _named(_claims(draft.text), context):
         return False
     tools = [context.sample.subject, context.sample.answer]
     return draft.answer is None or not any(name in tools for name in _mentioned(draft.text, context))
@@ -192,7 +197,7 @@ def _no_answer(draft: Draft, context: Context) -> bool:
 
 def _wrong_answer(draft: Draft, context: Context) -> bool:
     """Where a reasoning ends up: the last answer that it claims, unless the right one is given after it."""
-    named = _named(". ".join(clauses(draft.text)), context)
+    named = _named(_claims(draft.text), context)
     given = draft.answer is not None and context.sample.answer in named
     return bool(named) and named[-1] != context.sample.answer and not given
 
