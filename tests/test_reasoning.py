@@ -197,7 +197,7 @@ class Scripted:
 def reasoner(writer, cot: int, workers: int = 1) -> Reasoner:
     writer.workers = workers
     recipe = Recipe(rows=RowsConfig(cot=cot), reasoning=ReasoningConfig(("scripted",), attempts=3), seed=7)
-    return Reasoner(recipe, {"scripted": writer}, {"endovis18": NORMAL}, {"endovis18": ANSWERS_OF_KIND}, workers)
+    return Reasoner(recipe, {"scripted": writer}, {"endovis18": NORMAL}, {"endovis18": ANSWERS_OF_KIND})
 
 
 def test_rejected_reasoning_is_tried_again_then_dropped_and_counted():

@@ -150,7 +150,7 @@ class TrainConfig:
 
 def shipped() -> list[str]:
     """Names of the training configs that come with the package."""
-    return [path.stem for path in sorted(SHIPPED.glob("*.toml")) if "model" in strict_toml.read(path)[0]]
+    return strict_toml.shipped("model")
 
 
 def load_config(name: str | Path) -> TrainConfig:

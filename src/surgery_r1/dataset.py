@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -55,6 +56,14 @@ class Dataset:
             raise SurgeryR1Error(
                 f"row {stray.id} of unknown sample {stray.sample_id}", where=str(self.root), fix=_REBUILD
             )
+        return rows
+
+    @cached_property
+    def rows_of(self) -> dict[str, list[Row]]:
+        """Training rows by the id of their sample, which may have none."""
+        rows: dict[str, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            rows[row.sample_id].append(row)
         return rows
 
     def split(self, name: str) -> list[Sample]:

@@ -8,7 +8,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +18,11 @@ _T = TypeVar("_T")
 
 #: Files shipped with the package, usable by their bare name: training configs and the recipes of data sets.
 SHIPPED = Path(__file__).with_name("configs")
+
+
+def shipped(table: str) -> list[str]:
+    """Names of the shipped files that have a ``table``: ``model`` in training configs, ``rows`` in recipes."""
+    return [path.stem for path in sorted(SHIPPED.glob("*.toml")) if table in read(path)[0]]
 
 
 def find(name: str | Path, folder: Path, known: Iterable[str]) -> Path:
@@ -115,8 +120,6 @@ def _build(kind: type, data: Mapping[str, Any], prefix: str, errors: list[str], 
 
 
 def _required(field: Any) -> bool:
-    from dataclasses import MISSING
-
     return field.default is MISSING and field.default_factory is MISSING
 
 

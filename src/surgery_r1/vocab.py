@@ -72,6 +72,15 @@ _QUESTION_FORMS: tuple[tuple[str, re.Pattern[str]], ...] = (
 )
 
 
+def spoken(name: str) -> str:
+    """A class name for comparisons: written with spaces, in small letters.
+
+    >>> spoken("Tissue_Manipulation") == spoken("tissue-manipulation") == "tissue manipulation"
+    True
+    """
+    return re.sub(r"[\s_-]+", " ", name.strip()).lower()
+
+
 def classify_question(question: str) -> tuple[str | None, str | None]:
     """Kind and subject of a question, or ``(None, None)`` for a form we do not know.
 

@@ -98,9 +98,8 @@ def build_dataset(
             if unknown is not None:
                 raise SurgeryR1Error(f"the recipe names the writer {unknown!r}", fix="give it with writers=")
             used = {name: known[name] for name in recipe.turns}
-            workers = max((writer.workers for writer in used.values()), default=1)
             root = target / "images" if embed_images else reading.image_root
-            reasoner = Reasoner(recipe, used, rules, reading.classes, workers, root)
+            reasoner = Reasoner(recipe, used, rules, reading.classes, root)
             counts = _write_records(target, reading.spool, recipe, reasoner, progress)
         finally:
             reading.spool.close()

@@ -72,7 +72,6 @@ class Reasoner:
         writers: by the names that the recipe uses.
         rules: the trusted location rule of each source.
         classes: for each source the answers that a question of each kind can have.
-        workers: frames at a time.
         image_root: where the images are that frames name.
 
     Attributes:
@@ -85,7 +84,6 @@ class Reasoner:
         writers: Mapping[str, Writer],
         rules: Mapping[str, LocationRule | None],
         classes: Mapping[str, Mapping[str, Sequence[str]]],
-        workers: int = 1,
         image_root: Path | None = None,
     ) -> None:
         self._recipe = recipe
@@ -94,7 +92,8 @@ class Reasoner:
         self._turns = [(writers[name], names[:i].count(name)) for i, name in enumerate(names)]
         self._rules = rules
         self._words = {source: SourceWords(kinds) for source, kinds in classes.items()}
-        self._workers = workers
+        # Frames at a time, as many as the most patient writer can be asked about.
+        self._workers = max((writer.workers for writer, _ in self._turns), default=1)
         self._image_root = image_root
         self.counts: dict[str, WriterCounts] = {writer.name: WriterCounts() for writer, _ in self._turns}
 
@@ -152,7 +151,6 @@ class Reasoner:
             reasons = rejections(draft, context)
             if not reasons:
                 counts.accepted[attempt + 1] += 1
-                assert isinstance(context.neighbours, set)
                 context.neighbours.add(plain(draft.text))
                 return Reasoning(draft.text, writer.name, attempt + 1)
             counts.rejected.update(reasons)

@@ -111,7 +111,7 @@ class Recipe:
 
 def shipped() -> list[str]:
     """Names of the recipes that come with the package."""
-    return [path.stem for path in sorted(strict_toml.SHIPPED.glob("*.toml")) if "rows" in strict_toml.read(path)[0]]
+    return strict_toml.shipped("rows")
 
 
 def load_recipe(name: str | Path) -> Recipe:

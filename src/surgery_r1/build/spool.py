@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from surgery_r1.files import dump_json
 from surgery_r1.schema import Frame, Sample
-
-_FIRST = ("endovis18", "endovis17")
+from surgery_r1.sources.label_folder import SOURCES
 
 
 class Spool:
@@ -34,13 +34,8 @@ class Spool:
         self._files[source].write(dump_json(record) + "\n")
         self.frames += 1
 
-    @property
-    def sources(self) -> list[str]:
-        """Names of the sources, in the order in which they are read back."""
-        return sorted(self._files, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
-
     def __iter__(self) -> Iterator[tuple[Frame, list[Sample]]]:
-        for source in self.sources:
+        for source in sorted(self._files, key=lambda name: SOURCES.index(name) if name in SOURCES else len(SOURCES)):
             file = self._files[source]
             file.seek(0)
             for line in file:
@@ -51,6 +46,4 @@ class Spool:
         """Close and delete what was kept."""
         for file in self._files.values():
             file.close()
-        for path in self._folder.iterdir():
-            path.unlink()
-        self._folder.rmdir()
+        shutil.rmtree(self._folder)

@@ -91,7 +91,7 @@ class Context:
     words: SourceWords
     rule: LocationRule | None = None
     limits: ReasoningConfig = field(default_factory=ReasoningConfig)
-    neighbours: frozenset[str] | set[str] = frozenset()
+    neighbours: set[str] = field(default_factory=set)
 
     def places_of(self, objects: Iterable[SceneObject]) -> set[str]:
         """Classes that places of objects have, by label and, where a rule is trusted, by box."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from surgery_r1 import vocab
+
 _CLAUSE = re.compile(
     r"[.;:!?]\s+|[,;]\s*|\n+|\s+(?:and|but|while|whereas|so|because|since|although|opposite|rather\s+than)\s+", re.I
 )
@@ -55,12 +57,7 @@ def corners(text: str) -> list[str]:
     >>> corners("it is left-top, in the upper right; the other is at the bottom left")
     ['right-top', 'left-bottom']
     """
-    rest, found = _blank(_CLASS, text), []
-    for pattern in _CORNERS:
-        for match in pattern.finditer(rest):
-            found.append((match.start(), f"{match['side'].lower()}-{_level(match['level'])}"))
-        rest = _blank(pattern, rest)
-    return [corner for _, corner in sorted(found)]
+    return _corners(text)[0]
 
 
 def halves(text: str) -> list[str]:
@@ -69,9 +66,7 @@ def halves(text: str) -> list[str]:
     >>> halves("left of and above the center"), halves("left of the stapler"), halves("at the bottom of the frame")
     (['left', 'top'], [], ['bottom'])
     """
-    rest = _blank(_CLASS, text)
-    for pattern in _CORNERS:
-        rest = _blank(pattern, rest)
+    rest = _corners(text)[1]
     words = [word.lower() for pattern in _HALVES for match in pattern.finditer(rest) for word in match.groups() if word]
     return list(dict.fromkeys(word if word in ("left", "right") else _level(word) for word in words))
 
@@ -100,7 +95,7 @@ class Names:
     def __init__(self, names: Iterable[str], exact: Iterable[str] = ()) -> None:
         self.names = tuple(names)
         self._exact = set(exact)
-        self._by_word = {_plain(name): name for name in self.names}
+        self._by_word = {vocab.spoken(name): name for name in self.names}
         forms = sorted((r"[\s_-]+".join(map(re.escape, word.split())) for word in self._by_word), key=len)
         # Nothing matches where there are no names; of several the longest does.
         self._pattern = re.compile(rf"(?<![\w-])({'|'.join(reversed(forms)) or '(?!)'})s?(?![\w-])", re.I)
@@ -108,7 +103,7 @@ class Names:
     def find(self, text: str) -> Iterator[str]:
         """Names in a text, in order."""
         for match in self._pattern.finditer(text):
-            name = self._by_word[_plain(match[1])]
+            name = self._by_word[vocab.spoken(match[1])]
             if name not in self._exact or match[0] == name:
                 yield name
 
@@ -117,13 +112,19 @@ class Names:
         return _blank(self._pattern, text)
 
 
+def _corners(text: str) -> tuple[list[str], str]:
+    """Corners that a text names in words, and the text without them and without classes."""
+    rest, found = _blank(_CLASS, text), []
+    for pattern in _CORNERS:
+        for match in pattern.finditer(rest):
+            found.append((match.start(), f"{match['side'].lower()}-{_level(match['level'])}"))
+        rest = _blank(pattern, rest)
+    return [corner for _, corner in sorted(found)], rest
+
+
 def _level(word: str) -> str:
     return "top" if word.lower() in _UP else "bottom"
 
 
 def _blank(pattern: re.Pattern[str], text: str) -> str:
     return pattern.sub(lambda match: " " * len(match[0]), text)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).lower()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery_r1 import codec
 from surgery_r1.build.output import replacing_folder
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.exchange.frames import frame_records, write_parquet
 from surgery_r1.models.load import from_pretrained
 from surgery_r1.models.processor import view_of
 from surgery_r1.schema import TASKS
-from surgery_r1.train.data import conversation
+from surgery_r1.train.data import prompt_and_completion
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
@@ -43,13 +41,10 @@ def conversations_of(
     """
     view = view_of(processor, frame["width"], frame["height"])
     for row in (row for question in frame["questions"] for row in question["rows"] if row["task"] in tasks):
-        box = None if row["box_px"] is None else codec.to_model(row["box_px"], box_space, view)
-        text = codec.render(row["reasoning"], row["answer"], box)
-        yield {
-            "prompt": conversation(row["question"], box_space, row["task"], row["reasoning"] is not None),
-            "completion": [{"role": "assistant", "content": text}],
-            "images": [shown],
-        }
+        prompt, completion = prompt_and_completion(
+            row["task"], row["question"], row["reasoning"], row["answer"], row["box_px"], box_space, view
+        )
+        yield {"prompt": prompt, "completion": completion, "images": [shown]}
 
 
 def to_conversations(
@@ -107,15 +102,12 @@ def export_conversations(
         SurgeryR1Error: when ``out`` holds something, or there is no such model.
     """
     bundle = from_pretrained(model, with_model=False)
-    rows = defaultdict(list)
-    for row in dataset.rows:
-        rows[row.sample_id].append(row)
     counts: dict[str, int] = {}
 
     def records() -> Iterator[dict[str, Any]]:
         for split in ("train", "dev") if include_dev else ("train",):
             counts[split] = 0
-            for frame in frame_records(dataset, split, rows, embed_images):
+            for frame in frame_records(dataset, split, embed_images):
                 shown = frame["image"] if embed_images else _at(dataset.image_root.resolve(), frame["image"])
                 for written in conversations_of(frame, shown, bundle.processor, bundle.info.box_space):
                     counts[split] += 1

@@ -62,13 +62,10 @@ def export_frames(dataset: Dataset, out: Path, *, embed_images: bool = False) ->
     Raises:
         SurgeryR1Error: when ``out`` holds something, or an image cannot be read.
     """
-    rows: dict[str, list[Row]] = defaultdict(list)
-    for row in dataset.rows:
-        rows[row.sample_id].append(row)
     counts = {}
     with replacing_folder(out, overwrite=False) as target:
         for split in vocab.SPLITS:
-            records = frame_records(dataset, split, rows, embed_images)
+            records = frame_records(dataset, split, embed_images)
             count = write_parquet(records, features(embed_images), target / "data" / f"{split}.parquet")
             if count:
                 counts[split] = count
@@ -95,10 +92,8 @@ def write_parquet(records: Iterator[dict[str, Any]], columns: Any, path: Path) -
     return count
 
 
-def frame_records(
-    dataset: Dataset, split: str, rows: dict[str, list[Row]], embed_images: bool
-) -> Iterator[dict[str, Any]]:
-    """The frames of a split as :func:`features` has them; ``rows`` by the id of their sample."""
+def frame_records(dataset: Dataset, split: str, embed_images: bool) -> Iterator[dict[str, Any]]:
+    """The frames of a split as :func:`features` has them."""
     frames: dict[str, list[Sample]] = defaultdict(list)
     for sample in dataset.split(split):
         frames[sample.frame_id].append(sample)
@@ -114,7 +109,7 @@ def frame_records(
             "width": frame.width,
             "height": frame.height,
             "objects": [seen.to_json() for seen in frame.objects],
-            "questions": [_question(sample, rows.get(sample.id, [])) for sample in samples],
+            "questions": [_question(sample, dataset.rows_of.get(sample.id, [])) for sample in samples],
         }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,14 @@ class _Kept(dict[bytes, tuple[Any, Any]]):
         return _Kept, ()
 
 
+def image_key(image: Any, settings: Mapping[str, Any]) -> bytes:
+    """One key for an image (a PIL image or an array) and how it is resized: equal keys mean equal patches."""
+    array = np.ascontiguousarray(image)
+    digest = hashlib.blake2b(array.data, digest_size=16)
+    digest.update(repr((array.shape, str(array.dtype), sorted(settings.items(), key=lambda item: item[0]))).encode())
+    return digest.digest()
+
+
 class DeduplicatingImageProcessor(Qwen2VLImageProcessorPil):
     """Resizes each distinct image once: trainers pass a group's frame once for every completion.
 
@@ -80,8 +89,7 @@ class DeduplicatingImageProcessor(Qwen2VLImageProcessorPil):
     def _preprocess(self, images: list[np.ndarray], **settings: Any) -> BatchFeature:  # type: ignore[override]
         kept: _Kept = self.__dict__.setdefault("_kept", _Kept())
         tensor_type = settings.pop("return_tensors", None)
-        stamp = repr(sorted(settings.items(), key=lambda item: item[0])).encode()
-        keys = [self._key(image, stamp) for image in images]
+        keys = [image_key(image, settings) for image in images]
         # Threads may do this at once: what this call needs is held here, whatever the others drop.
         done: dict[bytes, tuple[Any, Any]] = {}
         for key, image in zip(keys, images, strict=True):
@@ -99,12 +107,6 @@ class DeduplicatingImageProcessor(Qwen2VLImageProcessorPil):
             while sum(pixels.nbytes for pixels, _ in kept.values()) > self.keep_bytes and len(kept) > 1:
                 kept.pop(next(iter(kept)))
         return BatchFeature(data=data, tensor_type=tensor_type)
-
-    @staticmethod
-    def _key(image: np.ndarray, stamp: bytes) -> bytes:
-        digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
-        digest.update(repr(image.shape).encode() + stamp)
-        return digest.digest()
 
     def to_dict(self) -> dict[str, Any]:
         """What is saved: the stock processor's settings under its own name."""

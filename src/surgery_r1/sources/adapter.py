@@ -98,11 +98,11 @@ def several(value: str | tuple[str, ...]) -> tuple[str, ...]:
 def _wrong(adapter: Adapter) -> Iterator[str]:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter.name):
         yield f"name = {adapter.name!r}, expected letters, digits, _ and -"
-    known: Mapping[str, set[str]] = {}
-    for key in ("images", "labels", "exclude"):
+    known: dict[str, set[str]] = {"images": set(), "labels": set(), "exclude": set()}
+    for key, named in known.items():
         for text in several(getattr(adapter, key)):
             try:
-                known = {**known, key: known.get(key, set()) | set(PathPattern(text).names)}
+                named.update(PathPattern(text).names)
             except ValueError as error:
                 yield f"{key} = {error}"
     yield from _wrong_names(adapter, known)
@@ -150,7 +150,7 @@ def _wrong_names(adapter: Adapter, known: Mapping[str, set[str]]) -> Iterator[st
         except (ValueError, IndexError, KeyError) as error:
             yield f"{key} = {getattr(adapter, key)!r}: write names in braces, {{video}}, and nothing else ({error})"
             continue
-        for where, there in (("images", known.get("images", set())), ("labels", known.get("labels", set()) | fields)):
+        for where, there in (("images", known["images"]), ("labels", known["labels"] | fields)):
             if needed - there:
                 lacking = ", ".join(sorted(needed - there))
                 yield f"{key} = {getattr(adapter, key)!r} needs {lacking}, which {where} does not name"

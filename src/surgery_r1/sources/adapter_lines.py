@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+from surgery_r1 import vocab
 from surgery_r1.geometry import Box
 from surgery_r1.sources import findings as f
 from surgery_r1.sources.adapter import Adapter, BoxConfig, several
@@ -24,9 +25,9 @@ class Reader:
         self._questions = [
             (kind, re.compile(text, re.I)) for kind, texts in adapter.questions.items() for text in several(texts)
         ]
-        self._subjects = {_plain(name): name for name in adapter.subjects}
-        self._places = {_plain(name): name for name in adapter.answers.get("location", ())}
-        self._classes = {kind: {_plain(name): name for name in names} for kind, names in adapter.answers.items()}
+        self._subjects = {vocab.spoken(name): name for name in adapter.subjects}
+        self._places = {vocab.spoken(name): name for name in adapter.answers.get("location", ())}
+        self._classes = {kind: {vocab.spoken(name): name for name in names} for kind, names in adapter.answers.items()}
 
     def question(self, text: str) -> tuple[str, str] | None:
         """Kind and subject of a question, None for a form that the adapter does not know."""
@@ -38,7 +39,7 @@ class Reader:
                 # A group that took no part has nothing to say about.
                 subject = (match["subject"] or "").strip()
                 known = self._places if kind == "tool" else self._subjects
-                return kind, known.get(_plain(subject), re.sub(r"\s+", "_", subject.lower()))
+                return kind, known.get(vocab.spoken(subject), re.sub(r"\s+", "_", subject.lower()))
         return None
 
     def answer(self, kind: str, text: str) -> str:
@@ -51,7 +52,7 @@ class Reader:
         names = self._adapter.answers[kind]
         if answer in names:
             return answer
-        near = self._classes[kind].get(_plain(answer))
+        near = self._classes[kind].get(vocab.spoken(answer))
         fix = f'did you mean {near!r}? [rename] "{answer}" = "{near}"' if near else f"one of {', '.join(names)}"
         raise LineFault(f.UNKNOWN_ANSWER, repr(answer[:60]), fix)
 
@@ -113,7 +114,3 @@ def read_box(values: list[str], rule: BoxConfig, size: tuple[int, int] | None) -
         fix = "check box.order, box.origin, box.units and box.size"
         raise LineFault(f.OUTSIDE, f"{shown} in a frame of {size[0]}x{size[1]}", fix)
     return x1, y1, x2, y2
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name.strip()).lower()

@@ -18,7 +18,7 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.sources import findings as f
 from surgery_r1.sources.adapter import Adapter, several
 from surgery_r1.sources.adapter_lines import Reader, numbers_of
-from surgery_r1.sources.content import FrameContent, labelled_frame
+from surgery_r1.sources.content import FrameContent, check_folders, labelled_frame
 from surgery_r1.sources.findings import Finding
 from surgery_r1.sources.frame_labels import merge_answers
 from surgery_r1.sources.image_files import TornImageError, image_size
@@ -52,9 +52,7 @@ class AdapterSource:
     """
 
     def __init__(self, adapter: Adapter, folder: Path, images: Path | None = None) -> None:
-        for named in (folder, images):
-            if named is not None and not named.is_dir():
-                raise SurgeryR1Error("no such folder", where=str(named), fix="check the path")
+        check_folders(folder, images)
         self._adapter = adapter
         self._reader = Reader(adapter)
         self._line = re.compile(adapter.line)

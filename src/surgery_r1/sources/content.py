@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.schema import Frame, Sample
 from surgery_r1.sources.findings import Finding
 from surgery_r1.sources.frame_labels import derive_objects, merge_answers
@@ -72,6 +73,17 @@ class FolderContent:
     faults: list[Finding] = field(default_factory=list)
     notices: list[Finding] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+
+
+def check_folders(*named: Path | None) -> None:
+    """Check that every folder that was named is there.
+
+    Raises:
+        SurgeryR1Error: naming the first that is not.
+    """
+    for folder in named:
+        if folder is not None and not folder.is_dir():
+            raise SurgeryR1Error("no such folder", where=str(folder), fix="check the path")
 
 
 def collect(source: Source) -> FolderContent:

@@ -13,7 +13,7 @@ from surgery_r1 import vocab
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.schema import Frame
 from surgery_r1.sources import findings as f
-from surgery_r1.sources.content import FolderContent, FrameContent, collect, labelled_frame
+from surgery_r1.sources.content import FolderContent, FrameContent, check_folders, collect, labelled_frame
 from surgery_r1.sources.findings import Finding
 from surgery_r1.sources.frame_labels import FrameLabels, merge_answers, read_frame_labels
 from surgery_r1.sources.image_files import TornImageError, image_size
@@ -123,9 +123,7 @@ class LabelFolder:
     classes: Mapping[str, Mapping[str, tuple[str, ...]]] = dict.fromkeys(SOURCES, ANSWERS_OF_KIND)
 
     def __init__(self, folder: Path, images: Path | None = None) -> None:
-        for named in (folder, images):
-            if named is not None and not named.is_dir():
-                raise SurgeryR1Error("no such folder", where=str(named), fix="check the path")
+        check_folders(folder, images)
         layout = scan(folder, images)
         if not layout.labels:
             raise SurgeryR1Error(

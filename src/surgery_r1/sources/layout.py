@@ -15,6 +15,7 @@ from pathlib import Path
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.sources.findings import Finding
 from surgery_r1.sources.image_files import IMAGE_SUFFIXES
+from surgery_r1.sources.patterns import SHADOW
 
 #: ``(source, sequence number)``; EndoVis-17 names its sequence in the file and has one tree for all, number None.
 TreeKey = tuple[str, int | None]
@@ -23,7 +24,6 @@ _SEQUENCE = re.compile(r"seq(?:uence)?_?(\d+)", re.I)
 _LABEL_NAME = re.compile(r"(?:seq_?(?P<seq>\d+)_)?(?P<frame>frame_?\d+)(?:[_\-. ].*)?", re.I)
 _IMAGE_NAME = re.compile(r"(?:seq_?(?P<seq>\d+)_)?frame_?\d+", re.I)
 _TEST_LIKE = re.compile(r"(?:^|[^a-z])test", re.I)
-_SHADOW = "__macosx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +101,12 @@ def _walk(root: Path, notices: list[Finding]) -> Iterator[tuple[Path, list[str]]
         seen.add(real)
         here = Path(current)
         for name in sorted(folders):
-            if name.lower() == _SHADOW:
+            if name.lower() == SHADOW:
                 fix = "nothing to do: archives packed on macOS carry it"
                 notices.append(Finding(str(here / name), None, "shadow tree", "not read", fix))
             elif name.lower() == "right_frames":
                 right.append(here / name)
-        skipped = (_SHADOW, "right_frames")
+        skipped = (SHADOW, "right_frames")
         folders[:] = sorted(n for n in folders if n.lower() not in skipped and not n.startswith("."))
         shadows = sum(name.startswith("._") for name in files)
         if shadows:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
 #: What archives and systems leave behind; nothing in there is data.
-_SHADOW = "__macosx"
+SHADOW = "__macosx"
 
 
 class PathPattern:
@@ -82,7 +82,7 @@ def files_below(folder: Path) -> list[str]:
     found = []
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") or part.lower() == _SHADOW for part in parts)
+        hidden = any(part.startswith(".") or part.lower() == SHADOW for part in parts)
         if not hidden and path.is_file():
             found.append("/".join(parts))
     return found

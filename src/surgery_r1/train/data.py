@@ -27,6 +27,21 @@ def conversation(question: str, box_space: str, task: str, reasoning: bool) -> l
     ]
 
 
+def prompt_and_completion(
+    task: str,
+    question: str,
+    reasoning: str | None,
+    answer: str | None,
+    box_px: Sequence[float] | None,
+    box_space: str,
+    view: codec.View,
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The messages of a training row, its box in the units of a model that sees frames as ``view`` says."""
+    box = None if box_px is None else codec.to_model(box_px, box_space, view)
+    completion = [{"role": "assistant", "content": codec.render(reasoning, answer, box)}]
+    return conversation(question, box_space, task, reasoning is not None), completion
+
+
 def sft_dataset(
     dataset: Dataset,
     processor: Any,
@@ -48,10 +63,9 @@ def sft_dataset(
 
     def add(sample: Sample, task: str, question: str, reasoning: str | None, answer: str | None, box: Any) -> None:
         view = view_of(processor, sample.width, sample.height)
-        box_model = None if box is None else codec.to_model(box, box_space, view)
-        text = codec.render(reasoning, answer, box_model)
-        columns["prompt"].append(conversation(question, box_space, task, reasoning is not None))
-        columns["completion"].append([{"role": "assistant", "content": text}])
+        prompt, completion = prompt_and_completion(task, question, reasoning, answer, box, box_space, view)
+        columns["prompt"].append(prompt)
+        columns["completion"].append(completion)
         columns["images"].append([str(dataset.image_root / path) for path in (sample.images or (sample.image,))])
 
     for row in dataset.train_rows(tasks, include_dev):

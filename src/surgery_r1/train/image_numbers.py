@@ -7,7 +7,6 @@ patches themselves are kept once, and are put back where the model reads them.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from transformers import BatchFeature
 
+from surgery_r1.models.processor import image_key
 from surgery_r1.models.shared_prefill import ImagePatches
 
 
@@ -45,7 +44,9 @@ class ImageNumbers:
             images: PIL images or arrays, in lists of any depth.
         """
         shown = list(_flat(images))
-        keys = [_content(image, settings) for image in shown]
+        # A group shows one object again and again: it is hashed once.
+        of_object = {id(image): image_key(image, settings) for image in {id(image): image for image in shown}.values()}
+        keys = [of_object[id(image)] for image in shown]
         fresh = {key: image for key, image in zip(keys, shown, strict=True) if key not in self._number}
         # Resizing is numpy and Pillow, which let other threads run.
         with ThreadPoolExecutor(max(1, min(len(fresh), os.cpu_count() or 1))) as pool:
@@ -106,10 +107,3 @@ def _flat(images: Any) -> Iterator[Any]:
             yield from _flat(image)
     else:
         yield images
-
-
-def _content(image: Any, settings: dict[str, Any]) -> bytes:
-    array = np.ascontiguousarray(image)
-    digest = hashlib.blake2b(array.data, digest_size=16)
-    digest.update(repr((array.shape, str(array.dtype), sorted(settings.items(), key=lambda item: item[0]))).encode())
-    return digest.digest()
