@@ -21,7 +21,7 @@ LEVELS: list[set[str]] = [
     {"errors", "vocab", "__init__"},
     {"geometry", "files", "strict_toml"},
     {"schema", "run"},
-    {"config"},
+    {"config", "flips"},
     {"sources"},
     {"dataset", "codec", "build"},
     {"prompts", "judge", "teacher"},

@@ -30,7 +30,7 @@ def parts(tmp_path_factory):
     rng = np.random.default_rng(0)
     for name in "ab":
         Image.fromarray(rng.integers(0, 255, (128, 160, 3), dtype=np.uint8)).save(folder / f"{name}.png")
-    columns = {"prompt": [], "completion": [], "images": []}
+    columns = {"prompt": [], "completion": [], "images": [], "flips": []}
     for i in range(7):
         box = None if i % 3 == 0 else (i, 2, 50 + i, 60)
         text = codec.render("it is seen" if i % 2 else None, f"answer {i}", box)
@@ -42,6 +42,7 @@ def parts(tmp_path_factory):
         )
         columns["completion"].append([{"role": "assistant", "content": text}])
         columns["images"].append([str(folder / f"{'ab'[i % 2]}.png")])
+        columns["flips"].append(["none"])
     return model, processor, Dataset.from_dict(columns)
 
 

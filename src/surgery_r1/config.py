@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surgery_r1 import strict_toml
+from surgery_r1.geometry import FLIPS
 from surgery_r1.schema import TASKS
 from surgery_r1.strict_toml import SHIPPED
 
@@ -58,6 +59,8 @@ class SftConfig:
         tasks: row kinds to train on; leave out ``cot`` for SFT without chain of thought.
         direct_answers: also train each question without reasoning ("Reply with answer and box.").
         batch_size: rows (or packs of rows) per device and step.
+        flips: also show each frame mirrored, in one of these ways, to its rows without reasoning: ``horizontal``,
+            ``vertical``, ``both``. Answer and box follow; a reasoning stays with the frame that it was written about.
         rows_per_frame: pack up to that many rows of a frame behind one copy of it; 0 gives each row its own copy.
         pack_tokens: fill packs with rows of several frames up to that many tokens; 0 keeps one frame a pack.
         max_steps: upper bound; training stops earlier when dev does not improve ``patience`` times in a row.
@@ -67,6 +70,7 @@ class SftConfig:
 
     tasks: tuple[str, ...] = ("visual_qa", "grounding_qa", "cot")
     direct_answers: bool = False
+    flips: tuple[str, ...] = ()
     rows_per_frame: int = 0
     pack_tokens: int = 0
     batch_size: int = 8
@@ -93,6 +97,9 @@ class RftConfig:
         questions_per_frame: take up to that many questions of a frame one after the other, so that they share it. The
             order is drawn once and is the same in every epoch: this changes which questions meet in a step, and so
             what is learned.
+        flips: also ask each question about its frame mirrored in each of these ways: ``horizontal``, ``vertical``,
+            ``both``. A frame that SFT has learned by heart has little left to teach; in a mirror it is new, and the
+            right answer and box follow from the labels.
         trl: passed through to TRL's GRPOConfig.
     """
 
@@ -111,6 +118,7 @@ class RftConfig:
     reasoning: bool = True
     share_frames: bool = True
     questions_per_frame: int = 1
+    flips: tuple[str, ...] = ()
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -239,9 +247,17 @@ def _inconsistent(config: TrainConfig) -> list[str]:
             for name, value in fixed.items()
             if sft.trl.get(name, value) != value
         ]
+    messages += _wrong_flips("sft.flips", sft.flips) + _wrong_flips("rft.flips", rft.flips)
     if not config.sft.tasks:
         messages.append(f"sft.tasks is empty: give some of {list(TASKS)}")
     messages += [
         f"sft.tasks holds {task!r}, not one of {list(TASKS)}" for task in config.sft.tasks if task not in TASKS
     ]
     return messages
+
+
+def _wrong_flips(name: str, flips: tuple[str, ...]) -> list[str]:
+    ways = [flip for flip in FLIPS if flip != "none"]
+    if len(set(flips)) < len(flips):
+        return [f"{name} = {list(flips)} names one way twice"]
+    return [f"{name} holds {flip!r}, not one of {ways}" for flip in flips if flip not in ways]

@@ -153,6 +153,33 @@ def center(box: Sequence[float]) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
+#: How a frame can be mirrored: whether left and right are swapped, and whether top and bottom are.
+FLIPS: dict[str, tuple[bool, bool]] = {
+    "none": (False, False),
+    "horizontal": (True, False),
+    "vertical": (False, True),
+    "both": (True, True),
+}
+
+
+def flip_box(box: Box, flip: str, width: float, height: float) -> Box:
+    """A box in the mirrored frame.
+
+    Args:
+        flip: a key of :data:`FLIPS`.
+
+    >>> flip_box((0, 0, 10, 20), "horizontal", 100, 50)
+    (90, 0, 100, 20)
+    """
+    x1, y1, x2, y2 = box
+    across, over = FLIPS[flip]
+    if across:
+        x1, x2 = width - x2, width - x1
+    if over:
+        y1, y2 = height - y2, height - y1
+    return (x1, y1, x2, y2)
+
+
 class LocationRule(NamedTuple):
     """How a quadrant name follows from a box: relative to what, and which way is up (FACTS 2).
 

@@ -138,6 +138,8 @@ def train(
             tasks=config.sft.tasks,
             direct_answers=config.sft.direct_answers,
             include_dev=include_dev,
+            flips=config.sft.flips,
+            seed=config.seed,
         )
     else:
         rows = rft_dataset(
@@ -146,6 +148,7 @@ def train(
             space,
             reasoning=config.rft.reasoning,
             include_dev=include_dev,
+            flips=config.rft.flips,
             questions_per_frame=config.rft.questions_per_frame,
             seed=config.seed,
         )

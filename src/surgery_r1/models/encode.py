@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from surgery_r1 import prompts
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.flips import flip_image
 from surgery_r1.models.shared_prefill import ImagePatches, PromptTokens
 
 
@@ -54,19 +55,19 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 class ImageCache:
-    """Decoded images by path, the least recently used dropped beyond ``limit`` bytes of pixels."""
+    """Decoded (and mirrored) images, the least recently used dropped beyond ``limit`` bytes of pixels."""
 
     def __init__(self, limit: int = 512 * 2**20) -> None:
         self._limit = limit
         self._bytes = 0
-        self._images: dict[str, Image.Image] = {}
+        self._images: dict[tuple[str, str], Image.Image] = {}
 
-    def __call__(self, path: str | Path) -> Image.Image:
-        """The image at ``path`` as RGB; see :func:`load_image`."""
-        key = str(path)
+    def __call__(self, path: str | Path, flip: str = "none") -> Image.Image:
+        """The image at ``path`` as RGB (see :func:`load_image`), mirrored as ``flip`` says."""
+        key = str(path), flip
         image = self._images.pop(key, None)
         if image is None:
-            image = load_image(Path(path))
+            image = flip_image(load_image(Path(path)), flip)
             self._bytes += _size(image)
         # Dictionaries keep insertion order: the first entry is the one used longest ago.
         self._images[key] = image

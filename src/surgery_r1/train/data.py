@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import codec, prompts
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.flips import flip_frame, flip_places, flip_sample
+from surgery_r1.geometry import flip_box
 from surgery_r1.models.encode import ImageCache
 from surgery_r1.models.processor import view_of
 from surgery_r1.rewards import Truth
+from surgery_r1.schema import Row
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
@@ -50,29 +53,48 @@ def sft_dataset(
     tasks: Sequence[str],
     direct_answers: bool = False,
     include_dev: bool = False,
+    flips: Sequence[str] = (),
+    seed: int = 0,
 ) -> HFDataset:
     """Rows of ``tasks`` with columns prompt, completion and images.
 
     Args:
         direct_answers: add each question once without reasoning.
+        flips: add every row without reasoning once more with its frame mirrored, in one of these ways
+            (:data:`surgery_r1.geometry.FLIPS`), drawn for each frame. A reasoning stays with the frame that it was
+            written about.
+        seed: of what is drawn.
 
     Raises:
         SurgeryR1Error: when there are no such rows.
     """
-    columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": []}
+    columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": [], "flips": []}
 
-    def add(sample: Sample, task: str, question: str, reasoning: str | None, answer: str | None, box: Any) -> None:
+    def add(flip: str, row: Row) -> None:
+        sample = dataset.samples[row.sample_id]
+        box = row.box_px and flip_box(row.box_px, flip, sample.width, sample.height)
         view = view_of(processor, sample.width, sample.height)
-        prompt, completion = prompt_and_completion(task, question, reasoning, answer, box, box_space, view)
+        prompt, completion = prompt_and_completion(
+            row.task,
+            flip_places(row.question, flip),
+            row.reasoning,
+            row.answer and flip_places(row.answer, flip),
+            box,
+            box_space,
+            view,
+        )
         columns["prompt"].append(prompt)
         columns["completion"].append(completion)
-        columns["images"].append([str(dataset.image_root / path) for path in (sample.images or (sample.image,))])
+        _show(columns, dataset, sample, flip)
 
-    for row in dataset.train_rows(tasks, include_dev):
-        add(dataset.samples[row.sample_id], row.task, row.question, row.reasoning, row.answer, row.box_px)
+    rows = dataset.train_rows(tasks, include_dev)
     if direct_answers:
-        for sample in train_samples(dataset, include_dev):
-            add(sample, "cot", sample.question, None, sample.answer, sample.box_px)
+        samples = train_samples(dataset, include_dev)
+        rows += [Row(s.id, s.id, "cot", s.question, None, s.answer, s.box_px, None) for s in samples]
+    for row in rows:
+        add("none", row)
+        if flips and row.reasoning is None:
+            add(random.Random(f"{seed}:{dataset.samples[row.sample_id].image}").choice(flips), row)
     if not columns["prompt"]:
         raise SurgeryR1Error(
             f"no training rows of tasks {list(tasks)}", where=str(dataset.root), fix="check [sft] tasks"
@@ -87,26 +109,30 @@ def rft_dataset(
     *,
     reasoning: bool = True,
     include_dev: bool = False,
+    flips: Sequence[str] = (),
     questions_per_frame: int = 1,
     seed: int = 0,
 ) -> HFDataset:
     """One prompt for each training question, with columns id (of the sample), prompt, images and truth.
 
     Args:
+        flips: add every question again with its frame mirrored in each of these ways
+            (:data:`surgery_r1.geometry.FLIPS`).
         questions_per_frame, seed: beyond 1 the questions come in an order of their own, see :func:`frame_blocks`.
 
     Raises:
         SurgeryR1Error: when there are none.
     """
-    columns: dict[str, list[Any]] = {"id": [], "prompt": [], "images": [], "truth": []}
-    samples = train_samples(dataset, include_dev)
+    columns: dict[str, list[Any]] = {"id": [], "prompt": [], "images": [], "flips": [], "truth": []}
+    shown = [(flip, sample) for flip in ("none", *flips) for sample in train_samples(dataset, include_dev)]
     if questions_per_frame > 1:
-        samples = frame_blocks(samples, questions_per_frame, seed)
-    for sample in samples:
+        shown = frame_blocks(shown, questions_per_frame, seed)
+    for flip, unflipped in shown:
+        sample = flip_sample(unflipped, flip)
         rule = dataset.location_rule_of(sample.source)
         truth = Truth.from_sample(
             sample,
-            dataset.frame_of(sample),
+            flip_frame(dataset.frame_of(sample), flip),
             view=view_of(processor, sample.width, sample.height),
             box_space=box_space,
             rule=rule.name if rule else None,
@@ -116,7 +142,7 @@ def rft_dataset(
         )
         columns["id"].append(sample.id)
         columns["prompt"].append(conversation(sample.question, box_space, "cot", reasoning))
-        columns["images"].append([str(dataset.image_root / path) for path in (sample.images or (sample.image,))])
+        _show(columns, dataset, sample, flip)
         columns["truth"].append(truth.to_json())
     if not columns["prompt"]:
         raise SurgeryR1Error(
@@ -125,18 +151,18 @@ def rft_dataset(
     return lazy(columns)
 
 
-def frame_blocks(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:
-    """``samples`` in random order, up to ``size`` questions of a frame one after the other."""
+def frame_blocks(shown: Sequence[tuple[str, Sample]], size: int, seed: int) -> list[tuple[str, Sample]]:
+    """Flips and samples in random order, up to ``size`` questions of a frame, flipped alike, one after the other."""
     rng = random.Random(seed)
-    frames: dict[str, list[Sample]] = {}
-    for sample in samples:
-        frames.setdefault(sample.image, []).append(sample)
+    frames: dict[tuple[str, str], list[tuple[str, Sample]]] = {}
+    for flip, sample in shown:
+        frames.setdefault((flip, sample.image), []).append((flip, sample))
     blocks = []
     for questions in frames.values():
         rng.shuffle(questions)
         blocks += [questions[i : i + size] for i in range(0, len(questions), size)]
     rng.shuffle(blocks)
-    return [sample for block in blocks for sample in block]
+    return [question for block in blocks for question in block]
 
 
 def train_samples(dataset: Dataset, include_dev: bool) -> list[Sample]:
@@ -144,13 +170,26 @@ def train_samples(dataset: Dataset, include_dev: bool) -> list[Sample]:
     return dataset.split("train") + (dataset.split("dev") if include_dev else [])
 
 
+def _show(columns: dict[str, list[Any]], dataset: Dataset, sample: Sample, flip: str) -> None:
+    """Add the images of ``sample`` to the columns that :func:`lazy` reads."""
+    paths = [str(dataset.image_root / path) for path in (sample.images or (sample.image,))]
+    columns["images"].append(paths)
+    columns["flips"].append([flip] * len(paths))
+
+
 def lazy(columns: dict[str, list[Any]]) -> HFDataset:
-    """A dataset of ``columns`` whose ``images`` (lists of paths) are decoded when a row is fetched."""
+    """A dataset of ``columns`` whose ``images`` are decoded when a row is fetched.
+
+    Args:
+        columns: among them ``images``, lists of paths, and ``flips``, as long ones of how each is mirrored; the latter
+            is left out of what is fetched.
+    """
     from datasets import Dataset as HFDataset
 
     cache = ImageCache()
 
     def fetch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {**batch, "images": [[cache(path) for path in paths] for paths in batch["images"]]}
+        flips = batch.pop("flips")
+        return {**batch, "images": [[*map(cache, *of_row)] for of_row in zip(batch["images"], flips, strict=True)]}
 
     return HFDataset.from_dict(columns).with_transform(fetch)

@@ -27,26 +27,30 @@ if TYPE_CHECKING:
 
 
 def pack_rows(rows: HFDataset, per_frame: int, seed: int = 0) -> HFDataset:
-    """Rows of the same images in packs of at most ``per_frame``; every row is in one pack.
+    """Rows of the same images, flipped alike, in packs of at most ``per_frame``; every row is in one pack.
 
     Args:
         rows: from :func:`surgery_r1.train.data.sft_dataset`.
 
     Returns:
-        A dataset with columns images, and for each row of a pack prompt (user text), completion (reply), shown (which
-        of the images) and frame (their paths, for messages).
+        A dataset with columns images and flips, and for each row of a pack prompt (user text), completion (reply),
+        shown (which of the images) and frame (their paths, for messages).
     """
     plain = rows.with_format(None)
-    frames: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-    for images, prompt, completion in zip(plain["images"], plain["prompt"], plain["completion"], strict=True):
-        frames.setdefault(tuple(images), []).append((prompt[-1]["content"], completion[0]["content"]))
+    frames: dict[tuple[tuple[str, str], ...], list[tuple[str, str]]] = {}
+    parts = (plain[name] for name in ("images", "flips", "prompt", "completion"))
+    for images, flips, prompt, completion in zip(*parts, strict=True):
+        shown = tuple(zip(images, flips, strict=True))
+        frames.setdefault(shown, []).append((prompt[-1]["content"], completion[0]["content"]))
     rng = random.Random(seed)
     columns = _columns()
-    for images, pairs in frames.items():
+    for frame, pairs in frames.items():
+        images, flips = (list(values) for values in zip(*frame, strict=True))
         rng.shuffle(pairs)
         for start in range(0, len(pairs), per_frame):
             pack = pairs[start : start + per_frame]
-            columns["images"].append(list(images))
+            columns["images"].append(images)
+            columns["flips"].append(flips)
             columns["prompt"].append([prompt for prompt, _ in pack])
             columns["completion"].append([completion for _, completion in pack])
             columns["shown"].append([list(range(len(images)))] * len(pack))
@@ -55,7 +59,7 @@ def pack_rows(rows: HFDataset, per_frame: int, seed: int = 0) -> HFDataset:
 
 
 def _columns() -> dict[str, list[Any]]:
-    return {"images": [], "prompt": [], "completion": [], "shown": [], "frame": []}
+    return {"images": [], "flips": [], "prompt": [], "completion": [], "shown": [], "frame": []}
 
 
 def fill_packs(packs: HFDataset, sizes: Sequence[int], budget: int, seed: int = 0) -> HFDataset:
