@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -54,6 +55,7 @@ def test_only_places_are_renamed():
     assert flip_places("left of the left-top, a top_right tool; suction", "both") == (
         "left of the right-bottom, a top_right tool; suction"
     )
+    assert flip_places("Left-top or Right Bottom", "horizontal") == "Right-top or Left Bottom"
     for name in (*vocab.TOOLS, *vocab.STATES, vocab.ORGAN):
         assert flip_places(name, "both") == name
     assert {flip_places(place, "vertical") for place in vocab.LOCATIONS} == set(vocab.LOCATIONS)
@@ -75,21 +77,27 @@ def test_what_a_box_shows_is_in_the_flipped_box(flip):
 
 def test_questions_name_the_mirrored_place(dataset):
     sample = dataset.split("train")[0]
-    tool = type(sample)(
-        **{
-            **{name: getattr(sample, name) for name in sample.__slots__},
-            "question": "What tool is in the left-top of the frame?",
-            "kind": "tool",
-            "subject": "left-top",
-            "answer": "suction",
-            "answers_accepted": ("suction", "stapler"),
-            "boxes_accepted": ((0, 0, 10, 10), (5, 5, 20, 30)),
-        }
+    tool = dataclasses.replace(
+        sample,
+        question="What tool is in the left-top of the frame?",
+        kind="tool",
+        subject="left-top",
+        answer="suction",
+        answers_accepted=("suction", "stapler"),
+        boxes_accepted=((0, 0, 10, 10), (5, 5, 20, 30)),
     )
     there = flip_sample(tool, "horizontal")
     assert vocab.classify_question(there.question) == ("tool", there.subject) == ("tool", "right-top")
     assert there.accepted == (("suction", (150, 0, 160, 10)), ("stapler", (140, 5, 155, 30)))
     assert flip_sample(there, "horizontal") == tool
+
+
+def test_places_of_other_sets_are_not_guessed_at(dataset):
+    sample = next(sample for sample in dataset.split("train") if sample.kind == "location")
+    theirs = dataclasses.replace(sample, answer="upper left")
+    assert flip_sample(theirs, "none") is theirs
+    with pytest.raises(SurgeryR1Error, match=f"{sample.id}: nobody said what place 'upper left' is in a mirror"):
+        flip_sample(theirs, "horizontal")
 
 
 def test_a_perfect_reply_about_the_mirrored_frame_earns_everything(tiny, dataset):

@@ -11,13 +11,14 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import FLIPS, flip_box
 from surgery_r1.schema import Frame, Sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_PLACE = re.compile(r"\b(left|right)([ _-])(top|bottom)\b")
+_PLACE = re.compile(r"\b(left|right)([ _-])(top|bottom)\b", re.I)
 _OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
@@ -33,15 +34,33 @@ def flip_places(text: str, flip: str) -> str:
 
     def mirrored(place: re.Match[str]) -> str:
         x, between, y = place.groups()
-        return (_OPPOSITE[x] if across else x) + between + (_OPPOSITE[y] if over else y)
+        return (_opposite(x) if across else x) + between + (_opposite(y) if over else y)
 
     return _PLACE.sub(mirrored, text)
 
 
+def _opposite(word: str) -> str:
+    other = _OPPOSITE[word.lower()]
+    return other.capitalize() if word[0].isupper() else other
+
+
 def flip_sample(sample: Sample, flip: str) -> Sample:
-    """The same question about the mirrored frame."""
+    """The same question about the mirrored frame.
+
+    Raises:
+        SurgeryR1Error: when its labels name a place otherwise than :data:`surgery_r1.vocab.LOCATIONS` do.
+    """
     if flip == "none":
         return sample
+    named = {"location": [answer for answer, _ in sample.accepted], "tool": [sample.subject]}.get(sample.kind, [])
+    for place in named:
+        if not _PLACE.fullmatch(place):
+            raise SurgeryR1Error(
+                f"nobody said what place {place!r} is in a mirror",
+                where=sample.id,
+                fix="leave flips out of the config, or build the dataset with left-top, right-top, left-bottom and "
+                "right-bottom as classes",
+            )
     width, height = sample.width, sample.height
     return replace(
         sample,

@@ -66,12 +66,12 @@ def sft_dataset(
         seed: of what is drawn.
 
     Raises:
-        SurgeryR1Error: when there are no such rows.
+        SurgeryR1Error: when there are no such rows, or labels that cannot be mirrored (:func:`flip_sample`).
     """
     columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": [], "flips": []}
 
     def add(flip: str, row: Row) -> None:
-        sample = dataset.samples[row.sample_id]
+        sample = flip_sample(dataset.samples[row.sample_id], flip)
         box = row.box_px and flip_box(row.box_px, flip, sample.width, sample.height)
         view = view_of(processor, sample.width, sample.height)
         prompt, completion = prompt_and_completion(
@@ -121,7 +121,7 @@ def rft_dataset(
         questions_per_frame, seed: beyond 1 the questions come in an order of their own, see :func:`frame_blocks`.
 
     Raises:
-        SurgeryR1Error: when there are none.
+        SurgeryR1Error: when there are none, or labels that cannot be mirrored (:func:`flip_sample`).
     """
     columns: dict[str, list[Any]] = {"id": [], "prompt": [], "images": [], "flips": [], "truth": []}
     shown = [(flip, sample) for flip in ("none", *flips) for sample in train_samples(dataset, include_dev)]
