@@ -113,10 +113,11 @@ def test_twenty_rft_steps_on_recorded_rollouts(dataset, tmp_path, monkeypatch):
 
 
 def test_questions_of_a_frame_stay_together(dataset):
-    samples = dataset.split("train")
-    ordered = frame_blocks(samples, 3, seed=1)
-    assert sorted(s.id for s in ordered) == sorted(s.id for s in samples)
-    assert ordered != frame_blocks(samples, 3, seed=2)
-    runs = 1 + sum(a.image != b.image for a, b in pairwise(ordered))
-    alone = 1 + sum(a.image != b.image for a, b in pairwise(samples))
-    assert runs < len(samples) / 1.5 and alone <= runs
+    shown = [(flip, sample) for flip in ("none", "both") for sample in dataset.split("train")]
+    ordered = frame_blocks(shown, 3, seed=1)
+    assert sorted((flip, s.id) for flip, s in ordered) == sorted((flip, s.id) for flip, s in shown)
+    assert ordered != frame_blocks(shown, 3, seed=2)
+    # A frame and its mirror image are two frames.
+    runs = 1 + sum((f, a.image) != (g, b.image) for (f, a), (g, b) in pairwise(ordered))
+    alone = 1 + sum((f, a.image) != (g, b.image) for (f, a), (g, b) in pairwise(shown))
+    assert runs < len(shown) / 1.5 and alone <= runs

@@ -19,6 +19,7 @@ from surgery_r1.geometry import FLIPS, LOCATION_RULES, flip_box, quadrant
 from surgery_r1.models.processor import view_of
 from surgery_r1.rewards import REWARDS, Truth, reward_named
 from surgery_r1.train.data import rft_dataset, sft_dataset
+from surgery_r1.train.frame_packing import fill_packs, pack_rows
 
 ALL = tuple(FLIPS)
 WAYS = ALL[1:]
@@ -96,8 +97,16 @@ def test_places_of_other_sets_are_not_guessed_at(dataset):
     sample = next(sample for sample in dataset.split("train") if sample.kind == "location")
     theirs = dataclasses.replace(sample, answer="upper left")
     assert flip_sample(theirs, "none") is theirs
-    with pytest.raises(SurgeryR1Error, match=f"{sample.id}: nobody said what place 'upper left' is in a mirror"):
+    with pytest.raises(SurgeryR1Error, match=f"{sample.id}: nobody said what 'upper left' is in a mirror"):
         flip_sample(theirs, "horizontal")
+    for change in (
+        {"subject": "left_grasper"},
+        {"answer": "left_kidney"},
+        {"question": "Where is the upper tool?"},
+        {"question": "What is in the upper left (left-top)?"},
+    ):
+        with pytest.raises(SurgeryR1Error, match="in a mirror"):
+            flip_sample(dataclasses.replace(sample, **change), "horizontal")
 
 
 def test_a_perfect_reply_about_the_mirrored_frame_earns_everything(tiny, dataset):
@@ -107,7 +116,7 @@ def test_a_perfect_reply_about_the_mirrored_frame_earns_everything(tiny, dataset
     flipped = rft_dataset(dataset, tiny.processor, space, flips=WAYS).with_format(None)
     assert len(flipped) == len(ALL) * len(plain)
     names = [name for name in REWARDS if name not in ("random",)]
-    illusions = 0
+    illusions = spatial = 0
     for row in flipped:
         (flip,) = row["flips"]
         truth = Truth.from_json(row["truth"])
@@ -123,7 +132,8 @@ def test_a_perfect_reply_about_the_mirrored_frame_earns_everything(tiny, dataset
             elif there.answer != told.answer:
                 assert earned["answer"] == earned["coherence"] == 0
                 illusions += 1
-    assert illusions > 30
+            spatial += earned["spatial"] is not None
+    assert illusions > 30 and spatial > 30
 
 
 def test_images_are_mirrored_when_a_row_is_fetched(tiny, dataset):
@@ -156,6 +166,27 @@ def test_rows_of_sft_tell_of_the_mirrored_frame(tiny, dataset):
         assert flip == "none" or row.reasoning is None
     # One way for each frame, so that its rows share it; all ways among the frames.
     assert all(len(ways) == 1 for ways in drawn.values()) and set.union(*drawn.values()) == set(WAYS)
+
+
+def test_packs_hold_rows_of_one_frame_shown_one_way(tiny, dataset):
+    """Also where packs are joined: the pixels that a row is shown are those that its labels speak of."""
+    rows = sft_dataset(dataset, tiny.processor, tiny.info.box_space, tasks=("grounding_qa",), flips=("both",))
+    packs = pack_rows(rows, per_frame=20)
+    told = {(row["images"][0], row["flips"][0]): set() for row in rows.with_format(None)}
+    for row in rows.with_format(None):
+        told[row["images"][0], row["flips"][0]].add(row["completion"][0]["content"])
+    joined = fill_packs(packs, [1] * len(packs), 4)
+    assert len(joined) < len(packs) == len(told)
+    both = 0
+    for fetched, pack in zip(joined, joined.with_format(None), strict=True):
+        both += len(set(pack["flips"])) > 1
+        pixels = [np.asarray(image) for image in fetched["images"]]
+        for image, path, flip in zip(pixels, pack["images"], pack["flips"], strict=True):
+            as_is = np.asarray(Image.open(path).convert("RGB"))
+            assert (image == (as_is[::-1, ::-1] if flip == "both" else as_is)).all()
+        for completion, (shown,) in zip(pack["completion"], pack["shown"], strict=True):
+            assert completion in told[pack["images"][shown], pack["flips"][shown]]
+    assert both > 5
 
 
 def test_direct_answers_are_shown_in_the_mirror_too(tiny, dataset):

@@ -1,8 +1,9 @@
 """A frame in a mirror: its image, its boxes, and the places that its labels and questions name (ours).
 
-To a model that knows its frames by heart a mirrored one is new, and it costs nobody a label: what is where follows
-exactly, under each of the four location rules (:data:`surgery_r1.geometry.LOCATION_RULES`). Reasoning does not follow:
-nobody wrote one about the mirrored frame. Rewards need none.
+To a model that knows its frames by heart a mirrored one is new, and it costs nobody a label: what is where follows,
+under each of the four location rules (:data:`surgery_r1.geometry.LOCATION_RULES`), but for a box whose centre lies on
+the very line that divides places. Reasoning does not follow: nobody wrote one about the mirrored frame. Rewards need
+none.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _PLACE = re.compile(r"\b(left|right)([ _-])(top|bottom)\b", re.I)
+#: Words that a mirror changes, wherever they stand: what is left of them beside places cannot be told anew.
+_SIDE = re.compile(r"(?<![a-z])(left|right|top|bottom|upper|lower|above|below)(?![a-z])", re.I)
 _OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
@@ -48,15 +51,16 @@ def flip_sample(sample: Sample, flip: str) -> Sample:
     """The same question about the mirrored frame.
 
     Raises:
-        SurgeryR1Error: when its labels name a place otherwise than :data:`surgery_r1.vocab.LOCATIONS` do.
+        SurgeryR1Error: when it speaks of sides otherwise than :data:`surgery_r1.vocab.LOCATIONS` do.
     """
     if flip == "none":
         return sample
-    named = {"location": [answer for answer, _ in sample.accepted], "tool": [sample.subject]}.get(sample.kind, [])
-    for place in named:
-        if not _PLACE.fullmatch(place):
+    answers = [answer for answer, _ in sample.accepted]
+    places = {"location": answers, "tool": [sample.subject]}.get(sample.kind, [])
+    for text in (sample.question, sample.subject, *answers):
+        if _SIDE.search(_PLACE.sub("", text)) or (text in places and not _PLACE.fullmatch(text)):
             raise SurgeryR1Error(
-                f"nobody said what place {place!r} is in a mirror",
+                f"nobody said what {text!r} is in a mirror",
                 where=sample.id,
                 fix="leave flips out of the config, or build the dataset with left-top, right-top, left-bottom and "
                 "right-bottom as classes",
