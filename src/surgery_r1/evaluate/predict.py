@@ -30,8 +30,7 @@ class Engine(Protocol):
 
 def prompt_of(sample: Sample, dataset: Dataset, *, reasoning: bool = True, task: str = "cot") -> Prompt:
     """The prompt of a sample: its frame (or frames), its question, and the reply asked for."""
-    images = tuple(dataset.image_root / path for path in (sample.images or (sample.image,)))
-    return Prompt(images, prompts.user_text(sample.question, task, reasoning))
+    return Prompt(dataset.image_paths(sample), prompts.user_text(sample.question, task, reasoning))
 
 
 def spread(samples: Sequence[Sample], count: int) -> list[Sample]:

@@ -172,7 +172,7 @@ def train_samples(dataset: Dataset, include_dev: bool) -> list[Sample]:
 
 def _show(columns: dict[str, list[Any]], dataset: Dataset, sample: Sample, flip: str) -> None:
     """Add the images of ``sample`` to the columns that :func:`lazy` reads."""
-    paths = [str(dataset.image_root / path) for path in (sample.images or (sample.image,))]
+    paths = [str(path) for path in dataset.image_paths(sample)]
     columns["images"].append(paths)
     columns["flips"].append([flip] * len(paths))
 
