@@ -19,8 +19,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from surgery_r1.dataset import open_dataset
-from surgery_r1.strict_toml import SHIPPED
+from surgery_r1._util.toml import SHIPPED
+from surgery_r1.data.dataset import open_dataset
 
 STEPS = {"sft": 12, "rft": 6}
 

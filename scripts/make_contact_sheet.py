@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from surgery_r1.sources.scenes.draw import objects_of, render
-from surgery_r1.sources.scenes.layout import plan_sequence
-from surgery_r1.sources.scenes.records import sequence_records
-from surgery_r1.sources.scenes.write import style_of
+from surgery_r1.synthetic.placement import plan_sequence
+from surgery_r1.synthetic.render import objects_of, render
+from surgery_r1.synthetic.statistics import sequence_records
+from surgery_r1.synthetic.write import style_of
 
 #: (domain, sequence, frame, boxes): a look at every kind of thing.
 FRAMES = (

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from surgery_r1 import vocab
-from surgery_r1.sources.scenes import records
+from surgery_r1.synthetic import statistics as records
 
 _TOOL = "|".join(re.escape(name.replace("_", " ")) for name in vocab.TOOLS)
 _STATE = "|".join(re.escape(name.replace("_", " ").lower()) for name in sorted(vocab.STATES, key=len, reverse=True))

@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 
 from surgery_r1 import codec, geometry, prompts, vocab
-from surgery_r1.models import tiny, tiny_text
+from surgery_r1.models.tiny import architecture as tiny
+from surgery_r1.models.tiny import text as tiny_text
 
 NAMES = (*vocab.TOOLS, vocab.ORGAN)
 GRID_W, GRID_H = 6, 5
@@ -70,7 +71,7 @@ class Scene:
 
 
 def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
-    from surgery_r1.sources.scenes import draw_random_scene
+    from surgery_r1.synthetic import draw_random_scene
 
     drawn = draw_random_scene(rng, size)
     view = codec.View(size[0], size[1], WIDTH, HEIGHT)

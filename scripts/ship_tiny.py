@@ -9,10 +9,10 @@ import argparse
 import shutil
 from pathlib import Path
 
-from surgery_r1.files import sha256_file
+from surgery_r1._util.files import sha256_file
 from surgery_r1.models.load import from_pretrained, weights_sha256
 from surgery_r1.models.save import save_model
-from surgery_r1.models.tiny import BOX_SPACE, TINY_BASE
+from surgery_r1.models.tiny.architecture import BOX_SPACE, TINY_BASE
 
 NOTES = Path(__file__).parent.parent / "docs" / "tiny_base"
 

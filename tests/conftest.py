@@ -7,9 +7,9 @@ import socket
 
 import pytest
 
-from surgery_r1.build import build_dataset
-from surgery_r1.dataset import open_dataset
-from surgery_r1.sources.scenes import make_scenes
+from surgery_r1.data.assemble import build_dataset
+from surgery_r1.data.dataset import open_dataset
+from surgery_r1.synthetic import make_scenes
 
 # Before any library reads them: two threads on a busy machine are slower than one, and results are the same each time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from surgery_r1.config import TrainConfig, load_config
+from surgery_r1.train.config import TrainConfig, load_config
 
 
 def small(**changes) -> TrainConfig:

@@ -9,20 +9,20 @@ from pathlib import Path
 import label_folders as lf
 import pytest
 
-from surgery_r1.build import build_dataset
-from surgery_r1.build.recipe import load_recipe
 from surgery_r1.cli import main
-from surgery_r1.dataset import open_dataset
+from surgery_r1.data.assemble import build_dataset
+from surgery_r1.data.check import summarise
+from surgery_r1.data.dataset import open_dataset
+from surgery_r1.data.formats import declarative as adapters
+from surgery_r1.data.formats import validation as f
+from surgery_r1.data.formats.declarative import BoxConfig, load_adapter
+from surgery_r1.data.formats.fields import read_box
+from surgery_r1.data.formats.lines import LineFault
+from surgery_r1.data.formats.path_patterns import PathPattern
+from surgery_r1.data.formats.reader import AdapterSource
+from surgery_r1.data.formats.source import collect
+from surgery_r1.data.recipe import load_recipe
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.sources import adapter as adapters
-from surgery_r1.sources import findings as f
-from surgery_r1.sources.adapter import BoxConfig, load_adapter
-from surgery_r1.sources.adapter_lines import read_box
-from surgery_r1.sources.adapter_source import AdapterSource
-from surgery_r1.sources.content import collect
-from surgery_r1.sources.label_folder import summarise
-from surgery_r1.sources.lines import LineFault
-from surgery_r1.sources.patterns import PathPattern
 
 EXAMPLE = Path(__file__).parents[1] / "examples/own_frames"
 

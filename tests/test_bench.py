@@ -11,7 +11,7 @@ from surgery_r1.bench import operations
 from surgery_r1.bench.shapes import Work, build_model, build_processor, questions
 from surgery_r1.cli import main
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models.tree import Layout
+from surgery_r1.models.sharing.prefix_tree import Layout
 
 SMALL = ["--image-tokens", "30", "--prompt-tokens", "80", "--pairs", "2", "--threads", "1"]
 

@@ -8,19 +8,20 @@ import label_folders as lf
 import pytest
 
 from surgery_r1 import vocab
-from surgery_r1.build import build_dataset, dataset_folder
-from surgery_r1.build.cot import Task, TemplateWriter
-from surgery_r1.build.recipe import TEMPLATE_REASONINGS
-from surgery_r1.build.splits import Splits
-from surgery_r1.build.verify import Context, SourceWords, plain, rejections
-from surgery_r1.dataset import open_dataset
+from surgery_r1._util.files import sha256_file
+from surgery_r1.data.assemble import build as dataset_folder
+from surgery_r1.data.assemble import build_dataset
+from surgery_r1.data.assemble.splits import Splits
+from surgery_r1.data.dataset import open_dataset
+from surgery_r1.data.formats import validation as f
+from surgery_r1.data.formats.endovis import LabelFolder
+from surgery_r1.data.formats.lines import ANSWERS_OF_KIND
+from surgery_r1.data.rationales.checks import Context, SourceWords, plain, rejections
+from surgery_r1.data.rationales.writer import Task, TemplateWriter
+from surgery_r1.data.recipe import TEMPLATE_REASONINGS
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.files import sha256_file
 from surgery_r1.geometry import LOCATION_RULES, LocationRule, location_rule, quadrant
-from surgery_r1.schema import Frame, Sample, SceneObject
-from surgery_r1.sources import findings as f
-from surgery_r1.sources.label_folder import LabelFolder
-from surgery_r1.sources.lines import ANSWERS_OF_KIND
+from surgery_r1.records import Frame, Sample, SceneObject
 
 FILES = ("frames.jsonl", "samples.jsonl", "rows.jsonl", "labels.jsonl", "manifest.json", "README.md")
 

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from surgery_r1 import __version__
-from surgery_r1.build import recipe
 from surgery_r1.cli import main
-from surgery_r1.config import shipped
+from surgery_r1.data import recipe
 from surgery_r1.models.load import weights_sha256
-from surgery_r1.models.tiny import TINY_BASE
+from surgery_r1.models.tiny.architecture import TINY_BASE
+from surgery_r1.train.config import shipped
 
 COMMANDS = (
     *((), ("demo",), ("data",), ("data", "make-scenes"), ("data", "check"), ("data", "build"), ("data", "export")),
@@ -294,7 +294,7 @@ def test_full_disk_while_writing_json(capfd, dataset_folder, tmp_path, monkeypat
     args = ["score", tmp_path / "p.jsonl", "--data", dataset_folder, "--split", "val", "--out", old]
     assert main([*map(str, args), "--bootstrap", "10"]) == 0
     before = {path.name: path.read_bytes() for path in old.iterdir()}
-    monkeypatch.setattr("surgery_r1.files.os.replace", full_disk)
+    monkeypatch.setattr("surgery_r1._util.files.os.replace", full_disk)
     fails(capfd, *args, "--bootstrap", "11", match="no space left on the disk; free some space and run again")
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
 
@@ -303,7 +303,7 @@ def test_full_disk_while_exporting_and_asking(capfd, dataset, tmp_path, monkeypa
     monkeypatch.setattr("surgery_r1.models.save.write_json", full_disk)
     fails(capfd, "export", TINY_BASE, tmp_path / "out", match="could not be saved.*free some disk space")
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("surgery_r1.files.os.replace", full_disk)
+    monkeypatch.setattr("surgery_r1._util.files.os.replace", full_disk)
     image = dataset.image_path(dataset.split("val")[0])
     args = ["ask", image, "Where?", "--out", tmp_path / "a.png", "--max-new-tokens", 2]
     fails(capfd, *args, match="no space left on the disk")
@@ -321,7 +321,7 @@ def test_ctrl_c(capfd, predict_args, train_args, monkeypatch, tmp_path):
         status, err = run(capfd, *train_args)
     assert status == 130 and "Traceback" not in err and "--resume" in err.splitlines()[-1]
     with monkeypatch.context() as patch:
-        patch.setattr("surgery_r1.engines.local.TransformersEngine.generate", interrupt)
+        patch.setattr("surgery_r1.evaluate.generation.TransformersEngine.generate", interrupt)
         fails(capfd, *predict_args, "--model", "tiny", match="interrupted; what was finished is kept", status=130)
     assert not (tmp_path / "p.jsonl").exists()
     assert main([*map(str, train_args), "--resume", "--json"]) == 0

@@ -6,8 +6,8 @@ import label_folders as lf
 import pytest
 
 from surgery_r1.cli.data import Build, Check, parse_size
+from surgery_r1.data.formats import validation as f
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.sources import findings as f
 
 
 @pytest.fixture(scope="module")

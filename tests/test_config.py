@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from surgery_r1.build import recipe
-from surgery_r1.config import SHIPPED, TrainConfig, load_config, shipped
+from surgery_r1.data import recipe
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.run import metrics_writer, prune_metrics, start_run
+from surgery_r1.train.config import SHIPPED, TrainConfig, load_config, shipped
+from surgery_r1.train.run_folder import metrics_writer, prune_metrics, start_run
 
 
 def fails(tmp_path, text: str) -> str:
@@ -39,7 +39,7 @@ def test_shipped_configs_suit_trl(name, tmp_path, monkeypatch):
     """Their pass-through options are TRL's, their rewards exist, their cycles fit, and nothing is held off."""
     import torch
 
-    from surgery_r1.train.common import Permissions
+    from surgery_r1.train.options import Permissions
     from surgery_r1.train.rft import rft_arguments
     from surgery_r1.train.sft import sft_arguments
 

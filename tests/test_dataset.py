@@ -6,8 +6,8 @@ import shutil
 import label_folders as lf
 import pytest
 
-from surgery_r1.build import build_dataset
-from surgery_r1.dataset import open_dataset
+from surgery_r1.data.assemble import build_dataset
+from surgery_r1.data.dataset import open_dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import LocationRule
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import label_folders as lf
 import pytest
 
-from surgery_r1.build import build_dataset
-from surgery_r1.build.output import replacing_folder
-from surgery_r1.build.recipe import load_recipe
+from surgery_r1._util.folders import replacing_folder
 from surgery_r1.cli import main
-from surgery_r1.dataset import open_dataset
+from surgery_r1.data.assemble import build_dataset
+from surgery_r1.data.dataset import open_dataset
+from surgery_r1.data.recipe import load_recipe
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.sources.scenes import make_scenes
+from surgery_r1.synthetic import make_scenes
 
 #: Frames of a sequence of the challenge.
 LENGTH = 149
@@ -165,7 +165,7 @@ def test_a_killed_build_begun_again_gives_the_same_bytes(few, whole, tmp_path, r
     out = tmp_path / "ds"
     kill = f"""
 import itertools, os, signal, sys
-from surgery_r1.build import dataset_folder
+from surgery_r1.data.assemble import build as dataset_folder
 write, count = dataset_folder.dump_json, itertools.count()
 def dump_json(data):
     if next(count) == {record}:

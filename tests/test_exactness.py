@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 from small import small
 
-from surgery_r1.models import from_pretrained, tree_attention
-from surgery_r1.run import stay_offline
-from surgery_r1.train.data import frame_blocks, sft_dataset
+from surgery_r1.models import from_pretrained
+from surgery_r1.models.sharing import attention as tree_attention
+from surgery_r1.train.datasets import frame_blocks, sft_dataset
+from surgery_r1.train.run_folder import stay_offline
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +22,7 @@ def losses(trainer):
 def test_an_sft_epoch(dataset, tmp_path):
     from trl import SFTConfig, SFTTrainer
 
-    from surgery_r1.train.frame_packing import FramePackCollator, PlainPackCollator, pack_rows
+    from surgery_r1.train.sharing.sft_packing import FramePackCollator, PlainPackCollator, pack_rows
 
     # TRL's trainers send telemetry unless they are told not to.
     stay_offline(False)
@@ -71,7 +72,7 @@ def test_twenty_rft_steps_on_recorded_rollouts(dataset, tmp_path, monkeypatch):
     from trl import GRPOTrainer
 
     from surgery_r1.stages import train
-    from surgery_r1.train.shared_frames import SharedFrameGRPOTrainer
+    from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
 
     recorded = []
     stock = GRPOTrainer._generate_single_turn

@@ -8,15 +8,15 @@ import label_folders as lf
 import pytest
 from datasets import load_dataset
 
-from surgery_r1.build import build_dataset
-from surgery_r1.build.recipe import load_recipe
 from surgery_r1.cli import main
-from surgery_r1.dataset import open_dataset
+from surgery_r1.data.assemble import build_dataset
+from surgery_r1.data.dataset import open_dataset
+from surgery_r1.data.export.conversations import to_conversations
+from surgery_r1.data.export.parquet import export_frames
+from surgery_r1.data.recipe import load_recipe
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.exchange.conversations import to_conversations
-from surgery_r1.exchange.frames import export_frames
 from surgery_r1.models.load import from_pretrained
-from surgery_r1.train.data import sft_dataset
+from surgery_r1.train.datasets import sft_dataset
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_conversations_are_what_our_own_training_takes(dataset, tmp_path, embed)
 
 
 def test_stock_trl_trains_on_what_the_command_writes(dataset, tmp_path, capsys):
-    from surgery_r1.run import stay_offline
+    from surgery_r1.train.run_folder import stay_offline
 
     stay_offline(False)
     from trl import SFTConfig, SFTTrainer

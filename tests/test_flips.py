@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from surgery_r1 import codec, geometry, vocab
-from surgery_r1.config import parse_config
+from surgery_r1.data.mirroring import flip_frame, flip_image, flip_places, flip_sample
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.flips import flip_frame, flip_image, flip_places, flip_sample
 from surgery_r1.geometry import FLIPS, LOCATION_RULES, flip_box, quadrant
 from surgery_r1.models.processor import view_of
 from surgery_r1.rewards import REWARDS, Truth, reward_named
-from surgery_r1.train.data import rft_dataset, sft_dataset
-from surgery_r1.train.frame_packing import fill_packs, pack_rows
+from surgery_r1.train.config import parse_config
+from surgery_r1.train.datasets import rft_dataset, sft_dataset
+from surgery_r1.train.sharing.sft_packing import fill_packs, pack_rows
 
 ALL = tuple(FLIPS)
 WAYS = ALL[1:]

@@ -10,10 +10,12 @@ from PIL import Image
 
 from surgery_r1 import codec, prompts
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models import tiny, tiny_text, tree_attention
 from surgery_r1.models.processor import load_processor
 from surgery_r1.models.save import save_processor
-from surgery_r1.train.frame_packing import FramePackCollator, fill_packs, image_grids, pack_rows
+from surgery_r1.models.sharing import attention as tree_attention
+from surgery_r1.models.tiny import architecture as tiny
+from surgery_r1.models.tiny import text as tiny_text
+from surgery_r1.train.sharing.sft_packing import FramePackCollator, fill_packs, image_grids, pack_rows
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ import label_folders as lf
 import pytest
 
 from surgery_r1 import vocab
+from surgery_r1.data.check import check_folder, summarise
+from surgery_r1.data.contact_sheet import write_sheet
+from surgery_r1.data.formats import validation as f
+from surgery_r1.data.formats.endovis import official_split, read_folder
+from surgery_r1.data.formats.image_files import TornImageError, image_size
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.sources import findings as f
-from surgery_r1.sources.image_files import TornImageError, image_size
-from surgery_r1.sources.label_folder import check_folder, official_split, read_folder, summarise
-from surgery_r1.sources.sheet import write_sheet
 
 
 def whats(findings) -> list[str]:

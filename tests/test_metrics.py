@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery_r1 import vocab
+from surgery_r1._util.files import write_jsonl
 from surgery_r1.codec import Reading
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.bootstrap import block_ids, draws, intervals, natural
@@ -18,8 +19,7 @@ from surgery_r1.evaluate.compare import compare_lines, compare_scores
 from surgery_r1.evaluate.floor import NoImageFloor
 from surgery_r1.evaluate.metrics import METRICS, by_answer, confusions, illusions, published, summarise, tally
 from surgery_r1.evaluate.tables import markdown_table, number, signed, text_table
-from surgery_r1.files import write_jsonl
-from surgery_r1.schema import Sample
+from surgery_r1.records import Sample
 
 
 def line(true="kidney", answer="kidney", iou=1.0, frame="frame000", sequence="seq_1", identity="x", **more):

@@ -27,7 +27,7 @@ from surgery_r1.models.encode import ImageCache, Prompt, PromptEncoder, load_ima
 from surgery_r1.models.load import resolve, weights_sha256
 from surgery_r1.models.processor import view_of
 from surgery_r1.models.save import recover, save_model
-from surgery_r1.models.tiny import NUMBER_TOKENS, SPECIAL_TOKENS, TAG_TOKENS, TINY_BASE
+from surgery_r1.models.tiny.architecture import NUMBER_TOKENS, SPECIAL_TOKENS, TAG_TOKENS, TINY_BASE
 
 SIZES = [(1280, 1024), (320, 256), (160, 128), (1920, 1080), (300, 700), (57, 41)]
 
@@ -172,7 +172,7 @@ def test_training_and_prediction_give_the_same_tokens(tiny, dataset):
     """TRL's way to a prompt and ours, for SFT and RFT rows; all rows of a frame are alike up to the image's end."""
     from trl.data_utils import prepare_multimodal_messages
 
-    from surgery_r1.train.data import rft_dataset, sft_dataset
+    from surgery_r1.train.datasets import rft_dataset, sft_dataset
 
     processor, space = tiny.processor, tiny.info.box_space
     encoder = PromptEncoder(processor, space)
@@ -326,7 +326,7 @@ def published(folder: Path, family: str, tokenizer) -> torch.nn.Module:
     ],
 )
 def test_families(tiny, tmp_path, family, space, factor, least, most):
-    from surgery_r1.engines.local import TransformersEngine
+    from surgery_r1.evaluate.generation import TransformersEngine
 
     folder = tmp_path / "model"
     model = published(folder, family, tiny.tokenizer)

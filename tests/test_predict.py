@@ -11,13 +11,13 @@ from PIL import Image
 from small import small
 
 from surgery_r1 import stages
-from surgery_r1.ask import ask
 from surgery_r1.codec import CODEC_VERSION, View, read, render, to_model
 from surgery_r1.demo import Demo
-from surgery_r1.engines.local import TransformersEngine
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.evaluate.generation import TransformersEngine
 from surgery_r1.evaluate.predict import predict, prompt_of, spread
 from surgery_r1.evaluate.score import score_predictions
+from surgery_r1.inference import ask
 from surgery_r1.models.processor import view_of
 
 

@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 
-from surgery_r1.build.cot import Draft, Task
-from surgery_r1.build.reasonings import Reasoner
-from surgery_r1.build.recipe import ReasoningConfig, Recipe, RowsConfig
-from surgery_r1.build.verify import CHECKS, Context, SourceWords, plain, rejections
+from surgery_r1.data.formats.lines import ANSWERS_OF_KIND
+from surgery_r1.data.rationales.checks import CHECKS, Context, SourceWords, plain, rejections
+from surgery_r1.data.rationales.generate import Reasoner
+from surgery_r1.data.rationales.writer import Draft, Task
+from surgery_r1.data.recipe import ReasoningConfig, Recipe, RowsConfig
 from surgery_r1.geometry import location_rule
-from surgery_r1.schema import Frame, Sample, SceneObject
-from surgery_r1.sources.lines import ANSWERS_OF_KIND
+from surgery_r1.records import Frame, Sample, SceneObject
 
 WORDS = SourceWords(ANSWERS_OF_KIND)
 NORMAL, FLIPPED = location_rule("image-normal"), location_rule("image-flipped")

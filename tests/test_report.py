@@ -13,16 +13,16 @@ import pytest
 from PIL import Image, ImageChops
 from test_score import make_dataset, truth
 
+from surgery_r1._util.files import read_json, write_jsonl
 from surgery_r1.cli.evaluate import Report, Score
-from surgery_r1.draw import draw_boxes
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.score import score_predictions
-from surgery_r1.files import read_json, write_jsonl
 from surgery_r1.report import write_report
 from surgery_r1.report.curves import panels
+from surgery_r1.report.drawing import draw_boxes
 from surgery_r1.report.gallery import gallery
+from surgery_r1.report.inputs import collect
 from surgery_r1.report.pictures import thumbnails
-from surgery_r1.report.sources import collect
 
 EVIL = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
 
@@ -203,7 +203,7 @@ def test_curves_take_finite_numbers_and_the_last_of_a_step():
 
 def test_commands_score_and_report(work, tmp_path, monkeypatch, capsys):
     dataset = make_dataset(work / "data", 12)
-    monkeypatch.setattr("surgery_r1.dataset.open_dataset", lambda *args, **kwargs: dataset)
+    monkeypatch.setattr("surgery_r1.data.dataset.open_dataset", lambda *args, **kwargs: dataset)
     out = tmp_path / "scores" / "sft"
     assert Score(work / "sft.jsonl", work / "data", "val", out, bootstrap=20).run() == 0
     assert "no-image floor" in capsys.readouterr().out

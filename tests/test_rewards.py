@@ -16,10 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery_r1 import codec, geometry, prompts, rewards, schema, vocab
+from surgery_r1 import codec, geometry, prompts, rewards, vocab
+from surgery_r1 import records as schema
 from surgery_r1.codec import View, render, to_model
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.rewards import MIXTURES, REWARDS, Mixture, Truth, adapters
+from surgery_r1.rewards import MIXTURES, REWARDS, Mixture, Truth
+from surgery_r1.rewards import bindings as adapters
 
 # Machines are shared: no example is timed, and every run tries the same ones.
 UNTIMED = settings(deadline=None, derandomize=True)

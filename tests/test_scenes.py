@@ -14,14 +14,15 @@ from PIL import Image, ImageDraw
 
 from surgery_r1 import vocab
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.sources.scenes import draw_random_scene, make_scenes, records
-from surgery_r1.sources.scenes.boxes import clearance, quadrant, tool_box
-from surgery_r1.sources.scenes.draw import draw_tool, objects_of, render
-from surgery_r1.sources.scenes.layout import CLEAR, plan_random, plan_sequence
-from surgery_r1.sources.scenes.model import KidneyPose
-from surgery_r1.sources.scenes.style import make_style
-from surgery_r1.sources.scenes.tissue import kidney_outline
-from surgery_r1.sources.scenes.write import question_lines, share_out, style_of
+from surgery_r1.synthetic import draw_random_scene, make_scenes
+from surgery_r1.synthetic import statistics as records
+from surgery_r1.synthetic.boxes import clearance, quadrant, tool_box
+from surgery_r1.synthetic.placement import CLEAR, plan_random, plan_sequence
+from surgery_r1.synthetic.render import draw_tool, objects_of, render
+from surgery_r1.synthetic.scene import KidneyPose
+from surgery_r1.synthetic.style import make_style
+from surgery_r1.synthetic.tissue import kidney_outline
+from surgery_r1.synthetic.write import question_lines, share_out, style_of
 
 
 def _count(sequences: dict, wanted=None) -> tuple[int, int]:

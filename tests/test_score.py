@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from surgery_r1._util.files import read_json, read_jsonl
 from surgery_r1.codec import CODEC_VERSION
-from surgery_r1.dataset import Dataset
+from surgery_r1.data.dataset import Dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.score import score_predictions
-from surgery_r1.files import read_json, read_jsonl
-from surgery_r1.schema import Frame, Sample, SceneObject
+from surgery_r1.records import Frame, Sample, SceneObject
 
 CONTRACT = {
     *("n", "acc", "f_score", "f_score_18", "miou", "miou_published", "acc_at_iou50", "joint_at_iou50"),

@@ -8,9 +8,12 @@ import torch
 from PIL import Image
 
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models import tiny, tiny_text, tree_attention, vision_cache
-from surgery_r1.models.vision_cache import content_keys, keep_frozen_features
-from surgery_r1.train.image_numbers import ImageNumbers
+from surgery_r1.models.sharing import attention as tree_attention
+from surgery_r1.models.sharing import vision_features as vision_cache
+from surgery_r1.models.sharing.vision_features import content_keys, keep_frozen_features
+from surgery_r1.models.tiny import architecture as tiny
+from surgery_r1.models.tiny import text as tiny_text
+from surgery_r1.train.sharing.image_ids import ImageNumbers
 
 C = 7
 
@@ -67,7 +70,7 @@ def both(model, inputs, mask):
     from trl import GRPOTrainer
     from trl.trainer.utils import add_fused_lm_head
 
-    from surgery_r1.train.shared_frames import SharedFrameGRPOTrainer
+    from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
 
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     results = []
@@ -111,7 +114,7 @@ def test_generates_the_same_text(model, sample):
     """Frames and prompts read once, completions of one seed."""
     from transformers import GenerationConfig
 
-    from surgery_r1.train.shared_frames import generate_shared
+    from surgery_r1.train.sharing.grpo import generate_shared
 
     network, tokenizer = model
     inputs, _ = batch(tokenizer)
@@ -141,7 +144,7 @@ def test_generates_the_same_text(model, sample):
 
 
 def test_groups_stay_whole_when_rows_are_shuffled():
-    from surgery_r1.train.shared_frames import shuffle_groups
+    from surgery_r1.train.sharing.grpo import shuffle_groups
 
     torch.manual_seed(0)
     rows = torch.arange(24)
@@ -198,7 +201,7 @@ def test_two_images_a_row(model):
 def test_what_cannot_be_shared_goes_to_stock(model, monkeypatch):
     from trl import GRPOTrainer
 
-    from surgery_r1.train.shared_frames import SharedFrameGRPOTrainer
+    from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
 
     inputs, _ = batch(model[1])
     monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", lambda *_, **given: given)
@@ -338,7 +341,7 @@ def test_images_that_do_not_fit_their_tokens_are_not_trained_on(monkeypatch):
 
     from trl import GRPOTrainer
 
-    from surgery_r1.train.shared_frames import SharedFrameGRPOTrainer
+    from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
 
     monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda *_: {"input_ids": torch.zeros(2, 3)})
     trainer = SharedFrameGRPOTrainer.__new__(SharedFrameGRPOTrainer)

@@ -16,15 +16,16 @@ from pathlib import Path
 import label_folders as lf
 import pytest
 
-from surgery_r1.build import build_dataset
-from surgery_r1.build.recipe import load_recipe
 from surgery_r1.cli import main
-from surgery_r1.cli.progress import TeacherProgress
-from surgery_r1.dataset import open_dataset
+from surgery_r1.cli.teacher_progress import TeacherProgress
+from surgery_r1.data.assemble import build_dataset
+from surgery_r1.data.dataset import open_dataset
+from surgery_r1.data.rationales.teacher import endpoint as where
+from surgery_r1.data.rationales.teacher import prompt
+from surgery_r1.data.rationales.teacher.endpoint import check_endpoint, on_this_machine
+from surgery_r1.data.rationales.teacher.response_cache import Replies, Reply
+from surgery_r1.data.recipe import load_recipe
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.teacher import prompt, where
-from surgery_r1.teacher.replies import Replies, Reply
-from surgery_r1.teacher.where import check_endpoint, on_this_machine
 
 pytest.importorskip("openai", reason="pip install 'surgery-r1[teacher]'")
 SERVER = Path(__file__).with_name("teacher_server.py")
@@ -272,8 +273,8 @@ def test_bad_replies_are_tried_again_then_dropped(folder, serve, tmp_path, capsy
 
 
 def test_a_second_attempt_is_told_what_was_wrong():
-    from surgery_r1.build.cot import Task
-    from surgery_r1.schema import Frame, Sample, SceneObject
+    from surgery_r1.data.rationales.writer import Task
+    from surgery_r1.records import Frame, Sample, SceneObject
 
     head = ("endovis18", "train", "seq_2", "frame003", "x.png", 160, 128)
     sample = Sample("i", *head, "Where is suction located?", "location", "suction", "left-top", (1, 1, 9, 9))

@@ -16,12 +16,12 @@ from small import small
 from transformers import TrainerCallback
 
 from surgery_r1 import stages
-from surgery_r1.dataset import open_dataset
+from surgery_r1.data.dataset import open_dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models import from_pretrained
-from surgery_r1.models.tiny import TINY_BASE
+from surgery_r1.models.tiny.architecture import TINY_BASE
 from surgery_r1.train import callbacks
-from surgery_r1.train.common import Permissions, last_checkpoint
+from surgery_r1.train.options import Permissions, last_checkpoint
 from surgery_r1.train.rft import generation_cycle, rft_arguments
 from surgery_r1.train.sft import sft_arguments
 
@@ -79,7 +79,7 @@ def kill_after(monkeypatch):
 def _add_callback(monkeypatch, callback) -> None:
     """Every trainer gets ``callback``, told of things before this project's own."""
     from surgery_r1.train import rft, sft
-    from surgery_r1.train.common import resumable
+    from surgery_r1.train.options import resumable
 
     def patched(kind):
         class Patched(resumable(kind)):
@@ -424,7 +424,7 @@ def test_every_option_of_trl_that_names_a_hub_or_tracker_is_held_off():
 
     from trl import GRPOConfig, SFTConfig
 
-    from surgery_r1.train.common import _PRIVATE
+    from surgery_r1.train.options import _PRIVATE
 
     words = ("hub", "trackio", "report_to", "wandb", "multimodal", "remote")
     names = {f.name for kind in (SFTConfig, GRPOConfig) for f in fields(kind)}

@@ -11,7 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models import tiny, tiny_text, tree, tree_attention
+from surgery_r1.models.sharing import attention as tree_attention
+from surgery_r1.models.sharing import prefix_tree as tree
+from surgery_r1.models.tiny import architecture as tiny
+from surgery_r1.models.tiny import text as tiny_text
 
 IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 #: Grids in patches of the two sizes of images that rows show: 4 and 6 image tokens.

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from surgery_r1.models import tiny, tiny_text, tree, tree_attention
+from surgery_r1.models.sharing import attention as tree_attention
+from surgery_r1.models.sharing import prefix_tree as tree
+from surgery_r1.models.tiny import architecture as tiny
+from surgery_r1.models.tiny import text as tiny_text
 
 WORLD = 2
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from surgery_r1.config import TrainConfig, load_config
-from surgery_r1.dataset import Dataset, open_dataset
+from surgery_r1._util.files import dump_json, read_json, write_json
+from surgery_r1.data.dataset import Dataset, open_dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.compare import compare_scores
 from surgery_r1.evaluate.tables import text_table
-from surgery_r1.files import dump_json, read_json, write_json
-from surgery_r1.schema import Sample
+from surgery_r1.records import Sample
 from surgery_r1.stages import predict_and_score, train
+from surgery_r1.train.config import TrainConfig, load_config
 
 #: Everything that a demo writes into its folder; ``fresh`` removes these and nothing else.
 PARTS = (
@@ -107,7 +107,7 @@ class Demo:
         self.say(f"   {self.seconds[key]:.1f} s")
 
     def _draw(self, domain: int) -> None:
-        from surgery_r1.sources.scenes import make_scenes
+        from surgery_r1.synthetic import make_scenes
 
         folder = self.out / f"scenes{domain}"
         if folder.exists():
@@ -117,7 +117,7 @@ class Demo:
         self.say(f"   {made['frames']:,} frames, {made['questions']:,} questions: {folder}")
 
     def _build(self) -> None:
-        from surgery_r1.build import build_dataset
+        from surgery_r1.data.assemble import build_dataset
 
         folder = self.out / "dataset"
         if not (folder / "manifest.json").is_file():
@@ -131,7 +131,7 @@ class Demo:
     def _show_first(self, dataset: Dataset) -> None:
         from PIL import Image
 
-        from surgery_r1.draw import draw_boxes
+        from surgery_r1.report.drawing import draw_boxes
 
         sample = _shown(dataset)
         with Image.open(dataset.image_path(sample)) as image:

@@ -8,19 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from surgery_r1._util.files import write_json
 from surgery_r1.codec import read
-from surgery_r1.config import TrainConfig
-from surgery_r1.dataset import Dataset
+from surgery_r1.data.dataset import Dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.predict import predict, prompt_of, spread
 from surgery_r1.evaluate.score import score_predictions
-from surgery_r1.files import write_json
-from surgery_r1.judge import judge
-from surgery_r1.run import metrics_writer, seed_everything, start_run, stay_offline
+from surgery_r1.matching import judge
+from surgery_r1.train.config import TrainConfig
+from surgery_r1.train.run_folder import metrics_writer, seed_everything, start_run, stay_offline
 
 if TYPE_CHECKING:
     from surgery_r1.models.load import Bundle
-    from surgery_r1.train.common import Permissions
+    from surgery_r1.train.options import Permissions
 
 Progress = Callable[[int, int], None]
 
@@ -33,7 +33,7 @@ def dev_evaluator(config: TrainConfig, dataset: Dataset, bundle: Bundle) -> Call
     Raises:
         SurgeryR1Error: when the dataset has no dev questions.
     """
-    from surgery_r1.engines.local import TransformersEngine
+    from surgery_r1.evaluate.generation import TransformersEngine
     from surgery_r1.models.processor import view_of
 
     samples = spread(dataset.split("dev"), config.eval.dev_samples)
@@ -103,9 +103,9 @@ def train(
 
     from surgery_r1.models.load import from_pretrained, weights_sha256
     from surgery_r1.models.save import save_model
-    from surgery_r1.models.vision_cache import keep_frozen_features
-    from surgery_r1.train.common import Permissions
-    from surgery_r1.train.data import rft_dataset, sft_dataset
+    from surgery_r1.models.sharing.vision_features import keep_frozen_features
+    from surgery_r1.train.datasets import rft_dataset, sft_dataset
+    from surgery_r1.train.options import Permissions
     from surgery_r1.train.rft import rft_arguments, train_rft
     from surgery_r1.train.sft import sft_arguments, train_sft
 
@@ -255,9 +255,9 @@ def run_predict(
     progress: Progress | None = None,
 ) -> int:
     """Load a model and write ``predictions.jsonl``; the number of predictions made in this call."""
-    from surgery_r1.engines.local import TransformersEngine
+    from surgery_r1.evaluate.generation import TransformersEngine
     from surgery_r1.models.load import from_pretrained, weights_sha256
-    from surgery_r1.models.vision_cache import keep_frozen_features
+    from surgery_r1.models.sharing.vision_features import keep_frozen_features
 
     bundle = from_pretrained(model, dtype=dtype, allow_hub=allow_hub)
     keep_frozen_features(bundle.model)

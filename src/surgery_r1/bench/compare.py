@@ -147,7 +147,7 @@ def _serve(pipe: Any, name: str, work: Work, way: str) -> None:
     import io
     import traceback
 
-    from surgery_r1.run import stay_offline
+    from surgery_r1.train.run_folder import stay_offline
 
     stay_offline(False)
     # What trainers print would drown the result.

@@ -11,8 +11,9 @@ from surgery_r1.bench import shapes
 from surgery_r1.bench.clock import Clock
 from surgery_r1.bench.operations import forest_pairs, row_pairs
 from surgery_r1.bench.shapes import Work
-from surgery_r1.models import tree, tree_attention
-from surgery_r1.models.vision_cache import keep_frozen_features
+from surgery_r1.models.sharing import attention as tree_attention
+from surgery_r1.models.sharing import prefix_tree as tree
+from surgery_r1.models.sharing.vision_features import keep_frozen_features
 
 BOX_SPACE = "norm100"
 

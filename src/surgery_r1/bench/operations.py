@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from surgery_r1.bench.shapes import SHAPES, Work
-from surgery_r1.models.tree import Layout
+from surgery_r1.models.sharing.prefix_tree import Layout
 
 
 @dataclass(frozen=True)

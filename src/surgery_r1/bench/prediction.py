@@ -16,7 +16,7 @@ class Predict(Job):
 
     def __init__(self, work: Work, way: str) -> None:
         super().__init__(work, way)
-        from surgery_r1.engines.local import TransformersEngine
+        from surgery_r1.evaluate.generation import TransformersEngine
         from surgery_r1.models.encode import Prompt
 
         path = Path(self.folder.name) / "frame.png"

@@ -123,7 +123,7 @@ def build_model(work: Work, tokenizer: Any) -> Any:
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    from surgery_r1.models import tiny
+    from surgery_r1.models.tiny import architecture as tiny
 
     config = tiny.build_config(tokenizer)
     text, vision = (dict(SHAPES[work.shape][part]) for part in ("text", "vision"))
@@ -157,8 +157,9 @@ def build_processor(work: Work, *, deduplicate: bool) -> Any:
     Args:
         deduplicate: ours, which resizes a repeated frame once, or the stock one.
     """
-    from surgery_r1.models import tiny, tiny_text
     from surgery_r1.models.processor import DeduplicatingImageProcessor, ImageOnlyQwen25VLProcessor
+    from surgery_r1.models.tiny import architecture as tiny
+    from surgery_r1.models.tiny import text as tiny_text
 
     tokenizer = tiny.build_tokenizer(tiny_text.corpus())
     # Long prompts are wanted here.

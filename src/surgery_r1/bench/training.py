@@ -12,7 +12,7 @@ from surgery_r1.bench import shapes
 from surgery_r1.bench.job import BOX_SPACE, Job
 from surgery_r1.bench.operations import row_pairs
 from surgery_r1.bench.shapes import Work
-from surgery_r1.models import tree
+from surgery_r1.models.sharing import prefix_tree as tree
 
 
 class Rft(Job):
@@ -23,7 +23,7 @@ class Rft(Job):
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
-        from surgery_r1.train.shared_frames import SharedFrameGRPOTrainer
+        from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
 
         rows = work.questions * work.generations
         self.micro = rows if self.ours else (work.micro_batch or work.generations)
@@ -109,7 +109,7 @@ class Sft(Job):
         from trl import SFTConfig, SFTTrainer
         from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-        from surgery_r1.train.frame_packing import FramePackCollator
+        from surgery_r1.train.sharing.sft_packing import FramePackCollator
 
         tokenizer = self.processor.tokenizer
         # The reply is followed by the end of its turn, two tokens.

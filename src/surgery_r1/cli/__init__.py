@@ -15,9 +15,9 @@ import tyro
 from surgery_r1 import __version__
 from surgery_r1.cli.bench import Bench
 from surgery_r1.cli.data import Build, Check, MakeScenes
+from surgery_r1.cli.data_export import ExportData
 from surgery_r1.cli.demo import Demo
 from surgery_r1.cli.evaluate import Report, Score
-from surgery_r1.cli.exchange import ExportData
 from surgery_r1.cli.predict import Ask, Predict
 from surgery_r1.cli.train import Export, TrainRft, TrainSft
 from surgery_r1.errors import SurgeryR1Error

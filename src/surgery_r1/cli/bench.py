@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from surgery_r1.files import dump_json, write_json
+from surgery_r1._util.files import dump_json, write_json
 
 
 @dataclass

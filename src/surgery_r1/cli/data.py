@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from surgery_r1.cli.progress import TeacherProgress
+from surgery_r1._util.files import dump_json
+from surgery_r1.cli.teacher_progress import TeacherProgress
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.files import dump_json
 
 if TYPE_CHECKING:
-    from surgery_r1.build.recipe import Recipe
-    from surgery_r1.sources.content import Source
-    from surgery_r1.sources.findings import Finding
-    from surgery_r1.teacher.writer import TeacherWriter
+    from surgery_r1.data.formats.source import Source
+    from surgery_r1.data.formats.validation import Finding
+    from surgery_r1.data.rationales.teacher.writer import TeacherWriter
+    from surgery_r1.data.recipe import Recipe
 
 _SHOWN_PER_KIND = 10
 
@@ -47,8 +47,8 @@ class Check:
 
     def run(self) -> int:
         """Exit status: 1 when there are faults."""
-        from surgery_r1.sources.content import collect
-        from surgery_r1.sources.label_folder import summarise
+        from surgery_r1.data.check import summarise
+        from surgery_r1.data.formats.source import collect
 
         files = ("manifest.json", "samples.jsonl")
         if self.adapter is None and all((self.folder / name).is_file() for name in files):
@@ -65,7 +65,7 @@ class Check:
             if not report.faults:
                 say("No faults.")
         if self.sheet is not None:
-            from surgery_r1.sources.sheet import write_sheet
+            from surgery_r1.data.contact_sheet import write_sheet
 
             count = write_sheet(content, self.sheet)
             if not self.json:
@@ -73,8 +73,8 @@ class Check:
         return 1 if report.faults else 0
 
     def _check_dataset(self) -> int:
-        from surgery_r1.dataset import changes, label_changes, open_dataset
-        from surgery_r1.sources.findings import Finding
+        from surgery_r1.data.dataset import changes, label_changes, open_dataset
+        from surgery_r1.data.formats.validation import Finding
 
         if self.sheet is not None:
             raise SurgeryR1Error("--sheet draws label folders", fix="name the folder that the dataset was built from")
@@ -130,8 +130,8 @@ class Build:
 
     def run(self) -> int:
         """Exit status 0; errors are raised."""
-        from surgery_r1.build import build_dataset
-        from surgery_r1.build.recipe import TEACHER, Recipe, load_recipe
+        from surgery_r1.data.assemble import build_dataset
+        from surgery_r1.data.recipe import TEACHER, Recipe, load_recipe
 
         recipe = load_recipe(self.config) if self.config else Recipe()
         with contextlib.ExitStack() as stack:
@@ -174,7 +174,7 @@ class Build:
         return 0
 
     def _teacher(self, recipe: Recipe) -> AbstractContextManager[TeacherWriter]:
-        from surgery_r1.teacher.writer import open_teacher
+        from surgery_r1.data.rationales.teacher.writer import open_teacher
 
         out = self.out.resolve()
         replies = self.replies or out.with_name(out.name + ".replies.jsonl")
@@ -205,7 +205,7 @@ class MakeScenes:
 
     def run(self) -> int:
         """Exit status 0; errors are raised."""
-        from surgery_r1.sources.scenes import make_scenes
+        from surgery_r1.synthetic import make_scenes
 
         made = make_scenes(
             self.out,
@@ -227,11 +227,11 @@ class MakeScenes:
 def opener(adapter: str | None) -> Callable[[Path, Path | None], Source]:
     """What reads a folder: label folders of EndoVis, or an adapter by its name or path."""
     if adapter is None:
-        from surgery_r1.sources.label_folder import LabelFolder
+        from surgery_r1.data.formats.endovis import LabelFolder
 
         return LabelFolder
-    from surgery_r1.sources.adapter import load_adapter
-    from surgery_r1.sources.adapter_source import AdapterSource
+    from surgery_r1.data.formats.declarative import load_adapter
+    from surgery_r1.data.formats.reader import AdapterSource
 
     read = load_adapter(adapter)
     return lambda folder, images: AdapterSource(read, folder, images)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from surgery_r1._util.files import dump_json
 from surgery_r1.cli.data import say
-from surgery_r1.files import dump_json
-from surgery_r1.run import stay_offline
+from surgery_r1.train.run_folder import stay_offline
 
 
 @dataclass

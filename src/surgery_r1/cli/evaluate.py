@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from surgery_r1.files import dump_json
+from surgery_r1._util.files import dump_json
 
 if TYPE_CHECKING:
-    from surgery_r1.report.sources import Group
+    from surgery_r1.report.inputs import Group
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Score:
 
     def run(self) -> int:
         """Exit status 0."""
-        from surgery_r1.dataset import open_dataset
+        from surgery_r1.data.dataset import open_dataset
         from surgery_r1.evaluate.score import score_predictions
         from surgery_r1.evaluate.tables import text_table
 
@@ -83,9 +83,9 @@ class Report:
 
     def run(self) -> int:
         """Exit status 0."""
-        from surgery_r1.dataset import open_dataset
+        from surgery_r1.data.dataset import open_dataset
         from surgery_r1.report import write_report
-        from surgery_r1.report.sources import collect
+        from surgery_r1.report.inputs import collect
 
         wanted = self.data is not None and not self.no_frames
         dataset = open_dataset(self.data, images=self.images) if wanted and self.data is not None else None

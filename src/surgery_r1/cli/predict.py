@@ -9,9 +9,9 @@ from typing import Literal
 
 import tyro
 
+from surgery_r1._util.files import dump_json
 from surgery_r1.cli.data import say
-from surgery_r1.files import dump_json
-from surgery_r1.run import stay_offline
+from surgery_r1.train.run_folder import stay_offline
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Predict:
     def run(self) -> int:
         """Exit status 0; errors are raised."""
         stay_offline(self.allow_hub)
-        from surgery_r1.dataset import open_dataset
+        from surgery_r1.data.dataset import open_dataset
 
         # Before the libraries are imported, which takes seconds: a wrong path is told at once.
         dataset = open_dataset(self.data, images=self.images)
@@ -92,7 +92,7 @@ class Ask:
     def run(self) -> int:
         """Exit status 0; errors are raised."""
         stay_offline(self.allow_hub)
-        from surgery_r1.ask import ask
+        from surgery_r1.inference import ask
 
         picture = self.out or Path(f"{self.image.stem}.answer.png")
         reply = ask(

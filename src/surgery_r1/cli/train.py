@@ -8,9 +8,9 @@ from typing import Literal
 
 import tyro
 
+from surgery_r1._util.files import dump_json
 from surgery_r1.cli.data import say
-from surgery_r1.files import dump_json
-from surgery_r1.run import stay_offline
+from surgery_r1.train.run_folder import stay_offline
 
 
 @dataclass(kw_only=True)
@@ -41,8 +41,8 @@ class _Train:
     def _run(self, stage: Literal["sft", "rft"]) -> int:
         from dataclasses import replace
 
-        from surgery_r1.config import load_config
-        from surgery_r1.dataset import open_dataset
+        from surgery_r1.data.dataset import open_dataset
+        from surgery_r1.train.config import load_config
 
         stay_offline(self.allow_hub)
         config = load_config(self.config)
@@ -51,7 +51,7 @@ class _Train:
         dataset = open_dataset(self.data, images=self.images)
 
         from surgery_r1.stages import train
-        from surgery_r1.train.common import Permissions
+        from surgery_r1.train.options import Permissions
 
         result = train(
             stage,

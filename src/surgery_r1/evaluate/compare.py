@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from surgery_r1._util.files import read_jsonl
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.bootstrap import block_ids, paired
 from surgery_r1.evaluate.metrics import METRICS, Line, tally
-from surgery_r1.files import read_jsonl
 
 
 def load_scores(path: Path) -> list[Line]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from surgery_r1 import vocab
 from surgery_r1.codec import Reading
 from surgery_r1.geometry import Box, scale
-from surgery_r1.schema import Sample
+from surgery_r1.records import Sample
 
 
 @dataclass(frozen=True, slots=True)

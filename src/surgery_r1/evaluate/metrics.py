@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgery_r1 import vocab
 from surgery_r1.geometry import Box, iou_published, is_box
-from surgery_r1.judge import IOU_RIGHT
+from surgery_r1.matching import IOU_RIGHT
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from surgery_r1 import prompts
+from surgery_r1._util.files import atomic_write, dump_json, read_jsonl
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.files import atomic_write, dump_json, read_jsonl
 from surgery_r1.models.encode import Prompt
 from surgery_r1.models.processor import view_of
 
 if TYPE_CHECKING:
-    from surgery_r1.dataset import Dataset
+    from surgery_r1.data.dataset import Dataset
     from surgery_r1.models.load import ModelInfo
-    from surgery_r1.schema import Sample
+    from surgery_r1.records import Sample
 
 
 class Engine(Protocol):

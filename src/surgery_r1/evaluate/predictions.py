@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from surgery_r1._util.files import read_jsonl
 from surgery_r1.codec import BOX_SPACES, CODEC_VERSION, Reading, View, read
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.files import read_jsonl
 from surgery_r1.geometry import Box, is_box
-from surgery_r1.schema import Sample
+from surgery_r1.records import Sample
 
 #: Fields of a prediction line that describe the run that wrote it; recorded in ``metrics.json``.
 META: tuple[str, ...] = (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import __version__, vocab
+from surgery_r1._util.files import sha256_file, write_json, write_jsonl
 from surgery_r1.codec import CODEC_VERSION, Reading
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.bootstrap import FRAMES_PER_BLOCK, block_ids, intervals, paired
@@ -25,14 +26,13 @@ from surgery_r1.evaluate.metrics import (
     tally,
 )
 from surgery_r1.evaluate.predictions import Prediction, clean, read_predictions
-from surgery_r1.files import sha256_file, write_json, write_jsonl
 from surgery_r1.geometry import Box, iou
-from surgery_r1.judge import IOU_RIGHT, judge
+from surgery_r1.matching import IOU_RIGHT, judge
 from surgery_r1.prompts import PROMPT_VERSION
-from surgery_r1.schema import Frame, Sample
+from surgery_r1.records import Frame, Sample
 
 if TYPE_CHECKING:
-    from surgery_r1.dataset import Dataset
+    from surgery_r1.data.dataset import Dataset
 
 _MISSING = Reading(None, None, None, ("missing",))
 _LONGEST_TEXT = 2000

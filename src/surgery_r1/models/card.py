@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from surgery_r1 import __version__
-from surgery_r1.files import read_json
+from surgery_r1._util.files import read_json
 from surgery_r1.models.load import ModelInfo
 
 _CARD = """\

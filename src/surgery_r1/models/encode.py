@@ -13,9 +13,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from surgery_r1 import prompts
+from surgery_r1.data.mirroring import flip_image
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.flips import flip_image
-from surgery_r1.models.shared_prefill import ImagePatches, PromptTokens
+from surgery_r1.models.sharing.prefill import ImagePatches, PromptTokens
 
 
 @dataclass(frozen=True, slots=True)

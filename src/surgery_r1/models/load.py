@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from surgery_r1 import codec, prompts
+from surgery_r1._util.files import read_json, sha256_file, write_json
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.files import read_json, sha256_file, write_json
-from surgery_r1.models.tiny import TINY_BASE
+from surgery_r1.models.tiny.architecture import TINY_BASE
 
 INFO_FILE = "surgery_r1.json"
 

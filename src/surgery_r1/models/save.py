@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from surgery_r1._util.files import read_json, write_json
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.files import read_json, write_json
 from surgery_r1.models.load import ModelInfo
 
 #: Stock processor by model type, which other engines look up by this name.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
-from surgery_r1.report.sources import Run
+from surgery_r1.report.inputs import Run
 
 #: Grey that reads on a light and on a dark page.
 _INK = "#7b8794"

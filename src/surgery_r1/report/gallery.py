@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from surgery_r1.evaluate.metrics import Line
-from surgery_r1.report.sources import Group
+from surgery_r1.report.inputs import Group
 
 #: Questions that a page can hold; failures are taken first.
 MOST_QUESTIONS = 8000

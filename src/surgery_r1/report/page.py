@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from surgery_r1 import __version__, vocab
+from surgery_r1._util.files import atomic_write
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.compare import compare_lines
 from surgery_r1.evaluate.tables import COLUMNS, FEW_BLOCKS, FLOOR, excludes_zero, number, signed, spread
-from surgery_r1.files import atomic_write
 from surgery_r1.report.curves import curves_svg
 from surgery_r1.report.gallery import Gallery, frame_id, gallery
+from surgery_r1.report.inputs import Group, Scored, collect
 from surgery_r1.report.pictures import Pictures, thumbnails
-from surgery_r1.report.sources import Group, Scored, collect
 
 if TYPE_CHECKING:
-    from surgery_r1.dataset import Dataset
+    from surgery_r1.data.dataset import Dataset
 
 _HERE = Path(__file__).parent
 

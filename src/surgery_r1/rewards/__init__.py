@@ -1,12 +1,11 @@
 """Rewards for reinforcement fine-tuning: pure functions of a reply and the truth, mixtures, and trainer adapters.
 
-Reward and evaluation share one parser (:mod:`surgery_r1.codec`) and one comparison (:mod:`surgery_r1.judge`).
+Reward and evaluation share one parser (:mod:`surgery_r1.codec`) and one comparison (:mod:`surgery_r1.matching`).
 No module here imports torch.
 """
 
-from surgery_r1.rewards.adapters import compute_score, compute_score_easyr1, trl_reward, trl_rewards
-from surgery_r1.rewards.mixture import MIXTURES, Mixture
-from surgery_r1.rewards.parts import (
+from surgery_r1.rewards.bindings import compute_score, compute_score_easyr1, trl_reward, trl_rewards
+from surgery_r1.rewards.components import (
     REWARDS,
     Reward,
     answer_reward,
@@ -19,6 +18,7 @@ from surgery_r1.rewards.parts import (
     random_reward,
     reward_named,
 )
+from surgery_r1.rewards.mixture import MIXTURES, Mixture
 from surgery_r1.rewards.truth import MIN_AGREEMENT, Truth
 
 __all__ = [

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.rewards.parts import reward_named
+from surgery_r1.rewards.components import reward_named
 from surgery_r1.rewards.truth import Truth
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgery_r1 import geometry, prompts, vocab
+from surgery_r1._util.files import dump_json
 from surgery_r1.codec import BOX_SPACES, View
+from surgery_r1.data.location_rule import TRUSTED_AGREEMENT
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.files import dump_json
 from surgery_r1.geometry import Box, LocationRule
-from surgery_r1.schema import TASKS, Frame, Sample, SceneObject
-from surgery_r1.sources.location import TRUSTED_AGREEMENT
+from surgery_r1.records import TASKS, Frame, Sample, SceneObject
 
 #: Below this share of labels that follow the measured location rule, quadrants and boxes are not compared.
 MIN_AGREEMENT = TRUSTED_AGREEMENT

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery_r1.config import TrainConfig
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.rewards import Mixture, trl_rewards
 from surgery_r1.train.callbacks import DevCallback, Metrics, Recorder, StopOnSignal, finish
-from surgery_r1.train.common import (
+from surgery_r1.train.config import TrainConfig
+from surgery_r1.train.options import (
     Permissions,
     freeze,
     lora_of,
@@ -95,7 +95,7 @@ def train_rft(
 
     Args:
         arguments: from :func:`rft_arguments`.
-        prompts: from :func:`surgery_r1.train.data.rft_dataset`.
+        prompts: from :func:`surgery_r1.train.datasets.rft_dataset`.
         out, evaluate, keep, write, last: see :func:`surgery_r1.train.sft.train_sft`.
 
     Returns:
@@ -104,8 +104,8 @@ def train_rft(
     from transformers import PrinterCallback
     from trl import GRPOTrainer
 
-    from surgery_r1.models import tree_attention
-    from surgery_r1.train.shared_frames import SharedFrameGRPOTrainer
+    from surgery_r1.models.sharing import attention as tree_attention
+    from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
 
     cycle = generation_cycle(arguments)
     freeze(model, config)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery_r1.config import TrainConfig
 from surgery_r1.train.callbacks import DevCallback, Metrics, Recorder, StopOnSignal, finish
-from surgery_r1.train.common import (
+from surgery_r1.train.config import TrainConfig
+from surgery_r1.train.options import (
     Permissions,
     freeze,
     lora_of,
@@ -78,7 +78,7 @@ def train_sft(
 
     Args:
         arguments: from :func:`sft_arguments`.
-        rows: from :func:`surgery_r1.train.data.sft_dataset`.
+        rows: from :func:`surgery_r1.train.datasets.sft_dataset`.
         out: run folder; trainer checkpoints go to ``out/checkpoints``.
         evaluate, keep, write, last: see :class:`surgery_r1.train.callbacks.DevCallback`.
 
@@ -88,8 +88,8 @@ def train_sft(
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
-    from surgery_r1.models import tree_attention
-    from surgery_r1.train.frame_packing import FramePackCollator, PlainPackCollator, packed
+    from surgery_r1.models.sharing import attention as tree_attention
+    from surgery_r1.train.sharing.sft_packing import FramePackCollator, PlainPackCollator, packed
 
     freeze(model, config)
     dev = DevCallback(

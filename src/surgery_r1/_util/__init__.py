@@ -1,0 +1,1 @@
+"""What every room uses and no reader needs to know: files, TOML, folders, threads."""

@@ -1,0 +1,1 @@
+"""Data: label folders in, a dataset folder out, and the same dataset opened again."""

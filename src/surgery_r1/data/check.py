@@ -1,0 +1,89 @@
+"""What ``surgery-r1 data check`` reports of a label folder: counts, the measured top/bottom rule, faults, notices."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery_r1 import vocab
+from surgery_r1.data.formats.endovis import read_folder
+from surgery_r1.data.formats.source import FolderContent
+from surgery_r1.data.formats.validation import Finding
+from surgery_r1.data.location_rule import measure_by_source, split_disagreements
+from surgery_r1.records import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """Counts, faults and notices of a label folder; see DESIGN 2, ``data check --json``."""
+
+    frames: int
+    questions: int
+    splits: dict[str, dict[str, Any]]
+    location_rule: dict[str, Any]
+    faults: tuple[Finding, ...]
+    notices: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract's object."""
+        return {
+            "frames": self.frames,
+            "questions": self.questions,
+            "splits": self.splits,
+            "location_rule": self.location_rule,
+            "faults": [finding.to_json() for finding in self.faults],
+            "notices": [finding.to_json() for finding in self.notices],
+        }
+
+
+def check_folder(folder: Path, images: Path | None = None) -> CheckReport:
+    """Read a label folder and report counts, the measured location rule, every fault and every notice.
+
+    Args:
+        folder: folder with labels, in any layout of FACTS 2.
+        images: folder with the images, where they lie apart.
+
+    Raises:
+        SurgeryR1Error: when a folder does not exist or holds no label file.
+    """
+    return summarise(read_folder(folder, images))
+
+
+def summarise(content: FolderContent) -> CheckReport:
+    """The report of a folder already read."""
+    splits: dict[str, dict[str, Any]] = {}
+    for split in vocab.SPLITS:
+        samples = [sample for sample in content.samples if sample.split == split]
+        kinds = Counter(sample.kind for sample in samples)
+        splits[split] = {
+            "frames": len({sample.frame_id for sample in samples}),
+            "questions": len(samples),
+            "by_kind": {kind: kinds[kind] for kind in vocab.KINDS if kinds[kind]},
+        }
+    return CheckReport(
+        frames=len(content.frames),
+        questions=len(content.samples),
+        splits=splits,
+        location_rule=measure_by_source(content.samples, content.frames),
+        faults=tuple(content.faults),
+        notices=(
+            *content.notices,
+            *split_disagreements(content.samples, content.frames),
+            *_several_sizes(content.frames.values()),
+        ),
+    )
+
+
+def _several_sizes(frames: Iterable[Frame]) -> Iterator[Finding]:
+    """A notice for each source whose frames differ in size."""
+    sizes: dict[str, Counter[str]] = defaultdict(Counter)
+    for frame in frames:
+        sizes[frame.frame_id.split("/")[0]][f"{frame.width}x{frame.height}"] += 1
+    for source, counts in sorted(sizes.items()):
+        if len(counts) > 1:
+            found = ", ".join(f"{size}: {count}" for size, count in counts.most_common())
+            fix = "boxes count in pixels of their own frame: see that none was resized"
+            yield Finding(source, None, "frames of several sizes", found, fix)

@@ -1,0 +1,124 @@
+"""Frames with nested questions, as :mod:`surgery_r1.data.export.parquet` writes them, into conversations for TRL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery_r1._util.folders import replacing_folder
+from surgery_r1.data.export.parquet import frame_records, write_parquet
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models.load import from_pretrained
+from surgery_r1.models.processor import view_of
+from surgery_r1.records import TASKS
+from surgery_r1.train.datasets import prompt_and_completion
+
+if TYPE_CHECKING:
+    from datasets import Dataset as HFDataset
+
+    from surgery_r1.data.dataset import Dataset
+
+
+def features() -> Any:
+    """Columns of a conversation, as ``datasets.Features``."""
+    from datasets import Features, Image, List, Value
+
+    message = {"role": Value("string"), "content": Value("string")}
+    return Features({"prompt": List(message), "completion": List(message), "images": List(Image())})
+
+
+def conversations_of(
+    frame: Mapping[str, Any], shown: Any, processor: Any, box_space: str, tasks: Sequence[str] = TASKS
+) -> Iterator[dict[str, Any]]:
+    """A frame's training rows as TRL takes them: prompt and completion (messages), and images.
+
+    Args:
+        frame: a row of :func:`surgery_r1.data.export.parquet.features`.
+        shown: its image, as ``datasets.Image`` takes one.
+        processor, box_space: of the model that is to be trained; boxes are written in its units.
+        tasks: kinds of rows to take.
+    """
+    view = view_of(processor, frame["width"], frame["height"])
+    for row in (row for question in frame["questions"] for row in question["rows"] if row["task"] in tasks):
+        prompt, completion = prompt_and_completion(
+            row["task"], row["question"], row["reasoning"], row["answer"], row["box_px"], box_space, view
+        )
+        yield {"prompt": prompt, "completion": completion, "images": [shown]}
+
+
+def to_conversations(
+    frames: HFDataset,
+    processor: Any,
+    box_space: str,
+    *,
+    tasks: Sequence[str] = TASKS,
+    image_root: Path | None = None,
+) -> HFDataset:
+    """:func:`conversations_of` all frames, as a data set for TRL's SFTTrainer.
+
+    Args:
+        frames: from ``datasets.load_dataset`` on an exported folder.
+        image_root: where images lie that are not in the files.
+
+    Raises:
+        SurgeryR1Error: for images that are not in the files, without ``image_root``.
+    """
+    from datasets import Image, Value
+
+    embedded = not isinstance(frames.features["image"], Value)
+    if not embedded and image_root is None:
+        raise SurgeryR1Error("the images are not in the files", fix="say where they lie: image_root")
+
+    def convert(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": []}
+        for values in zip(*batch.values(), strict=True):
+            frame = dict(zip(batch, values, strict=True))
+            shown = frame["image"] if embedded else _at(image_root, frame["image"])
+            for row in conversations_of(frame, shown, processor, box_space, tasks):
+                for name, value in row.items():
+                    columns[name].append(value)
+        return columns
+
+    # Bytes go through as they are: nothing is decoded and encoded again.
+    source = frames.cast_column("image", Image(decode=False)) if embedded else frames
+    return source.map(convert, batched=True, batch_size=16, remove_columns=source.column_names, features=features())
+
+
+def export_conversations(
+    dataset: Dataset, model: str | Path, out: Path, *, include_dev: bool = False, embed_images: bool = False
+) -> dict[str, int]:
+    """Write ``out/train.parquet`` with the conversations that ``model`` is trained on.
+
+    Args:
+        out: a folder that is empty or not there.
+        include_dev: rows of the dev sequences too.
+        embed_images: put the images in; otherwise their absolute paths are.
+
+    Returns:
+        Conversations by split.
+
+    Raises:
+        SurgeryR1Error: when ``out`` holds something, or there is no such model.
+    """
+    bundle = from_pretrained(model, with_model=False)
+    counts: dict[str, int] = {}
+
+    def records() -> Iterator[dict[str, Any]]:
+        for split in ("train", "dev") if include_dev else ("train",):
+            counts[split] = 0
+            for frame in frame_records(dataset, split, embed_images):
+                shown = frame["image"] if embed_images else _at(dataset.image_root.resolve(), frame["image"])
+                for written in conversations_of(frame, shown, bundle.processor, bundle.info.box_space):
+                    counts[split] += 1
+                    yield written
+
+    with replacing_folder(out, overwrite=False) as target:
+        if not write_parquet(records(), features(), target / "train.parquet"):
+            raise SurgeryR1Error("no training rows", where=str(dataset.root), fix="build it from training sequences")
+    return counts
+
+
+def _at(root: Path | None, image: str) -> dict[str, Any]:
+    assert root is not None
+    return {"bytes": None, "path": str(root / image)}

@@ -1,0 +1,140 @@
+"""What a source of labels gives: one frame after the other, so that a build needs no more memory for more frames."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from surgery_r1.data.formats.lines import LabelLine
+from surgery_r1.data.formats.questions import derive_objects, merge_answers
+from surgery_r1.data.formats.validation import Finding
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.records import Frame, Sample
+
+
+@dataclass(slots=True)
+class FrameContent:
+    """One labelled frame.
+
+    Attributes:
+        frame: None when no question of it is sound; ``sha256`` is empty (filled in by the build).
+        samples: its sound questions, in the order of the file.
+        faults, notices: findings in the order of the lines.
+        skipped: questions that faults cost, by fault.
+        labels: the files that its questions come from.
+    """
+
+    frame: Frame | None = None
+    samples: list[Sample] = field(default_factory=list)
+    faults: list[Finding] = field(default_factory=list)
+    notices: list[Finding] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    labels: list[Path] = field(default_factory=list)
+
+
+class Source(Protocol):
+    """Labels and images of one origin.
+
+    Attributes:
+        image_root: the folder that ``image`` of samples and frames is relative to.
+        label_root: the folder that was named by the user.
+        notices: findings about folders; those about frames come with the frames.
+        classes: for each source name the answers that a question of each kind can have.
+    """
+
+    image_root: Path
+    label_root: Path
+    notices: list[Finding]
+    classes: Mapping[str, Mapping[str, tuple[str, ...]]]
+
+    def frames(self) -> Iterator[FrameContent]:
+        """Every labelled frame, sorted by source, sequence and frame."""
+        ...
+
+
+@dataclass(slots=True)
+class FolderContent:
+    """Everything that a source holds, in memory: for checks and pictures of it.
+
+    Attributes:
+        image_root: the folder that ``image`` of samples and frames is relative to.
+        samples: sound questions, sorted by sequence, frame and position in the file.
+        frames: frames with at least one sound question; their ``sha256`` is empty (filled in by the build).
+        faults, notices: findings in the order of the files.
+        skipped: number of questions that faults cost, by fault.
+    """
+
+    image_root: Path
+    samples: list[Sample] = field(default_factory=list)
+    frames: dict[str, Frame] = field(default_factory=dict)
+    faults: list[Finding] = field(default_factory=list)
+    notices: list[Finding] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+def check_folders(*named: Path | None) -> None:
+    """Check that every folder that was named is there.
+
+    Raises:
+        SurgeryR1Error: naming the first that is not.
+    """
+    for folder in named:
+        if folder is not None and not folder.is_dir():
+            raise SurgeryR1Error("no such folder", where=str(folder), fix="check the path")
+
+
+def collect(source: Source) -> FolderContent:
+    """All of a source at once."""
+    content = FolderContent(source.image_root)
+    # What is noticed about folders while frames are read stands after what was noticed before.
+    for part in source.frames():
+        if part.frame is not None:
+            content.frames[part.frame.frame_id] = part.frame
+        content.samples += part.samples
+        content.faults += part.faults
+        content.notices += part.notices
+        content.skipped += part.skipped
+    content.notices[:0] = source.notices
+    return content
+
+
+def labelled_frame(
+    source: str,
+    split: str,
+    sequence: str,
+    frame: str,
+    image: str,
+    size: tuple[int, int],
+    lines: list[LabelLine],
+    content: FrameContent,
+) -> None:
+    """Fill ``content`` with the frame and the questions that ``lines`` (at least one) ask about it."""
+    frame_id = f"{source}/{sequence}/{frame}"
+    groups, several = merge_answers(lines)
+    objects, disagreeing = derive_objects(lines)
+    content.notices += several + disagreeing
+    content.frame = Frame(frame_id, image, *size, sha256="", objects=objects)
+    for group in groups:
+        first = group[0]
+        content.samples.append(
+            Sample(
+                id=f"{frame_id}/{first.index}",
+                source=source,
+                split=split,
+                sequence=sequence,
+                frame=frame,
+                image=image,
+                width=size[0],
+                height=size[1],
+                question=first.question,
+                kind=first.kind,
+                subject=first.subject,
+                answer=first.answer,
+                box_px=first.box_px,
+                answers_accepted=tuple(line.answer for line in group) if len(group) > 1 else (),
+                boxes_accepted=tuple(line.box_px for line in group) if len(group) > 1 else (),
+            )
+        )

@@ -1,0 +1,31 @@
+"""Other words for a question, so that a model learns what is asked and not a sentence (ours).
+
+The first wording is always the question as the labels have it. What is asked must not change: the answer stays the
+answer. Grounding-QA asks for the place alone, so that its other wordings may say so.
+"""
+
+from __future__ import annotations
+
+from surgery_r1.records import Sample
+
+#: task -> kind -> wordings; None is the question as the labels have it.
+WORDINGS: dict[str, dict[str, tuple[str | None, ...]]] = {
+    "visual_qa": {
+        "organ": (None, "Which organ do the surgeons operate on?", "What is the operated organ?"),
+        "state": (None, "What is {subject} doing?", "In which state is {subject}?"),
+        "location": (None, "In which part of the frame is {subject}?", "What is the position of {subject}?"),
+        "tool": (None, "Which instrument can be seen in the {subject}?", "Name the tool in the {subject}."),
+    },
+    "grounding_qa": {
+        "organ": (None, "Find the organ that is operated on.", "Show the operated organ."),
+        "state": (None, "Find {subject} and what it is doing.", "Show {subject} at work or at rest."),
+        "location": (None, "Find {subject} in the frame.", "Show where {subject} is."),
+        "tool": (None, "Find the tool in the {subject}.", "Show the instrument in the {subject}."),
+    },
+}
+
+
+def wording(sample: Sample, task: str, number: int) -> str:
+    """The ``number``-th wording (from 0) of a sample's question for a row of ``task``."""
+    form = WORDINGS[task][sample.kind][number]
+    return sample.question if form is None else form.format(subject=sample.subject)

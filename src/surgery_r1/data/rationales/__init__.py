@@ -1,0 +1,1 @@
+"""Rationales of chain-of-thought rows: who writes them, and what every one must pass."""

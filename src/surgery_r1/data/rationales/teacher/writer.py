@@ -1,0 +1,152 @@
+"""The writer of reasoning that asks a teacher (:class:`surgery_r1.data.rationales.writer.Writer`)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from surgery_r1._util.files import dump_json
+from surgery_r1.data.rationales.teacher import prompt
+from surgery_r1.data.rationales.teacher.client import Client
+from surgery_r1.data.rationales.teacher.endpoint import check_endpoint
+from surgery_r1.data.rationales.teacher.response_cache import Replies, Reply
+from surgery_r1.data.rationales.writer import Draft, Task
+from surgery_r1.data.recipe import ReasoningConfig, Recipe, TeacherConfig
+from surgery_r1.errors import SurgeryR1Error
+
+_FAULTS = {"content_filter": "refused", "refused": "refused"}
+#: Names that servers have for an end that the model has chosen; at any other the text may be cut off.
+_WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
+
+
+@contextmanager
+def open_teacher(
+    recipe: Recipe, replies: Path, *, key: str = "", allow_remote: bool = False
+) -> Iterator[TeacherWriter]:
+    """The teacher that a recipe names.
+
+    Args:
+        replies: file that keeps what it answers.
+        key: API key of the endpoint.
+        allow_remote: frames may go to another machine.
+
+    Raises:
+        SurgeryR1Error: for an endpoint elsewhere that was not allowed, a missing client, or replies in use.
+    """
+    endpoint = check_endpoint(recipe.teacher.endpoint, allow_remote)
+    client = Client(recipe.teacher, endpoint, key)
+    with closing(client), closing(Replies(replies)) as kept:
+        yield TeacherWriter(recipe.teacher, recipe.reasoning, client, kept, endpoint.local)
+
+
+class Asks(Protocol):
+    """What :class:`TeacherWriter` needs of a client."""
+
+    def ask(self, messages: list[dict[str, Any]], seed: int) -> Reply: ...
+
+    def stop(self) -> None: ...
+
+
+class TeacherWriter:
+    """Reasoning by a multimodal model, from the frame, the gold answer and what is annotated.
+
+    Args:
+        config: the model and how to ask it.
+        limits: length of a reasoning.
+        client: asks the endpoint.
+        replies: what it has answered before.
+        local: the endpoint is on this machine.
+
+    Attributes:
+        asked: requests sent by this process.
+        tokens: tokens that they cost.
+        reused: replies that were there already.
+    """
+
+    def __init__(
+        self, config: TeacherConfig, limits: ReasoningConfig, client: Asks, replies: Replies, local: bool
+    ) -> None:
+        self.name = f"teacher:{config.model}"
+        self.workers = config.concurrency
+        self.asked = self.tokens = self.reused = 0
+        self._config, self._limits, self._client, self._replies = config, limits, client, replies
+        where = "this machine" if local else "another machine"
+        what = "frames and annotations" if config.send_frames else "annotations"
+        self._sent_to = f"{what} to {config.endpoint} ({where})"
+        self._lock = threading.Lock()
+        self._used = {"replies": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self._went: set[str] = set()
+
+    def write(self, task: Task) -> Draft:
+        reply = self._reply(task)
+        text, answer = prompt.read_reply(reply.text)
+        fault = _FAULTS.get(reply.finish, "cut_off") if reply.finish not in _WHOLE else None
+        return Draft(text, answer, fault)
+
+    def stop(self) -> None:
+        self._client.stop()
+
+    def facts(self) -> dict[str, Any]:
+        """The model, where frames and annotations went (also for replies kept from earlier builds), and the cost."""
+        return {
+            "sent": sorted(self._went),
+            "model": self._config.model,
+            "prompt_version": prompt.VERSION,
+            **self._used,
+        }
+
+    def _reply(self, task: Task) -> Reply:
+        text = prompt.request_text(task, self._limits.min_words, self._limits.max_words)
+        seed = int.from_bytes(hashlib.sha256(f"{task.seed}:{task.number}:{task.attempt}".encode()).digest()[:4]) // 2
+        key = self._key(task, text, seed)
+        reply = self._replies.get(key)
+        new = reply is None
+        if reply is None:
+            reply = replace(self._client.ask(self._messages(task, text), seed), sent_to=self._sent_to)
+            # A refusal costs nothing, and may not stand when the server has been seen to.
+            if reply.finish != "refused":
+                self._replies.put(key, reply)
+        with self._lock:
+            self.asked += new
+            self.reused += not new
+            self.tokens += (reply.prompt_tokens + reply.completion_tokens) * new
+            self._went.add(reply.sent_to)
+            self._used["replies"] += 1
+            self._used["prompt_tokens"] += reply.prompt_tokens
+            self._used["completion_tokens"] += reply.completion_tokens
+        return reply
+
+    def _key(self, task: Task, text: str, seed: int) -> str:
+        """Everything that a reply depends on, and not where the server stands or the frame lies."""
+        config = self._config
+        what = {
+            "version": prompt.VERSION,
+            "model": config.model,
+            "system": prompt.SYSTEM,
+            "text": text,
+            "frame": task.frame.sha256 if config.send_frames else None,
+            # Two frames can be alike in all that is annotated.
+            "question": task.sample.id,
+            "seed": seed,
+            "max_tokens": config.max_tokens,
+            "temperature": config.temperature,
+        }
+        return hashlib.sha256(dump_json(what).encode()).hexdigest()
+
+    def _messages(self, task: Task, text: str) -> list[dict[str, Any]]:
+        content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+        if self._config.send_frames:
+            assert task.image is not None
+            data = task.image.read_bytes()
+            if hashlib.sha256(data).hexdigest() != task.frame.sha256:
+                raise SurgeryR1Error("image changed during the build", where=str(task.image), fix="run again")
+            kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+            url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+            content.insert(0, {"type": "image_url", "image_url": {"url": url}})
+        return [{"role": "system", "content": prompt.SYSTEM}, {"role": "user", "content": content}]

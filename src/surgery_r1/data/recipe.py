@@ -1,0 +1,159 @@
+"""The recipe of a dataset: which rows a question becomes, in how many wordings, and who writes the reasoning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from surgery_r1._util import toml as strict_toml
+from surgery_r1.data.paraphrases import WORDINGS
+from surgery_r1.records import TASKS
+
+#: The writer that fills in templates from the annotations, and the one that asks a language model.
+TEMPLATE, TEACHER = "template", "teacher"
+
+#: Different reasonings that the template writer has for a question.
+TEMPLATE_REASONINGS = 2
+
+
+@dataclass(frozen=True)
+class RowsConfig:
+    """``[rows]``: rows of each kind that a question becomes; 0 leaves the kind out.
+
+    Attributes:
+        visual_qa, grounding_qa: each in a wording of its own; the first is the question as the labels have it.
+        cot: each with a reasoning of its own.
+    """
+
+    visual_qa: int = 1
+    grounding_qa: int = 1
+    cot: int = 1
+
+
+@dataclass(frozen=True)
+class ReasoningConfig:
+    """``[reasoning]``: who writes it, and what it must keep to.
+
+    Attributes:
+        writers: ``template`` or ``teacher``; the n-th reasoning of a question is the n-th writer's, in turn.
+        attempts: how often a writer may try before a reasoning that fails its checks is dropped.
+        min_words, max_words: its length.
+    """
+
+    writers: tuple[str, ...] = (TEMPLATE,)
+    attempts: int = 3
+    min_words: int = 4
+    max_words: int = 120
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """``[teacher]``: a multimodal model behind an OpenAI-compatible endpoint.
+
+    Attributes:
+        endpoint: such as ``http://127.0.0.1:8000/v1``. One on another machine needs ``--allow-remote-frames``.
+        model: its name there.
+        send_frames: show it the frame, not only what is annotated.
+        concurrency: requests at a time.
+        requests_per_minute: 0 for no limit.
+        timeout: seconds that a reply may take.
+        retries: how often a request that failed is sent again, with growing pauses.
+        max_tokens, temperature: of a reply.
+    """
+
+    endpoint: str = ""
+    model: str = ""
+    send_frames: bool = True
+    concurrency: int = 8
+    requests_per_minute: int = 0
+    timeout: float = 120.0
+    retries: int = 6
+    max_tokens: int = 400
+    temperature: float = 0.7
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe file. ``title`` stands in the card."""
+
+    title: str = "Surgical VQLA with reasoning"
+    seed: int = 0
+    rows: RowsConfig = field(default_factory=RowsConfig)
+    reasoning: ReasoningConfig = field(default_factory=ReasoningConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+
+    @property
+    def rows_per_question(self) -> int:
+        """Rows that a training question becomes when no reasoning is dropped."""
+        return sum(getattr(self.rows, task) for task in TASKS)
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """Who writes each of the reasonings of a question."""
+        writers = self.reasoning.writers
+        return tuple(writers[i % len(writers)] for i in range(self.rows.cot))
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a teacher writes any of the reasoning."""
+        return TEACHER in self.turns
+
+    def to_json(self) -> dict[str, Any]:
+        """What the manifest keeps."""
+        data = asdict(self)
+        data["reasoning"]["writers"] = list(self.reasoning.writers)
+        if not self.asks_teacher:
+            del data["teacher"]
+        return data
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return strict_toml.shipped("rows")
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """Read a shipped recipe by its name (``surgery_r1_54k``) or a TOML file by its path.
+
+    Raises:
+        SurgeryR1Error: no such file, bad TOML, or every unknown key and wrong value at once.
+    """
+    path = strict_toml.find(name, strict_toml.SHIPPED, shipped())
+    data, text = strict_toml.read(path)
+    return strict_toml.build(Recipe, data, path, text, _wrong)
+
+
+def _wrong(recipe: Recipe) -> Iterator[str]:
+    rows, reasoning, teacher = recipe.rows, recipe.reasoning, recipe.teacher
+    for task in TASKS:
+        if getattr(rows, task) < 0:
+            yield f"rows.{task} = {getattr(rows, task)}, expected 0 or more"
+    for task in ("visual_qa", "grounding_qa"):
+        most = min(len(forms) for forms in WORDINGS[task].values())
+        if getattr(rows, task) > most:
+            yield f"rows.{task} = {getattr(rows, task)}, but there are {most} wordings"
+    if recipe.rows_per_question == 0:
+        yield "rows: a question becomes no row"
+    if not reasoning.writers or set(reasoning.writers) - {TEMPLATE, TEACHER}:
+        yield f"reasoning.writers = {list(reasoning.writers)}, expected some of {[TEMPLATE, TEACHER]}"
+    elif recipe.turns.count(TEMPLATE) > TEMPLATE_REASONINGS:
+        yield f"rows.cot = {rows.cot}, but the template writer has {TEMPLATE_REASONINGS} reasonings for a question"
+    if not 1 <= reasoning.min_words <= reasoning.max_words:
+        yield f"reasoning.min_words = {reasoning.min_words} to max_words = {reasoning.max_words} leaves no length"
+    least: dict[str, tuple[float, float]] = {
+        "reasoning.attempts": (reasoning.attempts, 1),
+        "teacher.concurrency": (teacher.concurrency, 1),
+        "teacher.requests_per_minute": (teacher.requests_per_minute, 0),
+        "teacher.retries": (teacher.retries, 0),
+        "teacher.max_tokens": (teacher.max_tokens, 1),
+        "teacher.temperature": (teacher.temperature, 0),
+    }
+    for name, (value, low) in least.items():
+        if not value >= low:
+            yield f"{name} = {value}, expected {low} or more"
+    if not teacher.timeout > 0:
+        yield f"teacher.timeout = {teacher.timeout}, expected seconds above 0"
+    if reasoning.writers and recipe.asks_teacher and not (teacher.endpoint and teacher.model):
+        yield "reasoning.writers names a teacher: give teacher.endpoint and teacher.model"

@@ -1,1 +1,0 @@
-"""Engines: what turns prompts into text."""

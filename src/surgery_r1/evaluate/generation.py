@@ -1,0 +1,82 @@
+"""The transformers engine: greedy or sampled text from a model in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from surgery_r1.models.encode import Prompt, PromptEncoder
+from surgery_r1.models.sharing.attention import can_share
+from surgery_r1.models.sharing.prefill import prefill, trunk_length
+
+
+class TransformersEngine:
+    """Generates with ``model.generate``.
+
+    Args:
+        model, processor: of a :class:`surgery_r1.models.load.Bundle`.
+        box_space: of the model.
+        batch_size: prompts per batch. Neighbouring prompts of one frame share its decoding.
+        max_new_tokens: upper bound of a reply.
+        share_frames: read each frame of a batch once, where the model's layers allow it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        box_space: str,
+        *,
+        batch_size: int = 16,
+        max_new_tokens: int = 256,
+        share_frames: bool = True,
+    ):
+        self.model = model
+        self.share_frames = share_frames and can_share(model)
+        self.encoder = PromptEncoder(processor, box_space)
+        self.batch_size = batch_size
+        self.max_new_tokens = max_new_tokens
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[str]]:
+        """Greedy replies, batch by batch, in the order of ``prompts``."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for start in range(0, len(prompts), self.batch_size):
+                yield self._batch(prompts[start : start + self.batch_size])
+        finally:
+            self.model.train(was_training)
+
+    def _batch(self, batch: Sequence[Prompt]) -> list[str]:
+        if not self.share_frames:
+            return self._continue(self.encoder(batch))
+        tokens, images = self.encoder.tokens(batch)
+        pad = self.encoder.processor.tokenizer.pad_token_id
+        # Frames of different size have trunks of different length, which cannot share one cache.
+        groups: dict[int, list[int]] = {}
+        for i, prompt in enumerate(tokens):
+            groups.setdefault(trunk_length(prompt, self.encoder.processor.image_token_id), []).append(i)
+        texts = [""] * len(batch)
+        for group in groups.values():
+            inputs = prefill(self.model, [tokens[i] for i in group], images, pad)
+            for i, text in zip(group, self._continue(inputs), strict=True):
+                texts[i] = text
+        return texts
+
+    def _continue(self, inputs: dict[str, Any]) -> list[str]:
+        """Replies to encoded prompts."""
+        import torch
+
+        tokenizer = self.encoder.processor.tokenizer
+        inputs = {n: value.to(self.model.device) if torch.is_tensor(value) else value for n, value in inputs.items()}
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                # Training turns the cache off in the model's configuration.
+                use_cache=True,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

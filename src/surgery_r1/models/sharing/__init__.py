@@ -1,0 +1,1 @@
+"""Each frame is computed once: prefix tree, its attention, prefill, kept vision features."""

@@ -1,0 +1,234 @@
+"""Attention over a forest of token branches (:mod:`surgery_r1.models.sharing.prefix_tree`), for transformers' models.
+
+It needs no mask and copies no keys: for a node, one causal call of all queries from its first token to the end of its
+subtree against its own keys. Results of a token's ancestors are merged by their log-sum-exp, as in ring attention; the
+backward pass of a part takes the merged output and log-sum-exp and is exact.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models.sharing.prefix_tree import Layout
+
+#: Model families whose language model sees frames and text by plain causal attention and M-RoPE.
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+#: The name under which the attention is registered with transformers.
+ATTENTION = "surgery_r1_tree"
+
+
+class _TreeAttention(torch.autograd.Function):
+    """Softmax attention of a forest with the flash kernel of the CPU; float32, float64, bfloat16 and float16.
+
+    Query (1, H, N, d), key and value (1, K, N, d) with H a multiple of K. Memory beyond the inputs: output, one number
+    a token and head.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any, layout: Layout, scale: float) -> Any:
+        q, k, v = _by_group(query, key, value)
+        # Parts are merged in at least float32.
+        precise = torch.promote_types(q.dtype, torch.float32)
+        out = q.new_empty(q.shape, dtype=precise)
+        lse = q.new_empty(q.shape[:-1], dtype=precise)
+        filled = 0
+        for start, stop, end in layout.spans:
+            part, part_lse = _flash(q[:, :, start:end], k[:, :, start:stop], v[:, :, start:stop], scale)
+            # In depth-first order what lies before ``filled`` has been seen by an ancestor.
+            if start >= filled:
+                out[:, :, start:end], lse[:, :, start:end] = part, part_lse
+                filled = end
+            else:
+                _merge(out[:, :, start:end], lse[:, :, start:end], part, part_lse)
+        out = out.to(q.dtype)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.layout, ctx.scale = layout, scale
+        return out.reshape(query.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        query, key, value, out, lse = ctx.saved_tensors
+        q, k, v = _by_group(query, key, value)
+        grad = grad.reshape(q.shape)
+        precise = lse.dtype
+        dq = torch.zeros(q.shape, dtype=precise, device=q.device)
+        dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (key, value))
+        for start, stop, end in ctx.layout.spans:
+            own, below = slice(start, stop), slice(start, end)
+            part_q, part_k, part_v = _flash_backward(
+                grad[:, :, below],
+                q[:, :, below],
+                k[:, :, own],
+                v[:, :, own],
+                out[:, :, below],
+                lse[:, :, below],
+                ctx.scale,
+            )
+            dq[:, :, below] += part_q
+            # Query heads of a group share their key.
+            dk[0, :, own], dv[0, :, own] = part_k.sum(1), part_v.sum(1)
+        return dq.to(query.dtype).reshape(query.shape), dk, dv, None, None
+
+
+def _by_group(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
+    """(K, H / K, N, d) each, without copying keys and values."""
+    heads, groups, size, width = query.shape[1], key.shape[1], query.shape[2], query.shape[3]
+    shape = (groups, heads // groups, size, width)
+    return query.reshape(shape), key[0].unsqueeze(1).expand(shape), value[0].unsqueeze(1).expand(shape)
+
+
+def _flash(q: Any, k: Any, v: Any, scale: float) -> Any:
+    """Output and log-sum-exp; query i sees keys up to i, those behind the last key all of them."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True, scale=scale)
+
+
+def _flash_backward(grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, scale: float) -> Any:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, q, k, v, out, lse, 0.0, True, scale=scale
+    )
+
+
+def _merge(out: Any, lse: Any, part: Any, part_lse: Any) -> None:
+    """Take attention over further keys into ``out`` and ``lse`` in place."""
+    total = torch.logaddexp(lse, part_lse)
+    out.mul_((lse - total).exp_().unsqueeze(-1)).addcmul_(part.to(out.dtype), (part_lse - total).exp_().unsqueeze(-1))
+    lse.copy_(total)
+
+
+@lru_cache(maxsize=8)
+def _block_mask(layout: Layout, device: torch.device) -> Any:
+    """The forest as a mask for flex attention: a token is seen by its own node from it on, and by the descendants."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    ends = torch.empty(layout.size, dtype=torch.long)
+    for start, stop, end in layout.spans:
+        ends[start:stop] = end
+    ends = ends.to(device)
+
+    def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return (key <= query) & (query < ends[key])
+
+    return create_block_mask(sees, None, None, layout.size, layout.size, device=str(device))
+
+
+def forget_masks() -> None:
+    """Drop the masks of layouts seen so far, which a benchmark that repeats a layout would get for nothing."""
+    _block_mask.cache_clear()
+
+
+def flex_tree_attention(query: Any, key: Any, value: Any, layout: Layout, scale: float) -> Any:
+    """The same attention with torch's flex attention, compiled where there is a GPU. Shapes as in the CPU's way."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    attend = _compiled_flex() if query.is_cuda else flex_attention
+    mask = _block_mask(layout, query.device)
+    return attend(query, key, value, block_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def tree_attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    tree: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[Any, None]:
+    """Attention function for transformers: a forest where the forward got ``tree``, else plain SDPA.
+
+    Args:
+        query, key, value: (1, heads, N, d), keys and values with as many heads or fewer.
+        tree: layout of the packed sequence.
+
+    Returns:
+        Output (1, N, heads, d), and None for the weights.
+    """
+    if tree is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    if query.shape[0] != 1 or query.shape[2] != tree.size:
+        raise SurgeryR1Error(
+            f"a forest of {tree.size} tokens met a batch of {query.shape[0]} sequences of {query.shape[2]}",
+            fix="pack the whole micro-batch into one sequence",
+        )
+    if dropout:
+        raise SurgeryR1Error(
+            f"attention dropout of {dropout} with shared frames", fix="set it to 0, or switch sharing off"
+        )
+    # Under autocast rotary embeddings leave queries and keys in another precision than values.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.device.type == "cpu":
+        out = _TreeAttention.apply(query, key, value, tree, scale)
+    else:
+        out = flex_tree_attention(query, key, value, tree, scale)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, tree_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def obstacle(model: Any) -> str | None:
+    """Why rows of this model cannot share their beginnings, or None where they can."""
+    config = core(model).config
+    if config.model_type not in FAMILIES:
+        return f"{config.model_type} is not one of {', '.join(FAMILIES)}"
+    text = config.get_text_config()
+    kinds = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention"})
+    if kinds:
+        return f"it has layers of {', '.join(kinds)}"
+    if getattr(text, "attention_dropout", 0.0):
+        return "it drops attention weights"
+    return None
+
+
+def can_share(model: Any) -> bool:
+    """Whether rows of this model can share their beginnings; where not, one warning says why."""
+    reason = obstacle(model)
+    if reason is not None:
+        _warn(f"warning: frames are not shared, rows are computed one by one: {reason}\n")
+    return reason is None
+
+
+@cache
+def _warn(message: str) -> None:
+    """Once a process."""
+    sys.stderr.write(message)
+
+
+def enable(model: Any) -> bool:
+    """Let the language model of ``model`` (an adapter on it or not) take forests, if it can; see :func:`can_share`."""
+    if not can_share(model):
+        return False
+    core(model).config.get_text_config()._attn_implementation = ATTENTION
+    return True
+
+
+def enabled(model: Any) -> bool:
+    """Whether the language model of ``model`` takes forests. One that does not would ignore the layout silently."""
+    return core(model).config.get_text_config()._attn_implementation == ATTENTION
+
+
+def core(model: Any) -> Any:
+    """The model itself, without an adapter around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

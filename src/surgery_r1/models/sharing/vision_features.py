@@ -1,0 +1,220 @@
+"""A frozen vision tower reads each frame once: its features are kept by the frame's content.
+
+Trainers pass a frame again for every completion of a group, every pass and every epoch. While the tower is frozen its
+output cannot change, so it is computed for the distinct frames of a batch and kept within a size limit: in memory, and
+on request in a folder that later runs read. A tower whose frames are all known need not stay on the GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from surgery_r1._util.files import atomic_write
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models.sharing.attention import core
+
+#: Families whose tower returns merged tokens alone. Qwen3-VL's also feeds deeper layers, and is left as it is.
+_PLAIN_TOWERS = ("qwen2_vl", "qwen2_5_vl")
+
+
+def content_keys(pixel_values: torch.Tensor, grids: torch.Tensor) -> list[bytes]:
+    """One key per image of a flat patch tensor: equal keys mean equal pixels and size.
+
+    Args:
+        pixel_values: patches of all images, (sum of grid products, patch dimension).
+        grids: (images, 3): temporal, height and width in patches.
+    """
+    sizes = grids.prod(-1).tolist()
+    keys = []
+    for pixels, grid in zip(torch.split(pixel_values, sizes), grids.tolist(), strict=True):
+        digest = hashlib.blake2b(repr((grid, str(pixels.dtype))).encode(), digest_size=16)
+        digest.update(pixels.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        keys.append(digest.digest())
+    return keys
+
+
+def tower_hash(tower: torch.nn.Module) -> str:
+    """Hash of a tower's weights, their types and names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(tower.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class FeatureFolder:
+    """Features on disk, one safetensors file for an image, under the hash of the tower's weights.
+
+    Args:
+        folder: may hold features of other towers too.
+        tower: their hash names the sub-folder.
+        limit: bytes; beyond them the files that were written longest ago are deleted.
+    """
+
+    def __init__(self, folder: Path, tower: torch.nn.Module, limit: int) -> None:
+        self.folder = folder / tower_hash(tower)
+        self._limit = limit
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SurgeryR1Error(
+                f"no folder for vision features: {error.strerror}", where=str(folder), fix="change model.vision_cache"
+            ) from None
+        files = sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+        self._sizes = {path.name: path.stat().st_size for path in files}
+
+    def get(self, key: bytes) -> torch.Tensor | None:
+        """Features of an image; None when there are none, or the file is torn (it is then written again)."""
+        path = self._path(key)
+        try:
+            return load_file(path)["features"]
+        except (FileNotFoundError, SafetensorError, KeyError):
+            return None
+
+    def put(self, key: bytes, features: torch.Tensor) -> None:
+        """Keep the features of an image."""
+        path = self._path(key)
+        with atomic_write(path, "wb") as file:
+            file.write(save({"features": features.detach().cpu().contiguous()}))
+        self._sizes[path.name] = path.stat().st_size
+        while sum(self._sizes.values()) > self._limit and len(self._sizes) > 1:
+            oldest = next(iter(self._sizes))
+            del self._sizes[oldest]
+            # Another process may have deleted it.
+            (self.folder / oldest).unlink(missing_ok=True)
+
+    def _path(self, key: bytes) -> Path:
+        return self.folder / f"{key.hex()}.safetensors"
+
+
+class VisionCache:
+    """Features by content, the least recently used dropped beyond ``limit`` bytes.
+
+    Args:
+        tower: a frozen vision tower.
+        limit: bytes of features to keep in memory.
+        files: keep them on disk too.
+        offload: move the tower to main memory whenever it has nothing to compute.
+
+    Attributes:
+        computed, reused: images that went through the tower, and images that did not have to.
+    """
+
+    def __init__(self, tower: Any, limit: int, files: FeatureFolder | None = None, offload: bool = False) -> None:
+        self._forward = tower.forward
+        self._merge = tower.spatial_merge_size**2
+        self._tower = tower
+        self._limit = limit
+        self._files = files
+        self._offload = offload
+        self._bytes = 0
+        self._kept: dict[bytes, torch.Tensor] = {}
+        self.computed = self.reused = 0
+
+    def __call__(self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        if self._offload and _ranks() > 1:
+            # What wraps the model would look for the tower's buffers on the device.
+            raise SurgeryR1Error("model.offload_vision is for one process", fix="leave it out when several ranks train")
+        if self._sharded:
+            # Every rank must run the tower in every pass, or the others wait for its shards for ever.
+            self.forget()
+        keys = content_keys(hidden_states, grid_thw)
+        files = None if self._sharded else self._files
+        if files is not None:
+            # Autocast makes other features of the same pixels.
+            device = hidden_states.device.type
+            cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            keys = [hashlib.blake2b(key + str(cast).encode(), digest_size=16).digest() for key in keys]
+            found = {key: files.get(key) for key in dict.fromkeys(keys) if key not in self._kept}
+            self._kept |= {key: part.to(hidden_states.device) for key, part in found.items() if part is not None}
+        fresh = [i for i, key in enumerate(keys) if key not in self._kept and key not in keys[:i]]
+        self.computed += len(fresh)
+        self.reused += len(keys) - len(fresh)
+        batch = {key: self._kept.pop(key) for key in dict.fromkeys(keys) if key in self._kept}
+        if fresh:
+            sizes = grid_thw.prod(-1).tolist()
+            pixels = torch.split(hidden_states, sizes)
+            # Tensors made in inference mode could not be used in a later backward pass.
+            with torch.inference_mode(False), torch.no_grad():
+                chosen = torch.cat([pixels[i] for i in fresh]).clone()
+                if self._offload:
+                    self._tower.to(chosen.device)
+                output = self._forward(chosen, grid_thw=grid_thw[fresh].clone(), **kwargs).pooler_output
+            parts = torch.split(output, [sizes[i] // self._merge for i in fresh])
+            for i, part in zip(fresh, parts, strict=True):
+                batch[keys[i]] = part.clone()
+                if files is not None:
+                    files.put(keys[i], part)
+        if self._offload:
+            self._tower.to("cpu")
+        self._keep(batch)
+        return BaseModelOutputWithPooling(pooler_output=torch.cat([batch[key] for key in keys]))
+
+    def forget(self) -> None:
+        """Drop all features."""
+        self._kept.clear()
+        self._bytes = 0
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether the tower's weights are spread over ranks (FSDP, ZeRO-3)."""
+        if _ranks() == 0:
+            return False
+        return any(
+            type(parameter).__name__ in ("DTensor", "FlatParameter") or hasattr(parameter, "ds_id")
+            for parameter in self._tower.parameters()
+        ) or any(type(module).__name__ == "FullyShardedDataParallel" for module in self._tower.modules())
+
+    def _keep(self, batch: dict[bytes, torch.Tensor]) -> None:
+        self._kept.update(batch)
+        self._bytes = sum(part.nbytes for part in self._kept.values())
+        while self._bytes > self._limit and len(self._kept) > len(batch):
+            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+
+
+def _ranks() -> int:
+    """Processes that train together; 0 when torch.distributed is not in use."""
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if ready else 0
+
+
+def keep_frozen_features(
+    model: Any, limit: int = 256 * 2**20, *, folder: Path | None = None, offload: bool = False, disk: int = 64 * 2**30
+) -> VisionCache | None:
+    """Make a model's frozen vision tower read each distinct image once; None where that cannot be done.
+
+    Only for a tower whose weights do not change any more in this process. The caller sees to that: gradients do not
+    reach the tower afterwards.
+
+    Args:
+        model: a Qwen2-VL or Qwen2.5-VL model, with or without a LoRA adapter on its language model.
+        limit: bytes of features to keep in memory.
+        folder: keep features there too, for later runs with the same tower, up to ``disk`` bytes.
+        offload: let the tower leave the device while it has nothing to compute.
+
+    Raises:
+        SurgeryR1Error: when a folder or offloading is asked for, and the tower cannot do it.
+    """
+    base = core(model)
+    if base.config.model_type not in _PLAIN_TOWERS:
+        if folder is not None or offload:
+            raise SurgeryR1Error(
+                f"vision features of {base.config.model_type} cannot be kept: its tower feeds several layers",
+                fix="leave out model.vision_cache and model.offload_vision",
+            )
+        return None
+    tower = base.model.visual
+    if isinstance(tower.forward, VisionCache):
+        return tower.forward
+    files = FeatureFolder(folder, tower, disk) if folder is not None else None
+    cache = VisionCache(tower, limit, files, offload)
+    tower.forward = cache
+    return cache

@@ -1,0 +1,1 @@
+"""The tiny base model: its architecture, its tokenizer's text, and the shipped weights."""

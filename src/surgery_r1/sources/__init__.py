@@ -1,1 +1,0 @@
-"""Label folders and drawn scenes: where samples come from."""

@@ -1,0 +1,263 @@
+"""What training reads from its config: see :mod:`surgery_r1._util.toml` for what is wrong with one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery_r1._util import toml as strict_toml
+from surgery_r1._util.toml import SHIPPED
+from surgery_r1.geometry import FLIPS
+from surgery_r1.records import TASKS
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """``[model]``: what is trained.
+
+    Attributes:
+        base: ``tiny``, a folder, or a hub name (with --allow-hub).
+        box_space: empty takes the family's own, see ``surgery_r1.codec.BOX_SPACES``.
+        min_pixels, max_pixels: limits of the resized image; 0 keeps the folder's own.
+        freeze_vision: leave the vision tower as it is; its features are then computed once for an image.
+        vision_cache: folder that keeps these features for later runs, up to ``vision_cache_gib``; empty keeps them in
+            memory alone, as long as they fit ``vision_memory_mib``.
+        offload_vision: keep the frozen tower in main memory, but for frames whose features are not known yet.
+    """
+
+    base: str = "tiny"
+    box_space: str = ""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: str = "sdpa"
+    min_pixels: int = 0
+    max_pixels: int = 0
+    freeze_vision: bool = True
+    vision_cache: str = ""
+    vision_cache_gib: int = 64
+    vision_memory_mib: int = 256
+    offload_vision: bool = False
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """``[lora]``: as in the paper, whose rank and alpha are unknown; ``enabled = false`` trains all weights."""
+
+    enabled: bool = True
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """``[sft]``: the first stage, TRL's SFTTrainer.
+
+    Attributes:
+        tasks: row kinds to train on; leave out ``cot`` for SFT without chain of thought.
+        direct_answers: also train each question without reasoning ("Reply with answer and box.").
+        batch_size: rows (or packs of rows) per device and step.
+        flips: also show each frame mirrored, in one of these ways, to its rows without reasoning: ``horizontal``,
+            ``vertical``, ``both``. Answer and box follow; a reasoning stays with the frame that it was written about.
+        rows_per_frame: pack up to that many rows of a frame behind one copy of it; 0 gives each row its own copy.
+        pack_tokens: fill packs with rows of several frames up to that many tokens; 0 keeps one frame a pack.
+        max_steps: upper bound; training stops earlier when dev does not improve ``patience`` times in a row.
+        eval_every: steps between evaluations on dev.
+        trl: passed through to TRL's SFTConfig.
+    """
+
+    tasks: tuple[str, ...] = ("visual_qa", "grounding_qa", "cot")
+    direct_answers: bool = False
+    flips: tuple[str, ...] = ()
+    rows_per_frame: int = 0
+    pack_tokens: int = 0
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    warmup_steps: int = 10
+    max_steps: int = 1000
+    eval_every: int = 100
+    patience: int = 3
+    trl: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RftConfig:
+    """``[rft]``: the second stage, TRL's GRPOTrainer.
+
+    Attributes:
+        rewards: reward name -> weight, see ``surgery_r1.rewards``.
+        prompts: questions per device and optimiser step.
+        generations: completions per question (the group, G).
+        micro_batch: completions per forward and backward pass; 0 means all of a step.
+        reasoning: ask for reasoning.
+        share_frames: compute frame and question once for all completions of a micro-batch (equal to rounding); false
+            is stock TRL.
+        questions_per_frame: take up to that many questions of a frame one after the other, so that they share it. The
+            order is drawn once and is the same in every epoch: this changes which questions meet in a step, and so
+            what is learned.
+        flips: also ask each question about its frame mirrored in each of these ways: ``horizontal``, ``vertical``,
+            ``both``. A frame that SFT has learned by heart has little left to teach; in a mirror it is new, and the
+            right answer and box follow from the labels.
+        trl: passed through to TRL's GRPOConfig.
+    """
+
+    rewards: dict[str, float] = field(
+        default_factory=lambda: {"format": 1.0, "answer": 1.0, "box": 1.0, "coherence": 1.0}
+    )
+    prompts: int = 16
+    generations: int = 8
+    micro_batch: int = 0
+    learning_rate: float = 1e-6
+    warmup_steps: int = 3
+    max_steps: int = 110
+    eval_every: int = 50
+    temperature: float = 1.0
+    max_completion: int = 256
+    reasoning: bool = True
+    share_frames: bool = True
+    questions_per_frame: int = 1
+    flips: tuple[str, ...] = ()
+    trl: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """``[eval]``: prediction on dev while training.
+
+    Attributes:
+        dev_samples: questions of dev to use, evenly spread; 0 means all.
+        batch_size: prompts per generation batch.
+        choose: keep the ``best`` model on dev, or the ``last`` one, for controls that must show where training leads.
+    """
+
+    dev_samples: int = 0
+    batch_size: int = 16
+    max_new_tokens: int = 256
+    choose: Literal["best", "last"] = "best"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole config file."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    rft: RftConfig = field(default_factory=RftConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    seed: int = 0
+    threads: int = 0
+    tracker: str = "none"
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved config, as written into run folders."""
+        return asdict(self)
+
+
+def shipped() -> list[str]:
+    """Names of the training configs that come with the package."""
+    return strict_toml.shipped("model")
+
+
+def load_config(name: str | Path) -> TrainConfig:
+    """Read a shipped config by its name (``tiny``) or a TOML file by its path.
+
+    Raises:
+        SurgeryR1Error: no such file, bad TOML, or every unknown key and wrong value at once.
+    """
+    path = strict_toml.find(name, SHIPPED, shipped())
+    data, text = strict_toml.read(path)
+    return parse_config(data, path, text)
+
+
+def parse_config(data: Mapping[str, Any], path: Path | str = "config", text: str = "") -> TrainConfig:
+    """Build a :class:`TrainConfig` from parsed TOML and check what belongs together."""
+    return strict_toml.build(TrainConfig, data, path, text, _inconsistent)
+
+
+#: Smallest value of each number. Written so that NaN fails too.
+_AT_LEAST: dict[str, float] = {
+    "model.min_pixels": 0,
+    "model.max_pixels": 0,
+    "model.vision_cache_gib": 1,
+    "model.vision_memory_mib": 1,
+    "lora.rank": 1,
+    "lora.alpha": 1,
+    "lora.dropout": 0,
+    "sft.rows_per_frame": 0,
+    "sft.pack_tokens": 0,
+    "sft.batch_size": 1,
+    "sft.learning_rate": 0,
+    "sft.warmup_steps": 0,
+    "sft.max_steps": 1,
+    "sft.eval_every": 1,
+    "sft.patience": 0,
+    "rft.prompts": 1,
+    "rft.generations": 2,
+    "rft.micro_batch": 0,
+    "rft.questions_per_frame": 1,
+    "rft.learning_rate": 0,
+    "rft.warmup_steps": 0,
+    "rft.max_steps": 1,
+    "rft.eval_every": 1,
+    "rft.temperature": 0.01,
+    "rft.max_completion": 1,
+    "eval.dev_samples": 0,
+    "eval.batch_size": 1,
+    "eval.max_new_tokens": 1,
+    "seed": 0,
+    "threads": 0,
+}
+
+
+def _inconsistent(config: TrainConfig) -> list[str]:
+    """Values that no run can use, and values that are fine alone and wrong together."""
+    messages = []
+    for name, least in _AT_LEAST.items():
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if not least <= value < math.inf:
+            why = ": a group needs at least 2 completions to compare" if name == "rft.generations" else ""
+            messages.append(f"{name} = {value}, expected {least} or more{why}")
+    rft = config.rft
+    completions = rft.prompts * rft.generations
+    if (
+        rft.generations > 1
+        and rft.micro_batch > 0
+        and (completions % rft.micro_batch or rft.micro_batch % rft.generations)
+    ):
+        messages.append(
+            f"rft.micro_batch = {rft.micro_batch} cannot hold whole groups: it must be a multiple of "
+            f"rft.generations = {rft.generations} that divides prompts x generations = {completions}"
+        )
+    model = config.model
+    if (model.vision_cache or model.offload_vision) and not model.freeze_vision:
+        messages.append("model.vision_cache and model.offload_vision need model.freeze_vision: they must not change")
+    sft = config.sft
+    if sft.pack_tokens and not sft.rows_per_frame:
+        messages.append("sft.pack_tokens needs sft.rows_per_frame: what is packed are the rows of frames")
+    if sft.rows_per_frame:
+        # Packed rows are never cut, and their labels are already shifted.
+        fixed: dict[str, Any] = {"max_length": None, "label_smoothing_factor": 0, "completion_only_loss": True}
+        messages += [
+            f"sft.trl.{name} = {sft.trl[name]!r} does not go with sft.rows_per_frame: leave one of them out"
+            for name, value in fixed.items()
+            if sft.trl.get(name, value) != value
+        ]
+    messages += _wrong_flips("sft.flips", sft.flips) + _wrong_flips("rft.flips", rft.flips)
+    if not config.sft.tasks:
+        messages.append(f"sft.tasks is empty: give some of {list(TASKS)}")
+    messages += [
+        f"sft.tasks holds {task!r}, not one of {list(TASKS)}" for task in config.sft.tasks if task not in TASKS
+    ]
+    return messages
+
+
+def _wrong_flips(name: str, flips: tuple[str, ...]) -> list[str]:
+    ways = [flip for flip in FLIPS if flip != "none"]
+    if len(set(flips)) < len(flips):
+        return [f"{name} = {list(flips)} names one way twice"]
+    return [f"{name} holds {flip!r}, not one of {ways}" for flip in flips if flip not in ways]

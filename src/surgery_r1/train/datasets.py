@@ -1,0 +1,195 @@
+"""Dataset folder -> the conversational datasets that TRL's trainers take. Images are read when a row is fetched."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from surgery_r1 import codec, prompts
+from surgery_r1.data.mirroring import flip_frame, flip_places, flip_sample
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.geometry import flip_box
+from surgery_r1.models.encode import ImageCache
+from surgery_r1.models.processor import view_of
+from surgery_r1.records import Row
+from surgery_r1.rewards import Truth
+
+if TYPE_CHECKING:
+    from datasets import Dataset as HFDataset
+
+    from surgery_r1.data.dataset import Dataset
+    from surgery_r1.records import Sample
+
+
+def conversation(question: str, box_space: str, task: str, reasoning: bool) -> list[dict[str, str]]:
+    """System and user message; TRL puts the images in front of the user's text, as ``prompts.messages`` does."""
+    return [
+        {"role": "system", "content": prompts.system_text(box_space)},
+        {"role": "user", "content": prompts.user_text(question, task, reasoning)},
+    ]
+
+
+def prompt_and_completion(
+    task: str,
+    question: str,
+    reasoning: str | None,
+    answer: str | None,
+    box_px: Sequence[float] | None,
+    box_space: str,
+    view: codec.View,
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The messages of a training row, its box in the units of a model that sees frames as ``view`` says."""
+    box = None if box_px is None else codec.to_model(box_px, box_space, view)
+    completion = [{"role": "assistant", "content": codec.render(reasoning, answer, box)}]
+    return conversation(question, box_space, task, reasoning is not None), completion
+
+
+def sft_dataset(
+    dataset: Dataset,
+    processor: Any,
+    box_space: str,
+    *,
+    tasks: Sequence[str],
+    direct_answers: bool = False,
+    include_dev: bool = False,
+    flips: Sequence[str] = (),
+    seed: int = 0,
+) -> HFDataset:
+    """Rows of ``tasks`` with columns prompt, completion and images.
+
+    Args:
+        direct_answers: add each question once without reasoning.
+        flips: add every row without reasoning once more with its frame mirrored, in one of these ways
+            (:data:`surgery_r1.geometry.FLIPS`), drawn for each frame. A reasoning stays with the frame that it was
+            written about.
+        seed: of what is drawn.
+
+    Raises:
+        SurgeryR1Error: when there are no such rows, or labels that cannot be mirrored (:func:`flip_sample`).
+    """
+    columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": [], "flips": []}
+
+    def add(flip: str, row: Row) -> None:
+        sample = flip_sample(dataset.samples[row.sample_id], flip)
+        box = row.box_px and flip_box(row.box_px, flip, sample.width, sample.height)
+        view = view_of(processor, sample.width, sample.height)
+        prompt, completion = prompt_and_completion(
+            row.task,
+            flip_places(row.question, flip),
+            row.reasoning,
+            row.answer and flip_places(row.answer, flip),
+            box,
+            box_space,
+            view,
+        )
+        columns["prompt"].append(prompt)
+        columns["completion"].append(completion)
+        _show(columns, dataset, sample, flip)
+
+    rows = dataset.train_rows(tasks, include_dev)
+    if direct_answers:
+        samples = train_samples(dataset, include_dev)
+        rows += [Row(s.id, s.id, "cot", s.question, None, s.answer, s.box_px, None) for s in samples]
+    for row in rows:
+        add("none", row)
+        if flips and row.reasoning is None:
+            add(random.Random(f"{seed}:{dataset.samples[row.sample_id].image}").choice(flips), row)
+    if not columns["prompt"]:
+        raise SurgeryR1Error(
+            f"no training rows of tasks {list(tasks)}", where=str(dataset.root), fix="check [sft] tasks"
+        )
+    return lazy(columns)
+
+
+def rft_dataset(
+    dataset: Dataset,
+    processor: Any,
+    box_space: str,
+    *,
+    reasoning: bool = True,
+    include_dev: bool = False,
+    flips: Sequence[str] = (),
+    questions_per_frame: int = 1,
+    seed: int = 0,
+) -> HFDataset:
+    """One prompt for each training question, with columns id (of the sample), prompt, images and truth.
+
+    Args:
+        flips: add every question again with its frame mirrored in each of these ways
+            (:data:`surgery_r1.geometry.FLIPS`).
+        questions_per_frame, seed: beyond 1 the questions come in an order of their own, see :func:`frame_blocks`.
+
+    Raises:
+        SurgeryR1Error: when there are none, or labels that cannot be mirrored (:func:`flip_sample`).
+    """
+    columns: dict[str, list[Any]] = {"id": [], "prompt": [], "images": [], "flips": [], "truth": []}
+    shown = [(flip, sample) for flip in ("none", *flips) for sample in train_samples(dataset, include_dev)]
+    if questions_per_frame > 1:
+        shown = frame_blocks(shown, questions_per_frame, seed)
+    for flip, unflipped in shown:
+        sample = flip_sample(unflipped, flip)
+        rule = dataset.location_rule_of(sample.source)
+        truth = Truth.from_sample(
+            sample,
+            flip_frame(dataset.frame_of(sample), flip),
+            view=view_of(processor, sample.width, sample.height),
+            box_space=box_space,
+            rule=rule.name if rule else None,
+            # The dataset has already refused rules that too few labels follow.
+            agreement=1.0 if rule else None,
+            reasoning=reasoning,
+        )
+        columns["id"].append(sample.id)
+        columns["prompt"].append(conversation(sample.question, box_space, "cot", reasoning))
+        _show(columns, dataset, sample, flip)
+        columns["truth"].append(truth.to_json())
+    if not columns["prompt"]:
+        raise SurgeryR1Error(
+            "no training questions", where=str(dataset.root), fix="build it from the training sequences"
+        )
+    return lazy(columns)
+
+
+def frame_blocks(shown: Sequence[tuple[str, Sample]], size: int, seed: int) -> list[tuple[str, Sample]]:
+    """Flips and samples in random order, up to ``size`` questions of a frame, flipped alike, one after the other."""
+    rng = random.Random(seed)
+    frames: dict[tuple[str, str], list[tuple[str, Sample]]] = {}
+    for flip, sample in shown:
+        frames.setdefault((flip, sample.image), []).append((flip, sample))
+    blocks = []
+    for questions in frames.values():
+        rng.shuffle(questions)
+        blocks += [questions[i : i + size] for i in range(0, len(questions), size)]
+    rng.shuffle(blocks)
+    return [question for block in blocks for question in block]
+
+
+def train_samples(dataset: Dataset, include_dev: bool) -> list[Sample]:
+    """Samples to train on: train, and dev on request."""
+    return dataset.split("train") + (dataset.split("dev") if include_dev else [])
+
+
+def _show(columns: dict[str, list[Any]], dataset: Dataset, sample: Sample, flip: str) -> None:
+    """Add the images of ``sample`` to the columns that :func:`lazy` reads."""
+    paths = [str(path) for path in dataset.image_paths(sample)]
+    columns["images"].append(paths)
+    columns["flips"].append([flip] * len(paths))
+
+
+def lazy(columns: dict[str, list[Any]]) -> HFDataset:
+    """A dataset of ``columns`` whose ``images`` are decoded when a row is fetched.
+
+    Args:
+        columns: among them ``images``, lists of paths, and ``flips``, as long ones of how each is mirrored; the latter
+            is left out of what is fetched.
+    """
+    from datasets import Dataset as HFDataset
+
+    cache = ImageCache()
+
+    def fetch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        flips = batch.pop("flips")
+        return {**batch, "images": [[*map(cache, *of_row)] for of_row in zip(batch["images"], flips, strict=True)]}
+
+    return HFDataset.from_dict(columns).with_transform(fetch)
