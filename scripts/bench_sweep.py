@@ -1,4 +1,4 @@
-"""How the time of an RFT update grows with the text on a frame, both ways: docs/sweep.json and docs/sweep.png.
+"""How the time of an RFT update grows with the text on a frame, both variants: docs/sweep.json and docs/sweep.png.
 
 python scripts/bench_sweep.py --out docs
 """
@@ -44,8 +44,8 @@ def draw(records: list[dict], path: Path) -> None:
     )
     for axis, (name, label, chosen) in zip(axes, parts, strict=True):
         x = [record["config"][name] for record in chosen]
-        for way, style in (("plain", "o-"), ("ours", "s-")):
-            axis.plot(x, [record[way]["compared"] for record in chosen], style, label=way)
+        for name, key, style in (("baseline", "plain", "o-"), ("optimised", "ours", "s-")):
+            axis.plot(x, [record[key]["compared"] for record in chosen], style, label=name)
         axis.set_xlabel(label)
         axis.set_yscale("log")
         if name == "generations":

@@ -11,15 +11,15 @@ from surgery_r1.bench import operations
 from surgery_r1.bench.shapes import Work, build_model, build_processor, questions
 from surgery_r1.cli import main
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models.sharing.prefix_tree import Layout
+from surgery_r1.models.sharing.prefix_tree import TreeLayout
 
 SMALL = ["--image-tokens", "30", "--prompt-tokens", "80", "--pairs", "2", "--threads", "1"]
 
 
 def test_a_forests_pairs_are_its_rows_pairs_without_the_repeats():
-    # A trunk of 10 with two leaves of 3, and a lone row of 4.
-    layout = Layout(((0, 10, 16), (10, 13, 13), (13, 16, 16), (16, 20, 20)))
-    assert operations.forest_pairs(layout) == operations.row_pairs([13, 13, 4]) - operations.row_pairs([10])
+    # A prefix of 10 with two leaves of 3, and a lone row of 4.
+    layout = TreeLayout(((0, 10, 16), (10, 13, 13), (13, 16, 16), (16, 20, 20)))
+    assert operations.tree_pairs(layout) == operations.row_pairs([13, 13, 4]) - operations.row_pairs([10])
 
 
 def test_prediction_for_the_7b_model():
@@ -30,16 +30,16 @@ def test_prediction_for_the_7b_model():
         length = 1280 + 150 + tokens
         plain = {"tokens": rows * length, "pairs": operations.row_pairs([length]) * rows, "images": rows}
         # Frame, question without its last token, and leaves that start with it and end before their last.
-        trunk, question, leaf = 1280, 149, tokens
-        spans, at = [(0, trunk, trunk + asked * (question + 8 * leaf))], trunk
+        prefix, question, leaf = 1280, 149, tokens
+        spans, at = [(0, prefix, prefix + asked * (question + 8 * leaf))], prefix
         for _ in range(asked):
             spans.append((at, at + question, at + question + 8 * leaf))
             at += question
             for _ in range(8):
                 spans.append((at, at + leaf, at + leaf))
                 at += leaf
-        layout = Layout(tuple(spans))
-        ours = {"tokens": layout.size, "pairs": operations.forest_pairs(layout), "images": 1}
+        layout = TreeLayout(tuple(spans))
+        ours = {"tokens": layout.size, "pairs": operations.tree_pairs(layout), "images": 1}
         ratio = operations.training(work, **plain, heads=rows * tokens) / operations.training(
             work, **ours, heads=rows * tokens
         )

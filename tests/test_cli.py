@@ -24,7 +24,7 @@ from surgery_r1.cli import main
 from surgery_r1.data import recipe
 from surgery_r1.models.load import weights_sha256
 from surgery_r1.models.tiny.architecture import TINY_BASE
-from surgery_r1.train.config import shipped
+from surgery_r1.train.config import shipped_configs
 
 COMMANDS = (
     *((), ("demo",), ("data",), ("data", "make-scenes"), ("data", "check"), ("data", "build"), ("data", "export")),
@@ -116,8 +116,8 @@ def test_flags_are_those_of_the_snapshot(helps):
 
 
 def test_help_of_training_names_the_shipped_configs(helps):
-    assert len(shipped()) > 2 and all(name in helps["train", "sft"] for name in shipped())
-    assert all(name in helps["data", "build"] for name in recipe.shipped())
+    assert len(shipped_configs()) > 2 and all(name in helps["train", "sft"] for name in shipped_configs())
+    assert all(name in helps["data", "build"] for name in recipe.shipped_recipes())
 
 
 def test_version_and_wrong_arguments(capfd):

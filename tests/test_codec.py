@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from surgery_r1 import codec, prompts
-from surgery_r1.codec import PROBLEMS, View, parse, read, render, to_model, to_px
+from surgery_r1.codec import PROBLEMS, View, parse, read_reply, render, to_model, to_px
 
 # Machines are shared: no example is timed, and every run tries the same ones.
 UNTIMED = settings(deadline=None, derandomize=True)
@@ -90,9 +90,9 @@ def test_spaces_differ_and_unknown_ones_are_named():
 def test_read_brings_the_box_to_source_pixels(space):
     view = View(1280, 1024, 1120, 896)
     truth = (128.0, 256.0, 640.0, 512.0)
-    reading = read(render("why", "left-top", to_model(truth, space, view)), space, view)
+    reading = read_reply(render("why", "left-top", to_model(truth, space, view)), space, view)
     assert reading.box_px == pytest.approx(truth, abs=7)
-    assert (reading.reasoning, reading.answer, reading.problems) == ("why", "left-top", ())
+    assert (reading.rationale, reading.answer, reading.problems) == ("why", "left-top", ())
 
 
 # --- render and parse ----------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_what_is_rendered_is_read_back(reasoning, answer, box):
     if reasoning is None and answer is None and box is None:
         return
     parsed = parse(render(reasoning, answer, box))
-    assert (parsed.reasoning, parsed.answer, parsed.box_model) == (reasoning, answer, box)
+    assert (parsed.rationale, parsed.answer, parsed.box_model) == (reasoning, answer, box)
     assert parsed.well_formed(reasoning=reasoning is not None, answer=answer is not None, box=box is not None)
 
 
@@ -269,14 +269,14 @@ any_text = st.one_of(
 def test_no_text_makes_it_raise_and_what_is_found_was_written(text):
     parsed = parse(text)
     assert set(parsed.problems) <= set(PROBLEMS)
-    for part in (parsed.reasoning, parsed.answer):
+    for part in (parsed.rationale, parsed.answer):
         assert part is None or (part and part in text)
-    for part, name in ((parsed.reasoning, "think"), (parsed.answer, "answer"), (parsed.box_model, "box")):
+    for part, name in ((parsed.rationale, "think"), (parsed.answer, "answer"), (parsed.box_model, "box")):
         assert part is None or text.count(f"<{name}>") == 1
     if parsed.problems == ():
         assert parsed.well_formed()
     for view in VIEWS:
-        reading = read(text, "norm100", view)
+        reading = read_reply(text, "norm100", view)
         assert (reading.box_px is None) == (parsed.box_model is None)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from surgery_r1.data import recipe
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.train.config import SHIPPED, TrainConfig, load_config, shipped
+from surgery_r1.train.config import SHIPPED, TrainConfig, load_config, shipped_configs
 from surgery_r1.train.run_folder import metrics_writer, prune_metrics, start_run
 
 
@@ -20,13 +20,13 @@ def fails(tmp_path, text: str) -> str:
 
 
 def test_a_shipped_config_is_for_training_or_a_recipe():
-    assert sorted(path.stem for path in SHIPPED.glob("*.toml")) == sorted(shipped() + recipe.shipped())
+    assert sorted(path.stem for path in SHIPPED.glob("*.toml")) == sorted(shipped_configs() + recipe.shipped_recipes())
     assert SHIPPED.parent.parent.parent.joinpath("configs").resolve() == SHIPPED.resolve()
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
 def test_shipped_configs(path):
-    load = load_config if path.stem in shipped() else recipe.load_recipe
+    load = load_config if path.stem in shipped_configs() else recipe.load_recipe
     config = load(path.stem)
     assert config == load(path)
     assert path.read_text().startswith("# "), "a config opens with what it is for and its command"
@@ -34,7 +34,7 @@ def test_shipped_configs(path):
     json.dumps(config.to_json(), allow_nan=False)
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", shipped_configs())
 def test_shipped_configs_suit_trl(name, tmp_path, monkeypatch):
     """Their pass-through options are TRL's, their rewards exist, their cycles fit, and nothing is held off."""
     import torch

@@ -116,7 +116,7 @@ def test_a_perfect_reply_about_the_mirrored_frame_earns_everything(tiny, dataset
     flipped = rft_dataset(dataset, tiny.processor, space, flips=WAYS).with_format(None)
     assert len(flipped) == len(ALL) * len(plain)
     names = [name for name in REWARDS if name not in ("random",)]
-    illusions = spatial = 0
+    wrong_referents = spatial = 0
     for row in flipped:
         (flip,) = row["flips"]
         truth = Truth.from_json(row["truth"])
@@ -131,9 +131,9 @@ def test_a_perfect_reply_about_the_mirrored_frame_earns_everything(tiny, dataset
                 assert all(value is None or value > 0.8 for value in earned.values()), (row["id"], flip, earned)
             elif there.answer != told.answer:
                 assert earned["answer"] == earned["coherence"] == 0
-                illusions += 1
+                wrong_referents += 1
             spatial += earned["spatial"] is not None
-    assert illusions > 30 and spatial > 30
+    assert wrong_referents > 30 and spatial > 30
 
 
 def test_images_are_mirrored_when_a_row_is_fetched(tiny, dataset):
@@ -158,8 +158,8 @@ def test_rows_of_sft_tell_of_the_mirrored_frame(tiny, dataset):
             drawn.setdefault(there["images"][0], set()).add(flip)
         sample = dataset.samples[row.sample_id]
         view = view_of(tiny.processor, sample.width, sample.height)
-        reading = codec.read(there["completion"][0]["content"], space, view)
-        assert reading.reasoning == row.reasoning
+        reading = codec.read_reply(there["completion"][0]["content"], space, view)
+        assert reading.rationale == row.reasoning
         assert reading.answer == (row.answer and flip_places(row.answer, flip))
         if row.box_px is not None:
             assert geometry.iou(reading.box_px, flip_box(row.box_px, flip, sample.width, sample.height)) > 0.7

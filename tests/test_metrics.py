@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from surgery_r1 import vocab
 from surgery_r1._util.files import write_jsonl
-from surgery_r1.codec import Reading
+from surgery_r1.codec import Prediction
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.bootstrap import block_ids, draws, intervals, natural
 from surgery_r1.evaluate.compare import compare_lines, compare_scores
 from surgery_r1.evaluate.floor import NoImageFloor
-from surgery_r1.evaluate.metrics import METRICS, by_answer, confusions, illusions, published, summarise, tally
+from surgery_r1.evaluate.metrics import METRICS, by_answer, confusions, published, summarise, tally, wrong_referents
 from surgery_r1.evaluate.tables import markdown_table, number, signed, text_table
 from surgery_r1.records import Sample
 
@@ -147,8 +147,8 @@ def test_confusions_are_ordered():
 
 def test_illusion_rate_counts_only_where_it_can_be_told():
     lines = [line(referent_illusion=value) for value in (True, False, None)]
-    assert illusions(lines) == {"illusion_rate": 0.5, "illusion_n": 2}
-    assert illusions([line()]) == {"illusion_rate": None, "illusion_n": 0}
+    assert wrong_referents(lines) == {"illusion_rate": 0.5, "illusion_n": 2}
+    assert wrong_referents([line()]) == {"illusion_rate": None, "illusion_n": 0}
 
 
 def test_published_iou_by_hand():
@@ -264,7 +264,7 @@ def test_the_floor_is_the_training_majority_and_mean_box():
 def test_ties_of_the_floor_go_to_the_first_class():
     training = [sample("1", answer="Cutting"), sample("2", answer="Idle")]
     floor = NoImageFloor.fit(training)
-    assert floor is not None and floor(sample("v")) == Reading(None, "Idle", (0, 0, 10, 10))
+    assert floor is not None and floor(sample("v")) == Prediction(None, "Idle", (0, 0, 10, 10))
 
 
 def _pair(gain: float):

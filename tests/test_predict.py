@@ -1,4 +1,4 @@
-"""Prediction and ``ask``: same texts in any batch, resumable, raw text kept; and the demo end to end."""
+"""PredictionLine and ``ask``: same texts in any batch, resumable, raw text kept; and the demo end to end."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image
 from small import small
 
 from surgery_r1 import stages
-from surgery_r1.codec import CODEC_VERSION, View, read, render, to_model
+from surgery_r1.codec import CODEC_VERSION, View, read_reply, render, to_model
 from surgery_r1.demo import Demo
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.generation import TransformersEngine
-from surgery_r1.evaluate.predict import predict, prompt_of, spread
+from surgery_r1.evaluate.predict import evenly_spaced, predict, prompt_of
 from surgery_r1.evaluate.score import score_predictions
 from surgery_r1.inference import ask
 from surgery_r1.models.processor import view_of
@@ -48,7 +48,7 @@ def lines(path) -> list[dict]:
 
 def test_batched_equals_one_by_one(tiny, dataset):
     """Padding, shared frames and mixed sizes must not change a reply."""
-    samples = spread(dataset.split("val"), 6)
+    samples = evenly_spaced(dataset.split("val"), 6)
     asked = [prompt_of(s, dataset, reasoning=i % 2 == 0) for i, s in enumerate(samples)]
     one, whole = (
         [
@@ -148,7 +148,7 @@ def test_an_engine_must_answer_every_prompt(tiny, dataset, tmp_path):
 
 def test_limit_and_empty_split(tiny, dataset, tmp_path):
     assert run(dataset, Scripted(tiny, lambda _: "x"), tiny, tmp_path / "p.jsonl", limit=5) == 5
-    assert [r["id"] for r in lines(tmp_path / "p.jsonl")] == [s.id for s in spread(dataset.split("val"), 5)]
+    assert [r["id"] for r in lines(tmp_path / "p.jsonl")] == [s.id for s in evenly_spaced(dataset.split("val"), 5)]
     with pytest.raises(SurgeryR1Error, match="split 'test' has no samples"):
         run(dataset, Scripted(tiny, lambda _: "x"), tiny, tmp_path / "q.jsonl", split="test")
 
@@ -200,7 +200,7 @@ def test_ask_draws_whatever_the_model_says(dataset, tmp_path, monkeypatch, text)
     sample = dataset.split("val")[0]
     reply = ask(dataset.image_path(sample), "Where?", picture=tmp_path / "answer.png")
     assert reply.text == text and (tmp_path / "answer.png").stat().st_size > 100
-    assert reply.reading == read(text, "norm100", View(160, 128, 168, 140))
+    assert reply.reading == read_reply(text, "norm100", View(160, 128, 168, 140))
 
 
 @pytest.mark.parametrize(("question", "message"), [("", "question is empty"), (" \n", "question is empty")])

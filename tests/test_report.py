@@ -21,7 +21,7 @@ from surgery_r1.report import write_report
 from surgery_r1.report.curves import panels
 from surgery_r1.report.drawing import draw_boxes
 from surgery_r1.report.gallery import gallery
-from surgery_r1.report.inputs import collect
+from surgery_r1.report.inputs import read_inputs
 from surgery_r1.report.pictures import thumbnails
 
 EVIL = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
@@ -143,7 +143,7 @@ def test_what_is_left_out_is_said(work):
     result = write_report(sources(work), out, dataset=make_dataset(work / "data", 12), max_items=3)
     assert (result["pictures"], result["pictures_left_out"]) == (3, 9)
     assert "9 frames have no picture" in out.read_text(encoding="utf-8")
-    groups, _ = collect(sources(work))
+    groups, _ = read_inputs(sources(work))
     small = gallery(groups, most=10)
     assert (len(small.items), small.left_out) == (10, 14)
     # The last system has eight failures; none of them was left out.
@@ -163,23 +163,23 @@ def test_pictures_keep_to_their_budget(tmp_path):
 
 
 def test_sources_are_found_below_and_named_apart(work, tmp_path):
-    groups, runs = collect([work])
+    groups, runs = read_inputs([work])
     assert [scored.name for scored in groups[0].scored] == ["sft", "rft"] and len(groups) == 1
     assert [run.stage for run in runs] == ["sft", "rft"]
     for place in ("a/scores-val", "b/val", "c/val-scores", "d/sft-val"):
         shutil.copytree(work / "scores" / "sft", tmp_path / place)
-    assert sorted(s.name for s in collect([tmp_path])[0][0].scored) == ["a", "b", "c", "sft"]
+    assert sorted(s.name for s in read_inputs([tmp_path])[0][0].scored) == ["a", "b", "c", "sft"]
 
 
 def test_bad_sources_are_named(work, tmp_path):
     with pytest.raises(SurgeryR1Error, match="no such folder"):
-        collect([tmp_path / "none"])
+        read_inputs([tmp_path / "none"])
     with pytest.raises(SurgeryR1Error, match=r"neither scores\.jsonl nor metrics\.jsonl"):
-        collect([tmp_path])
+        read_inputs([tmp_path])
     shutil.copytree(work / "scores" / "sft", tmp_path / "s")
     (tmp_path / "s" / "metrics.json").write_text('{"n": 1}')
     with pytest.raises(SurgeryR1Error, match="no acc, f_score"):
-        collect([tmp_path / "s"])
+        read_inputs([tmp_path / "s"])
     other = make_dataset(tmp_path / "data", 12)
     other.manifest["sha256"]["samples.jsonl"] = "other"
     with pytest.raises(SurgeryR1Error, match="nothing here was scored on this dataset"):

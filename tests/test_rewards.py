@@ -32,9 +32,9 @@ STAPLER = (400.0, 100.0, 900.0, 450.0)  # overlaps the suction
 KIDNEY = (300.0, 300.0, 1000.0, 900.0)  # centre (650, 600)
 WHOLE = (0.0, 0.0, 1280.0, 1024.0)
 OBJECTS = (
-    schema.SceneObject(vocab.ORGAN, None, None, KIDNEY),
-    schema.SceneObject("suction", "Suction", "left-top", SUCTION),
-    schema.SceneObject("stapler", "Staple", "right-top", STAPLER),
+    schema.AnnotatedObject(vocab.ORGAN, None, None, KIDNEY),
+    schema.AnnotatedObject("suction", "Suction", "left-top", SUCTION),
+    schema.AnnotatedObject("stapler", "Staple", "right-top", STAPLER),
 )
 FRAME = schema.Frame("endovis18/seq_2/frame000", "f.png", 1280, 1024, "0" * 64, OBJECTS)
 SAMPLE = schema.Sample(
@@ -138,12 +138,12 @@ def test_referent_refuses_the_box_that_fits_another_instrument_better():
 
 
 def test_referent_wants_a_strictly_better_fit():
-    twin = dataclasses.replace(FRAME, objects=(*OBJECTS, schema.SceneObject("stapler", None, None, SUCTION)))
+    twin = dataclasses.replace(FRAME, objects=(*OBJECTS, schema.AnnotatedObject("stapler", None, None, SUCTION)))
     assert rewards.coherence_referent(reply("left-top", SUCTION), truth_of(frame=twin)) == 0
 
 
 def test_referent_with_two_instruments_of_one_kind():
-    second = schema.SceneObject("suction", "Idle", "right-bottom", (900.0, 700.0, 1200.0, 1000.0))
+    second = schema.AnnotatedObject("suction", "Idle", "right-bottom", (900.0, 700.0, 1200.0, 1000.0))
     truth = truth_of(frame=dataclasses.replace(FRAME, objects=(*OBJECTS, second)))
     assert rewards.coherence_referent(reply("left-top", SUCTION), truth) > 0.99
     assert second in truth.others(0)

@@ -14,7 +14,7 @@ from surgery_r1.codec import CODEC_VERSION
 from surgery_r1.data.dataset import Dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.score import score_predictions
-from surgery_r1.records import Frame, Sample, SceneObject
+from surgery_r1.records import AnnotatedObject, Frame, Sample
 
 CONTRACT = {
     *("n", "acc", "f_score", "f_score_18", "miou", "miou_published", "acc_at_iou50", "joint_at_iou50"),
@@ -56,9 +56,9 @@ def make_dataset(root: Path, frames: int = 12) -> Dataset:
                 question = WHERE if kind == "location" else "What organ is being operated?"
                 samples.append(make_sample(split, sequence, i, number, question, kind, subject, answer, box))
             objects = (
-                SceneObject("kidney", None, None, kidney),
-                SceneObject("suction", "Idle", "left-top", suction),
-                SceneObject("stapler", "Idle", "right-bottom", (200, 150, 300, 240)),
+                AnnotatedObject("kidney", None, None, kidney),
+                AnnotatedObject("suction", "Idle", "left-top", suction),
+                AnnotatedObject("stapler", "Idle", "right-bottom", (200, 150, 300, 240)),
             )
             last = samples[-1]
             records[last.frame_id] = Frame(last.frame_id, last.image, 320, 256, "0", objects)

@@ -23,7 +23,7 @@ from surgery_r1.data.dataset import open_dataset
 from surgery_r1.data.rationales.teacher import endpoint as where
 from surgery_r1.data.rationales.teacher import prompt
 from surgery_r1.data.rationales.teacher.endpoint import check_endpoint, on_this_machine
-from surgery_r1.data.rationales.teacher.response_cache import Replies, Reply
+from surgery_r1.data.rationales.teacher.response_cache import ResponseCache, TeacherResponse
 from surgery_r1.data.recipe import load_recipe
 from surgery_r1.errors import SurgeryR1Error
 
@@ -227,7 +227,7 @@ def test_faults_that_stay_stop_the_build_and_keep_what_is_done(folder, serve, tm
     recipe = recipe_file(tmp_path / "r.toml", server.endpoint, concurrency=1)
     fails(capsys, folder, tmp_path / "ds", recipe, match=message)
     assert sorted(path.name for path in tmp_path.iterdir() if "ds" in path.name) == ["ds.replies.jsonl"]
-    assert len(Replies(tmp_path / "ds.replies.jsonl")) == 4
+    assert len(ResponseCache(tmp_path / "ds.replies.jsonl")) == 4
     server = serve()
     recipe = recipe_file(tmp_path / "r.toml", server.endpoint)
     assert build(folder, tmp_path / "ds", recipe) == 0
@@ -247,7 +247,7 @@ def test_what_no_retry_can_mend_stops_at_once(folder, serve, tmp_path, capsys):
         fails(capsys, folder, tmp_path / f"ds{plan[:4]}", recipe, match=message)
         assert len(server.requests) == {"4": 10, "n": 2}.get(plan[0] if len(plan) > 9 else "", 1)
         # Refusals are not kept: they may not stand when the server has been seen to.
-        with closing(Replies(tmp_path / f"ds{plan[:4]}.replies.jsonl")) as replies:
+        with closing(ResponseCache(tmp_path / f"ds{plan[:4]}.replies.jsonl")) as replies:
             assert len(replies) == ("none" in plan)
     server.stop()
     fails(capsys, folder, tmp_path / "gone", recipe, match="cannot be reached")
@@ -269,21 +269,21 @@ def test_bad_replies_are_tried_again_then_dropped(folder, serve, tmp_path, capsy
     texts = [row.reasoning for row in open_dataset(tmp_path / "ds").rows if row.task == "cot"]
     assert not any("Answer:" in text or "think" in text for text in texts) and any(text[0] == "?" for text in texts)
     out = capsys.readouterr().out
-    assert "rejected: absent_tool" in out and "1 of 20 reasonings failed their checks and were dropped" in out
+    assert "rejected: absent_tool" in out and "1 of 20 rationales failed their checks and were dropped" in out
 
 
 def test_a_second_attempt_is_told_what_was_wrong():
-    from surgery_r1.data.rationales.writer import Task
-    from surgery_r1.records import Frame, Sample, SceneObject
+    from surgery_r1.data.rationales.writer import RationaleRequest
+    from surgery_r1.records import AnnotatedObject, Frame, Sample
 
     head = ("endovis18", "train", "seq_2", "frame003", "x.png", 160, 128)
     sample = Sample("i", *head, "Where is suction located?", "location", "suction", "left-top", (1, 1, 9, 9))
-    frame = Frame("f", "x.png", 160, 128, "00", (SceneObject("suction", "Idle", "left-top", (1, 1, 9, 9)),))
-    first = prompt.request_text(Task(sample, frame), 4, 50)
-    second = prompt.request_text(Task(sample, frame, 1, 1, ("leak", "absent_tool")), 4, 50)
+    frame = Frame("f", "x.png", 160, 128, "00", (AnnotatedObject("suction", "Idle", "left-top", (1, 1, 9, 9)),))
+    first = prompt.request_text(RationaleRequest(sample, frame), 4, 50)
+    second = prompt.request_text(RationaleRequest(sample, frame, 1, 1, ("leak", "absent_tool")), 4, 50)
     assert "- suction: state Idle, place left-top, region [1, 1, 9, 9]" in first and "4 to 50 words" in first
     assert "earlier attempt" not in first and "name no instrument that is not listed" in second
-    assert len({prompt.request_text(Task(sample, frame, number), 4, 50) for number in range(4)}) == 4
+    assert len({prompt.request_text(RationaleRequest(sample, frame, number), 4, 50) for number in range(4)}) == 4
 
 
 def test_requests_are_spread_over_the_minute(folder, serve, tmp_path):
@@ -367,8 +367,8 @@ def test_one_reasoning_by_template_and_one_by_teacher(folder, serve, tmp_path):
 def test_replies_on_a_full_disk(tmp_path, monkeypatch):
     import os
 
-    replies = Replies(tmp_path / "r.jsonl")
-    replies.put("aa", Reply("kept", "stop", 3, 4))
+    replies = ResponseCache(tmp_path / "r.jsonl")
+    replies.put("aa", TeacherResponse("kept", "stop", 3, 4))
     whole = (tmp_path / "r.jsonl").read_bytes()
 
     def full(_):
@@ -376,19 +376,19 @@ def test_replies_on_a_full_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SurgeryR1Error, match="No space left on device; free some space"):
-        replies.put("bb", Reply("lost", "stop"))
+        replies.put("bb", TeacherResponse("lost", "stop"))
     monkeypatch.undo()
     replies.close()
     assert (tmp_path / "r.jsonl").read_bytes() == whole
-    again = Replies(tmp_path / "r.jsonl")
-    assert again.get("aa") == Reply("kept", "stop", 3, 4) and again.get("bb") is None
+    again = ResponseCache(tmp_path / "r.jsonl")
+    assert again.get("aa") == TeacherResponse("kept", "stop", 3, 4) and again.get("bb") is None
     with pytest.raises(SurgeryR1Error, match="another build"):
-        Replies(tmp_path / "r.jsonl")
+        ResponseCache(tmp_path / "r.jsonl")
     again.close()
     for line in (b"nonsense\n", b'{"key": "xx"}\n', b'{"key": "00", "texxt": 1}\n', b"[]\n"):
         (tmp_path / "r.jsonl").write_bytes(whole + line)
         with pytest.raises(SurgeryR1Error, match=r"r\.jsonl:2: damaged reply"):
-            Replies(tmp_path / "r.jsonl")
+            ResponseCache(tmp_path / "r.jsonl")
 
 
 def test_time_left():
@@ -408,8 +408,8 @@ def test_recipe_without_its_teacher(folder, tmp_path):
     with pytest.raises(SurgeryR1Error, match=r"r\.toml:3: unknown key 'reasoning\.attempt'; did you mean"):
         load_recipe(path)
     for text, message in (
-        ("[rows]\ncot = 3\n", "the template writer has 2 reasonings"),
-        ("[rows]\nvisual_qa = 9\n", "there are 3 wordings"),
+        ("[rows]\ncot = 3\n", "the template writer has 2 rationales"),
+        ("[rows]\nvisual_qa = 9\n", "there are 3 paraphrases"),
         ("[rows]\nvisual_qa = 0\ngrounding_qa = 0\ncot = 0\n", "no row"),
         ("[reasoning]\nmin_words = 9\nmax_words = 3\n", "leaves no length"),
         ("[teacher]\ntimeout = 0\n", "seconds above 0"),

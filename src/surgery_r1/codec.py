@@ -121,23 +121,23 @@ def render(reasoning: str | None, answer: str | None, box_model: Sequence[int] |
 
 
 @dataclass(frozen=True, slots=True)
-class Parsed:
+class ParsedReply:
     """What a reply held. What is absent or unusable is None, and ``problems`` says why.
 
     Attributes:
-        reasoning, answer: stripped text of the tags.
+        rationale, answer: stripped text of the tags.
         box_model: corners in the model's space, x2 > x1 and y2 > y1.
         problems: codes out of :data:`PROBLEMS`, in a fixed order, without repeats.
     """
 
-    reasoning: str | None = None
+    rationale: str | None = None
     answer: str | None = None
     box_model: Box | None = None
     problems: tuple[str, ...] = ()
 
     def well_formed(self, *, reasoning: bool = True, answer: bool = True, box: bool = True) -> bool:
         """Whether exactly the expected parts are there, each once, in order, with nothing around them."""
-        found = (self.reasoning is not None, self.answer is not None, self.box_model is not None)
+        found = (self.rationale is not None, self.answer is not None, self.box_model is not None)
         return found == (reasoning, answer, box) and not self.blocking
 
     @property
@@ -169,7 +169,7 @@ PROBLEMS: dict[str, str] = {
 }
 
 
-def parse(text: str) -> Parsed:
+def parse(text: str) -> ParsedReply:
     """Read a reply. Never raises on any string; one pass, linear in its length.
 
     A part that opens twice is not taken at all, so that writing several answers or boxes cannot win, not even where
@@ -217,13 +217,13 @@ def parse(text: str) -> Parsed:
     if list(dict.fromkeys(order)) != [name for name in ("think", "answer", "box") if name in order]:
         problems.add("wrong_order")
 
-    reasoning = _single(found["think"], opened["think"], "reasoning", problems)
+    rationale = _single(found["think"], opened["think"], "reasoning", problems)
     answer = _single(found["answer"], opened["answer"], "answer", problems)
     if answer is not None and len(answer) > _LONGEST_ANSWER:
         problems.add("long_answer")
         answer = None
     box = _read_box(_single(found["box"], opened["box"], "box", problems), problems)
-    return Parsed(reasoning, answer, box, tuple(code for code in PROBLEMS if code in problems))
+    return ParsedReply(rationale, answer, box, tuple(code for code in PROBLEMS if code in problems))
 
 
 def _single(texts: list[str], opened: int, part: str, problems: set[str]) -> str | None:
@@ -255,7 +255,7 @@ def _read_box(text: str | None, problems: set[str]) -> Box | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Prediction:
     """A prediction in source terms, whatever system wrote it.
 
     Attributes:
@@ -263,14 +263,14 @@ class Reading:
         problems: codes of :data:`PROBLEMS`; empty for predictions that came without text.
     """
 
-    reasoning: str | None
+    rationale: str | None
     answer: str | None
     box_px: Box | None
     problems: tuple[str, ...] = ()
 
 
-def read(text: str, space: str, view: View) -> Reading:
+def read_reply(text: str, space: str, view: View) -> Prediction:
     """Parse a reply and bring its box to source pixels."""
     parsed = parse(text)
     box = None if parsed.box_model is None else to_px(parsed.box_model, space, view)
-    return Reading(parsed.reasoning, parsed.answer, box, parsed.problems)
+    return Prediction(parsed.rationale, parsed.answer, box, parsed.problems)

@@ -8,7 +8,7 @@ from typing import Any
 
 from surgery_r1 import prompts
 from surgery_r1._util.files import atomic_write
-from surgery_r1.codec import Reading, read
+from surgery_r1.codec import Prediction, read_reply
 from surgery_r1.errors import SurgeryR1Error
 
 
@@ -17,13 +17,13 @@ class Reply:
     """The raw text and what it says, box in pixels of the image."""
 
     text: str
-    reading: Reading
+    reading: Prediction
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
         box = self.reading.box_px
         return {
-            "reasoning": self.reading.reasoning,
+            "reasoning": self.reading.rationale,
             "answer": self.reading.answer,
             "box_px": None if box is None else list(box),
             "problems": list(self.reading.problems),
@@ -59,7 +59,7 @@ def ask(
     space = bundle.info.box_space
     engine = TransformersEngine(bundle.model, bundle.processor, space, batch_size=1, max_new_tokens=max_new_tokens)
     text = next(iter(engine.generate([Prompt((image,), prompts.user_text(question, "cot", reasoning))])))[0]
-    reading = read(text, space, view_of(bundle.processor, *frame.size))
+    reading = read_reply(text, space, view_of(bundle.processor, *frame.size))
     if picture is not None:
         drawn = draw_boxes(
             frame, predicted_px=reading.box_px, predicted_label=reading.answer or "no answer", caption=question

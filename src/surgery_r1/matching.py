@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from surgery_r1.codec import Reading
+from surgery_r1.codec import Prediction
 from surgery_r1.geometry import Box, iou
 
 IOU_RIGHT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Match:
     """One prediction against the truth.
 
     Attributes:
@@ -35,19 +35,19 @@ class Judgement:
         return self.answer_right and self.iou >= IOU_RIGHT
 
 
-def judge(reading: Reading, accepted: tuple[tuple[str, Box], ...]) -> Judgement:
+def match(reading: Prediction, accepted: tuple[tuple[str, Box], ...]) -> Match:
     """Compare with every accepted (answer, box) pair and keep the best: right answers first, then IoU.
 
     Args:
         reading: the prediction.
         accepted: pairs of answer and box in source pixels, see :attr:`surgery_r1.records.Sample.accepted`.
 
-    >>> reading = Reading(None, "suction", (0, 0, 2, 2))
-    >>> judge(reading, (("stapler", (9, 9, 10, 10)), ("suction", (0, 0, 2, 2))))
-    Judgement(answer_right=True, iou=1.0, truth=1)
+    >>> reading = Prediction(None, "suction", (0, 0, 2, 2))
+    >>> match(reading, (("stapler", (9, 9, 10, 10)), ("suction", (0, 0, 2, 2))))
+    Match(answer_right=True, iou=1.0, truth=1)
     """
     candidates = [
-        Judgement(reading.answer == answer, 0.0 if reading.box_px is None else iou(reading.box_px, box), index)
+        Match(reading.answer == answer, 0.0 if reading.box_px is None else iou(reading.box_px, box), index)
         for index, (answer, box) in enumerate(accepted)
     ]
     return max(candidates, key=lambda j: (j.answer_right, j.iou, -j.truth))

@@ -46,16 +46,16 @@ def user_text(question: str, task: str = "cot", reasoning: bool = True) -> str:
 
 
 def parts(task: str, reasoning: bool) -> dict[str, bool]:
-    """Which parts a reply to this task has, as keywords of :meth:`surgery_r1.codec.Parsed.well_formed`."""
+    """Which parts a reply to this task has, as keywords of :meth:`surgery_r1.codec.ParsedReply.well_formed`."""
     return {"reasoning": reasoning, "answer": task != "grounding_qa", "box": task != "visual_qa"}
 
 
 def messages(text: str, box_space: str, images: int = 1) -> list[dict[str, Any]]:
     """The conversation of a prompt in the form that chat templates take, with placeholders for the images."""
-    return conversation(system_text(box_space), text, images)
+    return chat_messages(system_text(box_space), text, images)
 
 
-def conversation(system: str, text: str, images: int = 1) -> list[dict[str, Any]]:
+def chat_messages(system: str, text: str, images: int = 1) -> list[dict[str, Any]]:
     """:func:`messages` with a system text of its own."""
     content: list[dict[str, Any]] = [{"type": "image"} for _ in range(images)]
     content.append({"type": "text", "text": text})

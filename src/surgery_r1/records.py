@@ -54,7 +54,7 @@ class _Record:
 
 def _frozen(name: str, value: Any) -> Any:
     if name == "objects":
-        return tuple(SceneObject.from_json(item) for item in value)
+        return tuple(AnnotatedObject.from_json(item) for item in value)
     if isinstance(value, list):
         return tuple(_frozen("", item) for item in value)
     return value
@@ -119,7 +119,7 @@ class Sample(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class SceneObject(_Record):
+class AnnotatedObject(_Record):
     """An annotated object of a frame. ``state`` and ``location`` are None for the organ or where not annotated."""
 
     name: str
@@ -145,7 +145,7 @@ class Frame(_Record):
     width: int
     height: int
     sha256: str
-    objects: tuple[SceneObject, ...]
+    objects: tuple[AnnotatedObject, ...]
 
     @property
     def organ_box(self) -> Box | None:
@@ -154,7 +154,7 @@ class Frame(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Row(_Record):
+class TrainingRow(_Record):
     """One training row: a line of ``rows.jsonl``. What the task lacks is None."""
 
     id: str

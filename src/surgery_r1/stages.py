@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from surgery_r1._util.files import write_json
-from surgery_r1.codec import read
+from surgery_r1.codec import read_reply
 from surgery_r1.data.dataset import Dataset
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.evaluate.predict import predict, prompt_of, spread
+from surgery_r1.evaluate.predict import evenly_spaced, predict, prompt_of
 from surgery_r1.evaluate.score import score_predictions
-from surgery_r1.matching import judge
+from surgery_r1.matching import match
 from surgery_r1.train.config import TrainConfig
 from surgery_r1.train.run_folder import metrics_writer, seed_everything, start_run, stay_offline
 
@@ -36,7 +36,7 @@ def dev_evaluator(config: TrainConfig, dataset: Dataset, bundle: Bundle) -> Call
     from surgery_r1.evaluate.generation import TransformersEngine
     from surgery_r1.models.processor import view_of
 
-    samples = spread(dataset.split("dev"), config.eval.dev_samples)
+    samples = evenly_spaced(dataset.split("dev"), config.eval.dev_samples)
     if not samples:
         raise SurgeryR1Error(
             "the dataset has no dev questions to choose on",
@@ -57,16 +57,16 @@ def dev_evaluator(config: TrainConfig, dataset: Dataset, bundle: Bundle) -> Call
         )
         texts = [text for batch in engine.generate(prompts) for text in batch]
         readings = [
-            read(text, space, view_of(bundle.processor, s.width, s.height))
+            read_reply(text, space, view_of(bundle.processor, s.width, s.height))
             for text, s in zip(texts, samples, strict=True)
         ]
-        judged = [judge(reading, s.accepted) for reading, s in zip(readings, samples, strict=True)]
-        n = len(judged)
+        matches = [match(reading, s.accepted) for reading, s in zip(readings, samples, strict=True)]
+        n = len(matches)
         return {
-            "acc": sum(j.answer_right for j in judged) / n,
-            "miou": sum(j.iou for j in judged) / n,
-            "joint": sum(j.joint for j in judged) / n,
-            "joint_at_iou50": sum(j.joint_at_iou50 for j in judged) / n,
+            "acc": sum(j.answer_right for j in matches) / n,
+            "miou": sum(j.iou for j in matches) / n,
+            "joint": sum(j.joint for j in matches) / n,
+            "joint_at_iou50": sum(j.joint_at_iou50 for j in matches) / n,
             "parse_failure_rate": sum(r.answer is None or r.box_px is None for r in readings) / n,
         }
 

@@ -1,4 +1,4 @@
-"""Reading and writing files: JSONL, atomic replacement, sha256."""
+"""Prediction and writing files: JSONL, atomic replacement, sha256."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ _T = TypeVar("_T")
 SHIPPED = Path(__file__).parents[1] / "configs"
 
 
-def shipped(table: str) -> list[str]:
+def shipped_with(table: str) -> list[str]:
     """Names of the shipped files that have a ``table``: ``model`` in training configs, ``rows`` in recipes."""
-    return [path.stem for path in sorted(SHIPPED.glob("*.toml")) if table in read(path)[0]]
+    return [path.stem for path in sorted(SHIPPED.glob("*.toml")) if table in load_toml(path)[0]]
 
 
 def find(name: str | Path, folder: Path, known: Iterable[str]) -> Path:
@@ -41,8 +41,8 @@ def find(name: str | Path, folder: Path, known: Iterable[str]) -> Path:
     return path
 
 
-def read(path: Path) -> tuple[dict[str, Any], str]:
-    """Parsed TOML and its text.
+def load_toml(path: Path) -> tuple[dict[str, Any], str]:
+    """ParsedReply TOML and its text.
 
     Raises:
         SurgeryR1Error: for a file that is not UTF-8 or not TOML.

@@ -1,1 +1,1 @@
-"""Ours against the plain way, side by side in one run (``surgery-r1 bench``)."""
+"""Shared frames against stock TRL and transformers, side by side in one run (``surgery-r1 bench``)."""

@@ -1,4 +1,4 @@
-"""Runs both ways in turn, each in a process of its own, and puts what was measured beside what was counted."""
+"""Runs baseline and optimised variant in turn, each in a process of its own: what was measured, what was counted."""
 
 from __future__ import annotations
 
@@ -19,34 +19,38 @@ NAMES = ("sft", "rft", "predict")
 #: Dense bfloat16 operations per second, from NVIDIA's data sheets. MFU is operations of unique tokens per second
 #: (see :mod:`surgery_r1.bench.operations`) over this.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
-WAYS = ("plain", "ours")
+#: The variants, and what the record calls them.
+VARIANTS = {"baseline": "plain", "optimised": "ours"}
 
 
 def bench(name: str, work: Work, pairs: int = 5, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Time ``pairs`` pairs after one warm-up each; the contract's record (DESIGN section 2).
+    """Time ``pairs`` pairs after one warm-up each; what ``bench NAME --json FILE`` writes.
 
     Args:
         name: one of :data:`NAMES`.
         say: where progress lines go.
 
     Raises:
-        SurgeryR1Error: for work that cannot be run, or a way that failed.
+        SurgeryR1Error: for work that cannot be run, or a variant that failed.
     """
     work.check()
     if pairs < 1:
         raise SurgeryR1Error(f"pairs = {pairs}", fix="give 1 or more")
-    workers = {way: _Worker(name, work, way) for way in WAYS}
+    workers = {variant: _Worker(name, work, variant) for variant in VARIANTS}
     try:
         for worker in workers.values():
             worker.ask("run")
         times: list[dict[str, dict[str, float]]] = []
         for number in range(pairs):
             # Who goes first alternates.
-            order = WAYS if number % 2 == 0 else WAYS[::-1]
-            times.append({way: workers[way].ask("run") for way in order})
-            plain, ours = (times[-1][way]["compared"] for way in WAYS)
-            say(f"pair {number + 1} of {pairs}: plain {plain:.2f} s, ours {ours:.2f} s, {plain / ours:.1f} x")
-        facts = {way: worker.ask("facts") for way, worker in workers.items()}
+            order = list(VARIANTS) if number % 2 == 0 else list(VARIANTS)[::-1]
+            times.append({variant: workers[variant].ask("run") for variant in order})
+            baseline, optimised = (times[-1][variant]["compared"] for variant in VARIANTS)
+            say(
+                f"pair {number + 1} of {pairs}: baseline {baseline:.2f} s, optimised {optimised:.2f} s, "
+                f"{baseline / optimised:.1f} x"
+            )
+        facts = {variant: worker.ask("facts") for variant, worker in workers.items()}
     finally:
         for worker in workers.values():
             worker.close()
@@ -54,69 +58,75 @@ def bench(name: str, work: Work, pairs: int = 5, say: Callable[[str], None] = pr
 
 
 def _record(name: str, work: Work, times: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
-    ratios = [pair["plain"]["compared"] / pair["ours"]["compared"] for pair in times]
-    steps = [pair["plain"]["step"] / pair["ours"]["step"] for pair in times]
+    ratios = [pair["baseline"]["compared"] / pair["optimised"]["compared"] for pair in times]
+    steps = [pair["baseline"]["step"] / pair["optimised"]["step"] for pair in times]
     operations = {
-        way: generation(work, **facts[way]["counts"])
+        variant: generation(work, **facts[variant]["counts"])
         if name == "predict"
-        else training(work, **facts[way]["counts"], kept=way == "ours")
-        for way in WAYS
+        else training(work, **facts[variant]["counts"], kept=variant == "optimised")
+        for variant in VARIANTS
     }
     parts = {
-        way: {part: statistics.median(pair[way].get(part, 0.0) for pair in times) for part in times[0][way]}
-        for way in WAYS
+        variant: {part: statistics.median(pair[variant].get(part, 0.0) for pair in times) for part in times[0][variant]}
+        for variant in VARIANTS
     }
-    peak = next((rate for part, rate in PEAKS.items() if part in facts["plain"]["machine"]["device"]), None)
+    peak = next((rate for part, rate in PEAKS.items() if part in facts["baseline"]["machine"]["device"]), None)
     made = {"sft": work.questions * work.rows, "rft": work.questions * work.generations, "predict": work.questions}[
         name
     ]
     rates = {
-        way: {
-            "samples_per_second": made / parts[way]["compared"],
-            "completion_tokens_per_second": made * work.completion_tokens / parts[way]["compared"],
+        variant: {
+            "samples_per_second": made / parts[variant]["compared"],
+            "completion_tokens_per_second": made * work.completion_tokens / parts[variant]["compared"],
             # Operations of what is unique, whichever way it is computed.
-            "unique_operations_per_second": operations["ours"] / parts[way]["compared"],
-            **({"mfu": operations["ours"] / parts[way]["compared"] / peak} if peak else {}),
+            "unique_operations_per_second": operations["optimised"] / parts[variant]["compared"],
+            **({"mfu": operations["optimised"] / parts[variant]["compared"] / peak} if peak else {}),
         }
-        for way in WAYS
+        for variant in VARIANTS
     }
+
+    def by_variant(value: Callable[[str], Any]) -> dict[str, Any]:
+        return {key: value(variant) for variant, key in VARIANTS.items()}
+
     return {
         "name": name,
         "config": asdict(work),
-        "machine": facts["plain"]["machine"],
-        "pairs": [{f"{way}_s": pair[way]["compared"] for way in WAYS} for pair in times],
+        "machine": facts["baseline"]["machine"],
+        "pairs": [{f"{key}_s": pair[variant]["compared"] for variant, key in VARIANTS.items()} for pair in times],
         "ratio_median": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
-        "ratio_predicted": operations["plain"] / operations["ours"],
+        "ratio_predicted": operations["baseline"] / operations["optimised"],
         "ratio_step_median": statistics.median(steps),
-        **{way: parts[way] for way in WAYS},
-        "tokens": {way: facts[way]["counts"]["tokens"] for way in WAYS},
-        "operations": operations,
-        "rates": rates,
-        "peak_memory_bytes": {way: facts[way]["peak"] for way in WAYS},
-        **_agreement(facts["plain"]["output"], facts["ours"]["output"]),
+        **by_variant(parts.__getitem__),
+        "tokens": by_variant(lambda variant: facts[variant]["counts"]["tokens"]),
+        "operations": by_variant(operations.__getitem__),
+        "rates": by_variant(rates.__getitem__),
+        "peak_memory_bytes": by_variant(lambda variant: facts[variant]["peak"]),
+        **_agreement(facts["baseline"]["output"], facts["optimised"]["output"]),
     }
 
 
-def _agreement(plain: list[Any], ours: list[Any]) -> dict[str, Any]:
+def _agreement(baseline: list[Any], optimised: list[Any]) -> dict[str, Any]:
     """Largest difference of log-probabilities or losses; for texts, how many differ."""
-    if len(plain) != len(ours):
-        raise SurgeryR1Error(f"{len(plain)} results of the plain way, {len(ours)} of ours", fix="report this")
-    if plain and isinstance(plain[0], str):
-        differ = sum(a != b for a, b in zip(plain, ours, strict=True))
-        return {"max_abs_diff": None, "texts": len(plain), "texts_that_differ": differ}
-    return {"max_abs_diff": max(abs(a - b) for a, b in zip(plain, ours, strict=True))}
+    if len(baseline) != len(optimised):
+        raise SurgeryR1Error(
+            f"{len(baseline)} results of the baseline, {len(optimised)} of the optimised variant", fix="report this"
+        )
+    if baseline and isinstance(baseline[0], str):
+        differ = sum(a != b for a, b in zip(baseline, optimised, strict=True))
+        return {"max_abs_diff": None, "texts": len(baseline), "texts_that_differ": differ}
+    return {"max_abs_diff": max(abs(a - b) for a, b in zip(baseline, optimised, strict=True))}
 
 
 class _Worker:
-    """One way in a fresh process, asked over a pipe."""
+    """One variant in a fresh process, asked over a pipe."""
 
-    def __init__(self, name: str, work: Work, way: str) -> None:
+    def __init__(self, name: str, work: Work, variant: str) -> None:
         context = multiprocessing.get_context("spawn")
-        self.way = way
+        self.variant = variant
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, name, work, way), daemon=True)
+        self._process = context.Process(target=_serve, args=(other, name, work, variant), daemon=True)
         self._process.start()
         other.close()
 
@@ -126,11 +136,11 @@ class _Worker:
             kind, answer = self._pipe.recv()
         except (EOFError, BrokenPipeError):
             raise SurgeryR1Error(
-                f"the {self.way} way was ended by the system", fix="it may have run out of memory: ask for less"
+                f"the {self.variant} variant was ended by the system", fix="it may have run out of memory: ask for less"
             ) from None
         if kind == "error":
             raise SurgeryR1Error(
-                f"the {self.way} way failed:\n{answer}", fix="ask for less, or for what the machine has"
+                f"the {self.variant} variant failed:\n{answer}", fix="ask for less, or for what the machine has"
             )
         return answer
 
@@ -142,7 +152,7 @@ class _Worker:
         self._process.join()
 
 
-def _serve(pipe: Any, name: str, work: Work, way: str) -> None:
+def _serve(pipe: Any, name: str, work: Work, variant: str) -> None:
     """Set a job up at the first question and answer until the parent ends the process."""
     import io
     import traceback
@@ -159,7 +169,7 @@ def _serve(pipe: Any, name: str, work: Work, way: str) -> None:
                 return
             try:
                 if job is None:
-                    job = _job(name)(work, way)
+                    job = _job(name)(work, variant)
                     before = _start_peak(work.device)
                 if what == "run":
                     answer: Any = job.run()
@@ -172,10 +182,10 @@ def _serve(pipe: Any, name: str, work: Work, way: str) -> None:
 
 
 def _job(name: str) -> Any:
-    from surgery_r1.bench.prediction import Predict
-    from surgery_r1.bench.training import Rft, Sft
+    from surgery_r1.bench.prediction import PredictionBenchmark
+    from surgery_r1.bench.training import RftBenchmark, SftBenchmark
 
-    return {"sft": Sft, "rft": Rft, "predict": Predict}[name]
+    return {"sft": SftBenchmark, "rft": RftBenchmark, "predict": PredictionBenchmark}[name]
 
 
 def _start_peak(device: str) -> int:

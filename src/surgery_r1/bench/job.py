@@ -1,4 +1,4 @@
-"""What every benchmark of a way needs: model, processor, texts, clock and counts."""
+"""What every benchmark needs: model, processor, texts, clock and counts."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ import torch
 
 from surgery_r1.bench import shapes
 from surgery_r1.bench.clock import Clock
-from surgery_r1.bench.operations import forest_pairs, row_pairs
+from surgery_r1.bench.operations import row_pairs, tree_pairs
 from surgery_r1.bench.shapes import Work
 from surgery_r1.models.sharing import attention as tree_attention
-from surgery_r1.models.sharing import prefix_tree as tree
+from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
 
 BOX_SPACE = "norm100"
 
 
-class Job:
-    """One way of one benchmark, set up and ready to be run again and again.
+class Benchmark:
+    """One variant of one benchmark, set up and ready to be run again and again.
 
     Attributes:
-        layouts: of the forests of the last run, in our way.
+        layouts: of the prefix trees of the last run of the optimised variant.
     """
 
-    def __init__(self, work: Work, way: str) -> None:
-        self.work, self.ours = work, way == "ours"
+    def __init__(self, work: Work, variant: str) -> None:
+        self.work, self.optimised = work, variant == "optimised"
         if work.threads:
             torch.set_num_threads(work.threads)
-        self.processor = shapes.build_processor(work, deduplicate=self.ours)
+        self.processor = shapes.build_processor(work, deduplicate=self.optimised)
         self.model = shapes.build_model(work, self.processor.tokenizer)
         if work.checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        if self.ours:
+        if self.optimised:
             assert tree_attention.enable(self.model)
-        # Ours reads a frozen tower through its cache, which keeps nothing from run to run here.
-        self.features = keep_frozen_features(self.model) if self.ours else None
+        # A frozen tower is read through its cache, which keeps nothing from run to run here.
+        self.features = keep_frozen_features(self.model) if self.optimised else None
         self.clock = Clock(work.device)
         self.clock.wrap(self.model.model.visual, "forward", "vision")
-        self.layouts: list[tree.Layout] = []
-        if self.ours:
-            grow = tree.grow
+        self.layouts: list[prefix_tree.TreeLayout] = []
+        if self.optimised:
+            build_prefix_tree = prefix_tree.build_prefix_tree
 
-            def recorded(*args: Any, **kwargs: Any) -> tree.Forest:
-                forest = grow(*args, **kwargs)
-                self.layouts.append(forest.layout)
-                return forest
+            def recorded(*args: Any, **kwargs: Any) -> prefix_tree.PrefixTree:
+                tree = build_prefix_tree(*args, **kwargs)
+                self.layouts.append(tree.layout)
+                return tree
 
-            tree.grow = recorded
+            prefix_tree.build_prefix_tree = recorded
         self.folder = tempfile.TemporaryDirectory()
         self.image = shapes.frame(work)
         self.texts = shapes.questions(work, self.processor)
@@ -75,16 +75,16 @@ class Job:
         return seconds
 
     def output(self) -> list[Any]:
-        """What both ways must agree on, of the last run."""
+        """What both variants must agree on, of the last run."""
         raise NotImplementedError
 
     def counts(self) -> dict[str, int]:
         """Language-model tokens, query-key pairs, positions projected to the vocabulary, and images, of one run."""
         raise NotImplementedError
 
-    def _forest_counts(self, labels: int) -> dict[str, int]:
+    def _tree_counts(self, labels: int) -> dict[str, int]:
         tokens = sum(layout.size for layout in self.layouts)
-        pairs = sum(forest_pairs(layout) for layout in self.layouts)
+        pairs = sum(tree_pairs(layout) for layout in self.layouts)
         # Without a GPU TRL projects every position, with one those that have a label.
         return {"tokens": tokens, "pairs": pairs, "heads": labels if self.clock.cuda else tokens, "images": 1}
 

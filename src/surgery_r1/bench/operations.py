@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from surgery_r1.bench.shapes import SHAPES, Work
-from surgery_r1.models.sharing.prefix_tree import Layout
+from surgery_r1.models.sharing.prefix_tree import TreeLayout
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def row_pairs(lengths: Sequence[int]) -> int:
     return sum(n * (n + 1) // 2 for n in lengths)
 
 
-def forest_pairs(layout: Layout) -> int:
-    """Query-key pairs of a forest.
+def tree_pairs(layout: TreeLayout) -> int:
+    """Query-key pairs of a prefix tree.
 
-    >>> forest_pairs(Layout(((0, 2, 4), (2, 3, 3), (3, 4, 4))))
+    >>> tree_pairs(TreeLayout(((0, 2, 4), (2, 3, 3), (3, 4, 4))))
     9
     """
     total = 0

@@ -1,4 +1,4 @@
-"""Prediction, by plain ``generate`` and by ours, on the same prompts."""
+"""Prediction, by transformers' ``generate`` (baseline) and with shared frames, on the same prompts."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from surgery_r1 import prompts
-from surgery_r1.bench.job import BOX_SPACE, Job
+from surgery_r1.bench.job import BOX_SPACE, Benchmark
 from surgery_r1.bench.operations import row_pairs
 from surgery_r1.bench.shapes import Work
 
 
-class Predict(Job):
+class PredictionBenchmark(Benchmark):
     """Greedy replies to all questions of a frame."""
 
-    def __init__(self, work: Work, way: str) -> None:
-        super().__init__(work, way)
+    def __init__(self, work: Work, variant: str) -> None:
+        super().__init__(work, variant)
         from surgery_r1.evaluate.generation import TransformersEngine
         from surgery_r1.models.encode import Prompt
 
@@ -28,7 +28,7 @@ class Predict(Job):
             BOX_SPACE,
             batch_size=work.questions,
             max_new_tokens=work.completion_tokens,
-            share_frames=self.ours,
+            share_frames=self.optimised,
         )
         self.clock.wrap(self.engine.encoder, "tokens", "preprocess")
         self.clock.wrap(self.model, "forward", lambda ids: "decode" if ids.shape[1] == 1 else "prefill")
@@ -42,9 +42,9 @@ class Predict(Job):
 
     def counts(self) -> dict[str, int]:
         n, new = self.work.questions, self.work.completion_tokens
-        trunk = self.row_length - new - self.work.prompt_tokens
+        prefix = self.row_length - new - self.work.prompt_tokens
         # The last token of a reply is not fed back.
         length = self.row_length - 1
-        repeats = (n - 1) if self.ours else 0
-        tokens, pairs = n * length - repeats * trunk, n * row_pairs([length]) - repeats * row_pairs([trunk])
-        return {"tokens": tokens, "pairs": pairs, "heads": n * new, "images": 1 if self.ours else n}
+        repeats = (n - 1) if self.optimised else 0
+        tokens, pairs = n * length - repeats * prefix, n * row_pairs([length]) - repeats * row_pairs([prefix])
+        return {"tokens": tokens, "pairs": pairs, "heads": n * new, "images": 1 if self.optimised else n}

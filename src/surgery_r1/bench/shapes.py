@@ -70,7 +70,7 @@ class Work:
         questions: on the one frame.
         generations: completions of a question (RFT).
         rows: training rows of a question (SFT).
-        micro_batch: rows of a pass of the plain way; 0 takes ``generations`` (RFT) or 6 (SFT).
+        micro_batch: rows of a pass of the baseline; 0 takes ``generations`` (RFT) or 6 (SFT).
         lora: train an adapter of rank 16 instead of the language model. The vision tower is frozen always.
         checkpointing: recompute activations in the backward pass.
     """
@@ -155,7 +155,7 @@ def build_processor(work: Work, *, deduplicate: bool) -> Any:
     """A processor whose frames have ``work.image_tokens`` tokens.
 
     Args:
-        deduplicate: ours, which resizes a repeated frame once, or the stock one.
+        deduplicate: resize a repeated frame once, where the stock one does so every time.
     """
     from surgery_r1.models.processor import DeduplicatingImageProcessor, ImageOnlyQwen25VLProcessor
     from surgery_r1.models.tiny import architecture as tiny

@@ -1,4 +1,4 @@
-"""Updates of both stages, by stock TRL and by ours, on the same rows."""
+"""Updates of both stages, by stock TRL (baseline) and with shared frames (optimised), on the same rows."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 
 from surgery_r1 import prompts
 from surgery_r1.bench import shapes
-from surgery_r1.bench.job import BOX_SPACE, Job
+from surgery_r1.bench.job import BOX_SPACE, Benchmark
 from surgery_r1.bench.operations import row_pairs
 from surgery_r1.bench.shapes import Work
-from surgery_r1.models.sharing import prefix_tree as tree
+from surgery_r1.models.sharing import prefix_tree
 
 
-class Rft(Job):
+class RftBenchmark(Benchmark):
     """A GRPO step on replayed rollouts; what is compared is the update (log-probabilities, loss, backward)."""
 
-    def __init__(self, work: Work, way: str) -> None:
-        super().__init__(work, way)
+    def __init__(self, work: Work, variant: str) -> None:
+        super().__init__(work, variant)
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
         from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
 
         rows = work.questions * work.generations
-        self.micro = rows if self.ours else (work.micro_batch or work.generations)
+        self.micro = rows if self.optimised else (work.micro_batch or work.generations)
         arguments = GRPOConfig(
             **self._arguments(),
             per_device_train_batch_size=self.micro,
@@ -53,7 +53,7 @@ class Rft(Job):
             # Gold replies of which every other is spoiled: rewards vary within a group.
             return [float(i % 2) for i in range(len(completions))]
 
-        kind: Any = SharedFrameGRPOTrainer if self.ours else GRPOTrainer
+        kind: Any = SharedFrameGRPOTrainer if self.optimised else GRPOTrainer
         trainer = kind(
             model=self.model,
             args=arguments,
@@ -97,14 +97,14 @@ class Rft(Job):
 
     def counts(self) -> dict[str, int]:
         labels = len(self.replies) * self.work.completion_tokens
-        return self._forest_counts(labels) if self.ours else self._row_counts(len(self.replies), labels)
+        return self._tree_counts(labels) if self.optimised else self._row_counts(len(self.replies), labels)
 
 
-class Sft(Job):
+class SftBenchmark(Benchmark):
     """A step of SFT on all rows of a frame; what is compared is the update (forward, loss, backward)."""
 
-    def __init__(self, work: Work, way: str) -> None:
-        super().__init__(work, way)
+    def __init__(self, work: Work, variant: str) -> None:
+        super().__init__(work, variant)
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
         from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
@@ -138,7 +138,7 @@ class Sft(Job):
             train_dataset=Dataset.from_list([{k: row[k] for k in ("prompt", "completion")} for row in self.rows]),
             data_collator=(
                 FramePackCollator(self.processor, system, self.model.model.get_rope_index)
-                if self.ours
+                if self.optimised
                 else DataCollatorForVisionLanguageModeling(self.processor, completion_only_loss=True)
             ),
             processing_class=self.processor,
@@ -156,7 +156,7 @@ class Sft(Job):
     def _run(self) -> None:
         parts = (
             [[self.pack]]
-            if self.ours
+            if self.optimised
             else [self.rows[i : i + self.micro] for i in range(0, len(self.rows), self.micro)]
         )
         self.loss, self.labels, self.lengths = 0.0, 0, []
@@ -164,7 +164,7 @@ class Sft(Job):
         for part in parts:
             # TRL's collator writes into the rows that it gets.
             inputs = self.trainer._prepare_inputs(self.trainer.data_collator([dict(row) for row in part]))
-            self.labels += int((inputs["labels"] != tree.IGNORE).sum())
+            self.labels += int((inputs["labels"] != prefix_tree.IGNORE).sum())
             self.lengths += inputs["attention_mask"].sum(-1).tolist()
             loss = self.trainer.compute_loss(self.trainer.model, inputs, num_items_in_batch=torch.tensor(1.0))
             self.trainer.accelerator.backward(loss)
@@ -177,8 +177,8 @@ class Sft(Job):
         return [self.loss / self.labels]
 
     def counts(self) -> dict[str, int]:
-        if self.ours:
-            return self._forest_counts(self.labels)
+        if self.optimised:
+            return self._tree_counts(self.labels)
         heads = self.labels if self.clock.cuda else sum(self.lengths) - len(self.lengths)
         pairs = row_pairs(self.lengths)
         return {"tokens": sum(self.lengths), "pairs": pairs, "heads": heads, "images": len(self.lengths)}

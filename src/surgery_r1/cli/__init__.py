@@ -16,9 +16,9 @@ from surgery_r1 import __version__
 from surgery_r1.cli.bench import Bench
 from surgery_r1.cli.data import Build, Check, MakeScenes
 from surgery_r1.cli.data_export import ExportData
-from surgery_r1.cli.demo import Demo
+from surgery_r1.cli.demo import DemoCommand
 from surgery_r1.cli.evaluate import Report, Score
-from surgery_r1.cli.predict import Ask, Predict
+from surgery_r1.cli.predict import Ask, PredictCommand
 from surgery_r1.cli.train import Export, TrainRft, TrainSft
 from surgery_r1.errors import SurgeryR1Error
 
@@ -54,10 +54,10 @@ class Train:
 
 
 Command = (
-    Annotated[Demo, _named("demo")]
+    Annotated[DemoCommand, _named("demo")]
     | Annotated[Data, _named("data")]
     | Annotated[Train, _named("train")]
-    | Annotated[Predict, _named("predict")]
+    | Annotated[PredictCommand, _named("predict")]
     | Annotated[Score, _named("score")]
     | Annotated[Report, _named("report")]
     | Annotated[Ask, _named("ask")]

@@ -1,4 +1,4 @@
-"""``surgery-r1 bench``: ours against the plain way."""
+"""``surgery-r1 bench``: shared frames against stock TRL or transformers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Bench:
     rows: int = 3
     """Training rows of a question (sft)."""
     micro_batch: int = 0
-    """Rows in a pass of the plain way; 0: one group (rft) or 6 rows (sft)."""
+    """Rows in a pass of the baseline; 0: one group (rft) or 6 rows (sft)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations."""
     device: str = "cpu"
@@ -84,6 +84,8 @@ def _progress(line: str) -> None:
 
 
 def _summary(record: dict) -> str:
+    from surgery_r1.bench.compare import VARIANTS
+
     lines = [
         f"{record['name']}: {record['ratio_median']:.2f} x faster (median of {len(record['pairs'])} pairs, "
         f"{record['ratio_min']:.2f} to {record['ratio_max']:.2f}); "
@@ -91,11 +93,11 @@ def _summary(record: dict) -> str:
     ]
     if record["ratio_step_median"] != record["ratio_median"]:
         lines.append(f"with preprocessing: {record['ratio_step_median']:.2f} x")
-    for way in ("plain", "ours"):
-        parts = ", ".join(f"{k} {v:.2f}" for k, v in record[way].items() if k != "compared")
+    for variant, key in VARIANTS.items():
+        parts = ", ".join(f"{k} {v:.2f}" for k, v in record[key].items() if k != "compared")
         lines.append(
-            f"{way:5} {record['tokens'][way]:,} tokens, peak {record['peak_memory_bytes'][way] / 2**20:,.0f} MiB, "
-            f"{record['rates'][way]['samples_per_second']:.2f} samples/s; seconds: {parts}"
+            f"{variant:9} {record['tokens'][key]:,} tokens, peak {record['peak_memory_bytes'][key] / 2**20:,.0f} MiB, "
+            f"{record['rates'][key]['samples_per_second']:.2f} samples/s; seconds: {parts}"
         )
     difference = record["max_abs_diff"]
     lines.append(

@@ -20,7 +20,7 @@ from surgery_r1.errors import SurgeryR1Error
 
 if TYPE_CHECKING:
     from surgery_r1.data.formats.source import Source
-    from surgery_r1.data.formats.validation import Finding
+    from surgery_r1.data.formats.validation import ValidationIssue
     from surgery_r1.data.rationales.teacher.writer import TeacherWriter
     from surgery_r1.data.recipe import Recipe
 
@@ -48,20 +48,20 @@ class Check:
     def run(self) -> int:
         """Exit status: 1 when there are faults."""
         from surgery_r1.data.check import summarise
-        from surgery_r1.data.formats.source import collect
+        from surgery_r1.data.formats.source import read_all
 
         files = ("manifest.json", "samples.jsonl")
         if self.adapter is None and all((self.folder / name).is_file() for name in files):
             return self._check_dataset()
-        content = collect(opener(self.adapter)(self.folder, self.images))
+        content = read_all(opener(self.adapter)(self.folder, self.images))
         report = summarise(content)
         if self.json:
             say(dump_json(report.to_json(), indent=2))
         else:
             say(_splits_table(report.splits, report.frames, report.questions))
             say(_rule_lines(report.location_rule))
-            _say_findings("notice", report.notices)
-            _say_findings("fault", report.faults)
+            _say_issues("notice", report.notices)
+            _say_issues("fault", report.faults)
             if not report.faults:
                 say("No faults.")
         if self.sheet is not None:
@@ -74,7 +74,7 @@ class Check:
 
     def _check_dataset(self) -> int:
         from surgery_r1.data.dataset import changes, label_changes, open_dataset
-        from surgery_r1.data.formats.validation import Finding
+        from surgery_r1.data.formats.validation import ValidationIssue
 
         if self.sheet is not None:
             raise SurgeryR1Error("--sheet draws label folders", fix="name the folder that the dataset was built from")
@@ -83,15 +83,15 @@ class Check:
         try:
             found += label_changes(dataset)
         except SurgeryR1Error as error:
-            notices.append(Finding(str(error.where), None, "labels not compared", error.what, str(error.fix)))
+            notices.append(ValidationIssue(str(error.where), None, "labels not compared", error.what, str(error.fix)))
         if self.json:
             counts = {"frames": len(dataset.frames), "questions": len(dataset.samples)}
             listed = {"faults": [x.to_json() for x in found], "notices": [x.to_json() for x in notices]}
             say(dump_json(counts | listed, indent=2))
         else:
             say(f"{len(dataset.frames):,} frames, {len(dataset.samples):,} questions")
-            _say_findings("notice", notices)
-            _say_findings("fault", found)
+            _say_issues("notice", notices)
+            _say_issues("fault", found)
             if not found:
                 say("Nothing that was compared has changed since it was built.")
         return 1 if found else 0
@@ -163,7 +163,7 @@ class Build:
             say(f"left out: {count:,} questions, {reason}")
         for writer, counts in manifest["reasoning"].items():
             if counts["dropped"]:
-                what = f"{counts['dropped']:,} of {counts['asked']:,} reasonings failed their checks and were dropped"
+                what = f"{counts['dropped']:,} of {counts['asked']:,} rationales failed their checks and were dropped"
                 say(f"{writer}: {what} (--stats shows why)")
         if manifest["images_in_two_splits"]:
             say(f"warning: {manifest['images_in_two_splits']:,} images occur in more than one split")
@@ -230,11 +230,11 @@ def opener(adapter: str | None) -> Callable[[Path, Path | None], Source]:
         from surgery_r1.data.formats.endovis import LabelFolder
 
         return LabelFolder
-    from surgery_r1.data.formats.declarative import load_adapter
-    from surgery_r1.data.formats.reader import AdapterSource
+    from surgery_r1.data.formats.declarative import load_format
+    from surgery_r1.data.formats.reader import FormatReader
 
-    read = load_adapter(adapter)
-    return lambda folder, images: AdapterSource(read, folder, images)
+    read = load_format(adapter)
+    return lambda folder, images: FormatReader(read, folder, images)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -312,15 +312,15 @@ def _rule_lines(rule: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _say_findings(name: str, findings: Sequence[Finding]) -> None:
-    if not findings:
+def _say_issues(name: str, issues: Sequence[ValidationIssue]) -> None:
+    if not issues:
         return
-    say(f"\n{len(findings):,} {name}{'s' if len(findings) > 1 else ''}:")
+    say(f"\n{len(issues):,} {name}{'s' if len(issues) > 1 else ''}:")
     shown: Counter[str] = Counter()
-    for finding in findings:
-        shown[finding.what] += 1
-        if shown[finding.what] <= _SHOWN_PER_KIND:
-            say(f"  {finding}")
+    for issue in issues:
+        shown[issue.what] += 1
+        if shown[issue.what] <= _SHOWN_PER_KIND:
+            say(f"  {issue}")
     for what, count in shown.items():
         if count > _SHOWN_PER_KIND:
             say(f"  and {count - _SHOWN_PER_KIND:,} more: {what} (--json lists all)")

@@ -11,7 +11,7 @@ from surgery_r1.train.run_folder import stay_offline
 
 
 @dataclass
-class Demo:
+class DemoCommand:
     """The paper's story on the tiny model, offline: scenes, dataset, base, SFT, RFT, table, report."""
 
     out: Path = Path("demo")

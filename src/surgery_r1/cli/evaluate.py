@@ -85,7 +85,7 @@ class Report:
         """Exit status 0."""
         from surgery_r1.data.dataset import open_dataset
         from surgery_r1.report import write_report
-        from surgery_r1.report.inputs import collect
+        from surgery_r1.report.inputs import read_inputs
 
         wanted = self.data is not None and not self.no_frames
         dataset = open_dataset(self.data, images=self.images) if wanted and self.data is not None else None
@@ -95,7 +95,7 @@ class Report:
         if self.json:
             _say(dump_json(result, indent=2))
             return 0
-        for group in collect(self.sources)[0]:
+        for group in read_inputs(self.sources)[0]:
             _say(_group_table(group))
         counts = f"{result['questions']} questions, {result['pictures']} pictures, {result['bytes']:,} bytes"
         _say(f"{self.out}: {counts}")

@@ -15,8 +15,8 @@ from surgery_r1.train.run_folder import stay_offline
 
 
 @dataclass
-class Predict:
-    """Predict every question of a split; resumable after a kill, raw text is kept."""
+class PredictCommand:
+    """PredictCommand every question of a split; resumable after a kill, raw text is kept."""
 
     model: str
     """A model folder, a run folder (its best), or tiny."""
@@ -37,7 +37,7 @@ class Predict:
     no_reasoning: bool = False
     """Ask for answer and box without reasoning."""
     limit: int = 0
-    """Predict only that many questions, evenly spread; scoring counts the others as wrong."""
+    """PredictCommand only that many questions, evenly spread; scoring counts the others as wrong."""
     allow_hub: bool = False
     """Allow downloads from the model hub."""
 
@@ -107,7 +107,7 @@ class Ask:
         if self.json:
             say(dump_json({**reply.to_json(), "picture": str(picture)}, indent=2))
             return 0
-        say(f"reasoning: {reply.reading.reasoning or '(none)'}")
+        say(f"reasoning: {reply.reading.rationale or '(none)'}")
         say(f"answer:    {reply.reading.answer or '(none)'}")
         box = reply.reading.box_px
         say("box:       " + ("(none)" if box is None else ", ".join(f"{value:.1f}" for value in box) + "  (pixels)"))

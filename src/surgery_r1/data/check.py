@@ -11,7 +11,7 @@ from typing import Any
 from surgery_r1 import vocab
 from surgery_r1.data.formats.endovis import read_folder
 from surgery_r1.data.formats.source import FolderContent
-from surgery_r1.data.formats.validation import Finding
+from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.data.location_rule import measure_by_source, split_disagreements
 from surgery_r1.records import Frame
 
@@ -24,8 +24,8 @@ class CheckReport:
     questions: int
     splits: dict[str, dict[str, Any]]
     location_rule: dict[str, Any]
-    faults: tuple[Finding, ...]
-    notices: tuple[Finding, ...]
+    faults: tuple[ValidationIssue, ...]
+    notices: tuple[ValidationIssue, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The contract's object."""
@@ -34,8 +34,8 @@ class CheckReport:
             "questions": self.questions,
             "splits": self.splits,
             "location_rule": self.location_rule,
-            "faults": [finding.to_json() for finding in self.faults],
-            "notices": [finding.to_json() for finding in self.notices],
+            "faults": [issue.to_json() for issue in self.faults],
+            "notices": [issue.to_json() for issue in self.notices],
         }
 
 
@@ -77,7 +77,7 @@ def summarise(content: FolderContent) -> CheckReport:
     )
 
 
-def _several_sizes(frames: Iterable[Frame]) -> Iterator[Finding]:
+def _several_sizes(frames: Iterable[Frame]) -> Iterator[ValidationIssue]:
     """A notice for each source whose frames differ in size."""
     sizes: dict[str, Counter[str]] = defaultdict(Counter)
     for frame in frames:
@@ -86,4 +86,4 @@ def _several_sizes(frames: Iterable[Frame]) -> Iterator[Finding]:
         if len(counts) > 1:
             found = ", ".join(f"{size}: {count}" for size, count in counts.most_common())
             fix = "boxes count in pixels of their own frame: see that none was resized"
-            yield Finding(source, None, "frames of several sizes", found, fix)
+            yield ValidationIssue(source, None, "frames of several sizes", found, fix)

@@ -12,11 +12,11 @@ from typing import Any
 
 from surgery_r1 import vocab
 from surgery_r1._util.files import read_json, read_jsonl, sha256_file
-from surgery_r1.data.formats.validation import Finding
+from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.data.location_rule import TRUSTED_AGREEMENT
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import LocationRule, location_rule
-from surgery_r1.records import TASKS, Frame, Row, Sample
+from surgery_r1.records import TASKS, Frame, Sample, TrainingRow
 
 CHANGED_RECORD = "changed since it was built"
 CHANGED_IMAGE = "image changed since the dataset was built"
@@ -43,13 +43,13 @@ class Dataset:
     frames: dict[str, Frame] = field(repr=False)
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TrainingRow]:
         """Training rows of train and dev, in file order; read when first asked for.
 
         Raises:
             SurgeryR1Error: when ``rows.jsonl`` is torn or names an unknown sample.
         """
-        rows = [Row.from_json(data, where) for where, data in read_jsonl(self.root / "rows.jsonl")]
+        rows = [TrainingRow.from_json(data, where) for where, data in read_jsonl(self.root / "rows.jsonl")]
         _check_count(self.root / "rows.jsonl", len(rows), self.manifest["rows"]["total"])
         stray = next((row for row in rows if row.sample_id not in self.samples), None)
         if stray is not None:
@@ -59,9 +59,9 @@ class Dataset:
         return rows
 
     @cached_property
-    def rows_of(self) -> dict[str, list[Row]]:
+    def rows_of(self) -> dict[str, list[TrainingRow]]:
         """Training rows by the id of their sample, which may have none."""
-        rows: dict[str, list[Row]] = defaultdict(list)
+        rows: dict[str, list[TrainingRow]] = defaultdict(list)
         for row in self.rows:
             rows[row.sample_id].append(row)
         return rows
@@ -76,7 +76,7 @@ class Dataset:
             raise SurgeryR1Error(f"unknown split {name!r}", fix=f"one of {', '.join(vocab.SPLITS)}")
         return [sample for sample in self.samples.values() if sample.split == name]
 
-    def train_rows(self, tasks: Sequence[str] = TASKS, include_dev: bool = False) -> list[Row]:
+    def train_rows(self, tasks: Sequence[str] = TASKS, include_dev: bool = False) -> list[TrainingRow]:
         """Rows to train on, in file order: those of ``tasks`` on train samples, with dev only on request.
 
         Raises:
@@ -181,7 +181,7 @@ def _check_images(dataset: Dataset) -> None:
         )
 
 
-def changes(dataset: Dataset) -> Iterator[Finding]:
+def changes(dataset: Dataset) -> Iterator[ValidationIssue]:
     """Records and images that are not what they were when the dataset was built, by their sha256."""
     for name, digest in dataset.manifest["sha256"].items():
         if name != "images":
@@ -190,7 +190,7 @@ def changes(dataset: Dataset) -> Iterator[Finding]:
         yield from _change(dataset.image_path(frame), frame.sha256, CHANGED_IMAGE)
 
 
-def label_changes(dataset: Dataset) -> Iterator[Finding]:
+def label_changes(dataset: Dataset) -> Iterator[ValidationIssue]:
     """The same for the label files that the dataset was built from.
 
     Raises:
@@ -206,15 +206,15 @@ def label_changes(dataset: Dataset) -> Iterator[Finding]:
         yield from _change(labels / record["path"], record["sha256"], CHANGED_LABELS)
 
 
-def _change(path: Path, digest: str, what: str) -> Iterator[Finding]:
+def _change(path: Path, digest: str, what: str) -> Iterator[ValidationIssue]:
     try:
         found = sha256_file(path)
     except OSError as error:
-        yield Finding(str(path), None, what, f"cannot be read: {error.strerror}", "restore it, or " + _REBUILD)
+        yield ValidationIssue(str(path), None, what, f"cannot be read: {error.strerror}", "restore it, or " + _REBUILD)
         return
     if found != digest:
         value = f"sha256 {found[:12]}, was {digest[:12]}"
-        yield Finding(str(path), None, what, value, "restore it, or " + _REBUILD)
+        yield ValidationIssue(str(path), None, what, value, "restore it, or " + _REBUILD)
 
 
 def _verify(dataset: Dataset) -> None:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from surgery_r1.data.formats.validation import Finding
+from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.geometry import LOCATION_RULES, Box, quadrant
 from surgery_r1.records import Frame, Sample
 
@@ -111,7 +111,7 @@ def measure_by_source(samples: Iterable[Sample], frames: Mapping[str, Frame]) ->
     return tally.result()
 
 
-def split_disagreements(samples: Sequence[Sample], frames: Mapping[str, Frame]) -> Iterable[Finding]:
+def split_disagreements(samples: Sequence[Sample], frames: Mapping[str, Frame]) -> Iterable[ValidationIssue]:
     """A notice for each split of a source whose labels follow another rule than the source as a whole."""
     for source in sorted({sample.source for sample in samples}):
         own = [sample for sample in samples if sample.source == source]
@@ -122,4 +122,4 @@ def split_disagreements(samples: Sequence[Sample], frames: Mapping[str, Frame]) 
             if part["n"] >= _ENOUGH_LABELS and part["rule"] != whole["rule"]:
                 value = f"{part['rule']} ({part['agreement']:.3f}) in {split}, {whole['rule']} in training"
                 fix = "expect location answers that training cannot teach"
-                yield Finding(source, None, "splits follow different location rules", value, fix)
+                yield ValidationIssue(source, None, "splits follow different location rules", value, fix)

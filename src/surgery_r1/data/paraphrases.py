@@ -1,15 +1,15 @@
 """Other words for a question, so that a model learns what is asked and not a sentence (ours).
 
-The first wording is always the question as the labels have it. What is asked must not change: the answer stays the
-answer. Grounding-QA asks for the place alone, so that its other wordings may say so.
+The first paraphrase is always the question as the labels have it. What is asked must not change: the answer stays the
+answer. Grounding-QA asks for the place alone, so that its other paraphrases may say so.
 """
 
 from __future__ import annotations
 
 from surgery_r1.records import Sample
 
-#: task -> kind -> wordings; None is the question as the labels have it.
-WORDINGS: dict[str, dict[str, tuple[str | None, ...]]] = {
+#: task -> kind -> paraphrases; None is the question as the labels have it.
+PARAPHRASES: dict[str, dict[str, tuple[str | None, ...]]] = {
     "visual_qa": {
         "organ": (None, "Which organ do the surgeons operate on?", "What is the operated organ?"),
         "state": (None, "What is {subject} doing?", "In which state is {subject}?"),
@@ -25,7 +25,7 @@ WORDINGS: dict[str, dict[str, tuple[str | None, ...]]] = {
 }
 
 
-def wording(sample: Sample, task: str, number: int) -> str:
-    """The ``number``-th wording (from 0) of a sample's question for a row of ``task``."""
-    form = WORDINGS[task][sample.kind][number]
+def paraphrase(sample: Sample, task: str, number: int) -> str:
+    """The ``number``-th paraphrase (from 0) of a sample's question for a row of ``task``."""
+    form = PARAPHRASES[task][sample.kind][number]
     return sample.question if form is None else form.format(subject=sample.subject)

@@ -1,4 +1,4 @@
-"""The recipe of a dataset: which rows a question becomes, in how many wordings, and who writes the reasoning."""
+"""The recipe of a dataset: which rows a question becomes, in how many paraphrases, and who writes the reasoning."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgery_r1._util import toml as strict_toml
-from surgery_r1.data.paraphrases import WORDINGS
+from surgery_r1._util import toml as toml
+from surgery_r1.data.paraphrases import PARAPHRASES
 from surgery_r1.records import TASKS
 
 #: The writer that fills in templates from the annotations, and the one that asks a language model.
 TEMPLATE, TEACHER = "template", "teacher"
 
-#: Different reasonings that the template writer has for a question.
-TEMPLATE_REASONINGS = 2
+#: Different rationales that the template writer has for a question.
+TEMPLATE_RATIONALES = 2
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class RowsConfig:
     """``[rows]``: rows of each kind that a question becomes; 0 leaves the kind out.
 
     Attributes:
-        visual_qa, grounding_qa: each in a wording of its own; the first is the question as the labels have it.
+        visual_qa, grounding_qa: each in a paraphrase of its own; the first is the question as the labels have it.
         cot: each with a reasoning of its own.
     """
 
@@ -91,7 +91,7 @@ class Recipe:
 
     @property
     def turns(self) -> tuple[str, ...]:
-        """Who writes each of the reasonings of a question."""
+        """Who writes each of the rationales of a question."""
         writers = self.reasoning.writers
         return tuple(writers[i % len(writers)] for i in range(self.rows.cot))
 
@@ -109,9 +109,9 @@ class Recipe:
         return data
 
 
-def shipped() -> list[str]:
+def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    return strict_toml.shipped("rows")
+    return toml.shipped_with("rows")
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -120,9 +120,9 @@ def load_recipe(name: str | Path) -> Recipe:
     Raises:
         SurgeryR1Error: no such file, bad TOML, or every unknown key and wrong value at once.
     """
-    path = strict_toml.find(name, strict_toml.SHIPPED, shipped())
-    data, text = strict_toml.read(path)
-    return strict_toml.build(Recipe, data, path, text, _wrong)
+    path = toml.find(name, toml.SHIPPED, shipped_recipes())
+    data, text = toml.load_toml(path)
+    return toml.build(Recipe, data, path, text, _wrong)
 
 
 def _wrong(recipe: Recipe) -> Iterator[str]:
@@ -131,15 +131,15 @@ def _wrong(recipe: Recipe) -> Iterator[str]:
         if getattr(rows, task) < 0:
             yield f"rows.{task} = {getattr(rows, task)}, expected 0 or more"
     for task in ("visual_qa", "grounding_qa"):
-        most = min(len(forms) for forms in WORDINGS[task].values())
+        most = min(len(forms) for forms in PARAPHRASES[task].values())
         if getattr(rows, task) > most:
-            yield f"rows.{task} = {getattr(rows, task)}, but there are {most} wordings"
+            yield f"rows.{task} = {getattr(rows, task)}, but there are {most} paraphrases"
     if recipe.rows_per_question == 0:
         yield "rows: a question becomes no row"
     if not reasoning.writers or set(reasoning.writers) - {TEMPLATE, TEACHER}:
         yield f"reasoning.writers = {list(reasoning.writers)}, expected some of {[TEMPLATE, TEACHER]}"
-    elif recipe.turns.count(TEMPLATE) > TEMPLATE_REASONINGS:
-        yield f"rows.cot = {rows.cot}, but the template writer has {TEMPLATE_REASONINGS} reasonings for a question"
+    elif recipe.turns.count(TEMPLATE) > TEMPLATE_RATIONALES:
+        yield f"rows.cot = {rows.cot}, but the template writer has {TEMPLATE_RATIONALES} rationales for a question"
     if not 1 <= reasoning.min_words <= reasoning.max_words:
         yield f"reasoning.min_words = {reasoning.min_words} to max_words = {reasoning.max_words} leaves no length"
     least: dict[str, tuple[float, float]] = {

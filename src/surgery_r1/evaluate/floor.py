@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from surgery_r1 import vocab
-from surgery_r1.codec import Reading
+from surgery_r1.codec import Prediction
 from surgery_r1.geometry import Box, scale
 from surgery_r1.records import Sample
 
@@ -55,10 +55,10 @@ class NoImageFloor:
             _guess(everything),
         )
 
-    def __call__(self, sample: Sample) -> Reading:
+    def __call__(self, sample: Sample) -> Prediction:
         """The guess for a question, its box in the pixels of that question's frame."""
         guess = self.by_question.get(sample.question.strip()) or self.by_kind.get(sample.kind) or self.overall
-        return Reading(None, guess.answer, scale(guess.box_unit, sample.width, sample.height))
+        return Prediction(None, guess.answer, scale(guess.box_unit, sample.width, sample.height))
 
 
 def _guess(samples: list[Sample]) -> Guess:

@@ -7,7 +7,7 @@ from typing import Any
 
 from surgery_r1.models.encode import Prompt, PromptEncoder
 from surgery_r1.models.sharing.attention import can_share
-from surgery_r1.models.sharing.prefill import prefill, trunk_length
+from surgery_r1.models.sharing.prefill import prefill, prefix_length
 
 
 class TransformersEngine:
@@ -52,10 +52,10 @@ class TransformersEngine:
             return self._continue(self.encoder(batch))
         tokens, images = self.encoder.tokens(batch)
         pad = self.encoder.processor.tokenizer.pad_token_id
-        # Frames of different size have trunks of different length, which cannot share one cache.
+        # Frames of different size have prefixes of different length, which cannot share one cache.
         groups: dict[int, list[int]] = {}
         for i, prompt in enumerate(tokens):
-            groups.setdefault(trunk_length(prompt, self.encoder.processor.image_token_id), []).append(i)
+            groups.setdefault(prefix_length(prompt, self.encoder.processor.image_token_id), []).append(i)
         texts = [""] * len(batch)
         for group in groups.values():
             inputs = prefill(self.model, [tokens[i] for i in group], images, pad)

@@ -162,7 +162,7 @@ def grouped(lines: Sequence[Line], key: Callable[[Line], str], order: Iterable[s
 
 def _group(lines: Sequence[Line]) -> dict[str, Any]:
     # The F scores of a part average over few classes and invite misreading; parts are listed by answer instead.
-    return {k: v for k, v in summarise(lines).items() if k not in ("f_score", "f_score_18")} | illusions(lines)
+    return {k: v for k, v in summarise(lines).items() if k not in ("f_score", "f_score_18")} | wrong_referents(lines)
 
 
 def by_answer(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
@@ -175,7 +175,7 @@ def by_answer(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
     return groups
 
 
-def illusions(lines: Sequence[Line]) -> dict[str, Any]:
+def wrong_referents(lines: Sequence[Line]) -> dict[str, Any]:
     """Share of boxes that fit another annotated object better than the one asked about, where that can be told."""
     known = [line["referent_illusion"] for line in lines if line.get("referent_illusion") is not None]
     return {"illusion_rate": sum(known) / len(known) if known else None, "illusion_n": len(known)}

@@ -33,10 +33,10 @@ def prompt_of(sample: Sample, dataset: Dataset, *, reasoning: bool = True, task:
     return Prompt(dataset.image_paths(sample), prompts.user_text(sample.question, task, reasoning))
 
 
-def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+def evenly_spaced(samples: Sequence[Sample], count: int) -> list[Sample]:
     """``count`` of ``samples``, evenly spread; all of them for 0 or too large a count.
 
-    >>> spread("abcdef", 3)
+    >>> evenly_spaced("abcdef", 3)
     ['a', 'c', 'e']
     """
     if count <= 0 or count >= len(samples):
@@ -73,7 +73,7 @@ def predict(
     """
     if out.exists():
         raise SurgeryR1Error("already exists", where=str(out), fix="remove it or give another --out")
-    samples = spread(dataset.split(split), limit)
+    samples = evenly_spaced(dataset.split(split), limit)
     if not samples:
         raise SurgeryR1Error(f"split {split!r} has no samples", where=str(dataset.root), fix="check --split")
     stamp = {

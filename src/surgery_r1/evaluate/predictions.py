@@ -1,4 +1,4 @@
-"""Reading ``predictions.jsonl``: raw model text, or an answer and a box from any other system (DESIGN section 2)."""
+"""Prediction ``predictions.jsonl``: raw model text, or an answer and a box from any other system (DESIGN section 2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery_r1._util.files import read_jsonl
-from surgery_r1.codec import BOX_SPACES, CODEC_VERSION, Reading, View, read
+from surgery_r1.codec import BOX_SPACES, CODEC_VERSION, Prediction, View, read_reply
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import Box, is_box
 from surgery_r1.records import Sample
@@ -26,11 +26,11 @@ ASSUMED_SOURCE = "source (assumed)"
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class PredictionLine:
     """One line, read: the prediction in source terms, the line it came from, and its raw text where it had one."""
 
     line: int
-    reading: Reading
+    reading: Prediction
     text: str | None
 
 
@@ -44,7 +44,7 @@ class PredictionFile:
         meta: the fields of :data:`META` that the lines carry, as one value or as a sorted list where lines differ.
     """
 
-    by_id: dict[str, Prediction] = field(default_factory=dict)
+    by_id: dict[str, PredictionLine] = field(default_factory=dict)
     duplicates: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -98,7 +98,7 @@ def read_predictions(
         assumed += text_line and space is None
         reading = _read_text(record, sample, space, where) if text_line else _read_fields(record, where)
         text = record.get("text")
-        result.by_id[sample.id] = Prediction(
+        result.by_id[sample.id] = PredictionLine(
             int(where.rpartition(":")[2]), reading, text if isinstance(text, str) else None
         )
         if text_line and space is None:
@@ -174,11 +174,11 @@ def _space(record: dict[str, Any], given: str | None, where: str) -> str | None:
     return own
 
 
-def _read_text(record: dict[str, Any], sample: Sample, space: str | None, where: str) -> Reading:
+def _read_text(record: dict[str, Any], sample: Sample, space: str | None, where: str) -> Prediction:
     text = record["text"]
     if not isinstance(text, str):
-        return Reading(None, None, None, ("empty",) if text is None else ("bad_text",))
-    return read(text, space or "source", _view(record, sample, space, where))
+        return Prediction(None, None, None, ("empty",) if text is None else ("bad_text",))
+    return read_reply(text, space or "source", _view(record, sample, space, where))
 
 
 def _view(record: dict[str, Any], sample: Sample, space: str | None, where: str) -> View:
@@ -196,7 +196,7 @@ def _view(record: dict[str, Any], sample: Sample, space: str | None, where: str)
     return View(sample.width, sample.height, width, height)
 
 
-def _read_fields(record: dict[str, Any], where: str) -> Reading:
+def _read_fields(record: dict[str, Any], where: str) -> Prediction:
     if record.get("box_space") not in (None, "source"):
         raise SurgeryR1Error(
             f"box_px is in source pixels, box_space says {record['box_space']!r}",
@@ -213,7 +213,7 @@ def _read_fields(record: dict[str, Any], where: str) -> Reading:
         answer = None
     box, problem = _box(record.get("box_px"))
     reasoning = record.get("reasoning")
-    return Reading(
+    return Prediction(
         reasoning if isinstance(reasoning, str) else None,
         answer,
         box,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import __version__, vocab
 from surgery_r1._util.files import sha256_file, write_json, write_jsonl
-from surgery_r1.codec import CODEC_VERSION, Reading
+from surgery_r1.codec import CODEC_VERSION, Prediction
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.bootstrap import FRAMES_PER_BLOCK, block_ids, intervals, paired
 from surgery_r1.evaluate.floor import NoImageFloor
@@ -20,32 +20,32 @@ from surgery_r1.evaluate.metrics import (
     by_answer,
     confusions,
     grouped,
-    illusions,
     published,
     summarise,
     tally,
+    wrong_referents,
 )
-from surgery_r1.evaluate.predictions import Prediction, clean, read_predictions
+from surgery_r1.evaluate.predictions import PredictionLine, clean, read_predictions
 from surgery_r1.geometry import Box, iou
-from surgery_r1.matching import IOU_RIGHT, judge
+from surgery_r1.matching import IOU_RIGHT, match
 from surgery_r1.prompts import PROMPT_VERSION
 from surgery_r1.records import Frame, Sample
 
 if TYPE_CHECKING:
     from surgery_r1.data.dataset import Dataset
 
-_MISSING = Reading(None, None, None, ("missing",))
+_MISSING = Prediction(None, None, None, ("missing",))
 _LONGEST_TEXT = 2000
 
 #: Metrics whose difference to the no-image floor is reported with an interval.
 _ABOVE_FLOOR = ("acc", "f_score", "miou", "joint", "joint_at_iou50")
 
 
-def referent_illusion(box_px: Box | None, sample: Sample, frame: Frame | None) -> bool | None:
+def wrong_referent(box_px: Box | None, sample: Sample, frame: Frame | None) -> bool | None:
     """Whether the box fits another annotated object of the frame better than the one asked about (ours).
 
-    None without a box, or where the frame has no other annotated object. A box on empty tissue is no illusion of
-    this kind: it fits nothing better.
+    None without a box, or where the frame has no other annotated object. A box on empty tissue is none:
+    it fits nothing better.
     """
     if box_px is None or frame is None:
         return None
@@ -63,14 +63,16 @@ def _coherence(answer_right: bool, box_right: bool) -> str:
     return "wrong answer, right box" if box_right else "both wrong"
 
 
-def score_line(sample: Sample, frame: Frame | None, reading: Reading, prediction: Prediction | None = None) -> Line:
-    """One record of ``scores.jsonl``: the reading judged against the accepted answer and box it comes closest to.
+def score_line(
+    sample: Sample, frame: Frame | None, reading: Prediction, prediction: PredictionLine | None = None
+) -> Line:
+    """One record of ``scores.jsonl``: the prediction matched with the accepted answer and box it comes closest to.
 
     ``iou``, ``iou_published`` and ``joint`` are in [0, 1]; boxes are xyxy in source pixels. ``text`` is kept (cut to
     2,000 characters) only where no answer or no box could be read in it; ``line`` refers to the prediction file.
     """
-    verdict = judge(reading, sample.accepted)
-    truth, truth_box = sample.accepted[verdict.truth]
+    matched = match(reading, sample.accepted)
+    truth, truth_box = sample.accepted[matched.truth]
     line: Line = {
         "id": sample.id,
         "kind": sample.kind,
@@ -81,18 +83,18 @@ def score_line(sample: Sample, frame: Frame | None, reading: Reading, prediction
         "subject": sample.subject,
         "answer_true": truth,
         "answer": None if reading.answer is None else clean(reading.answer),
-        "answer_right": verdict.answer_right,
-        "iou": verdict.iou,
+        "answer_right": matched.answer_right,
+        "iou": matched.iou,
         "iou_published": published(reading.box_px, truth_box, sample.width, sample.height),
-        "joint": verdict.joint,
-        "joint_at_iou50": verdict.joint_at_iou50,
-        "coherence": _coherence(verdict.answer_right, verdict.iou >= IOU_RIGHT),
-        "referent_illusion": referent_illusion(reading.box_px, sample, frame),
+        "joint": matched.joint,
+        "joint_at_iou50": matched.joint_at_iou50,
+        "coherence": _coherence(matched.answer_right, matched.iou >= IOU_RIGHT),
+        "referent_illusion": wrong_referent(reading.box_px, sample, frame),
         "box_px": None if reading.box_px is None else list(reading.box_px),
         "box_true_px": list(truth_box),
         "width": sample.width,
         "height": sample.height,
-        "reasoning": None if reading.reasoning is None else clean(reading.reasoning, _LONGEST_TEXT),
+        "reasoning": None if reading.rationale is None else clean(reading.rationale, _LONGEST_TEXT),
         "problems": list(reading.problems),
         "missing": reading is _MISSING,
         "line": None if prediction is None else prediction.line,
@@ -104,7 +106,7 @@ def score_line(sample: Sample, frame: Frame | None, reading: Reading, prediction
 
 
 def score_samples(
-    samples: Sequence[Sample], frames: Mapping[str, Frame], predictions: Mapping[str, Prediction]
+    samples: Sequence[Sample], frames: Mapping[str, Frame], predictions: Mapping[str, PredictionLine]
 ) -> list[Line]:
     """Score lines in the order of ``samples``; a sample without a prediction is wrong and stays in the denominator."""
     lines = []
@@ -137,7 +139,7 @@ def metrics_of(
     one_source = len({line["source"] for line in lines}) == 1
     return {
         **summarise(lines),
-        **illusions(lines),
+        **wrong_referents(lines),
         "f_score_18_classes": len({line["answer_true"] for line in lines} & set(vocab.ANSWERS_EXTENDED)),
         "parse_failures": {
             "missing": sum(line["missing"] for line in lines),

@@ -37,7 +37,7 @@ def signed(value: float) -> str:
     return ("+" if value >= 0 else "") + number(value)
 
 
-def spread(ci95: Sequence[float] | None, *, sign: bool = False) -> str:
+def format_interval(ci95: Sequence[float] | None, *, sign: bool = False) -> str:
     """An interval as ``[.12, .34]``."""
     write = signed if sign else number
     return "" if ci95 is None else f"[{write(ci95[0])}, {write(ci95[1])}]"
@@ -61,14 +61,14 @@ def rows(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[str]]:
 
 def _cells(metrics: Mapping[str, Any]) -> list[str]:
     ci95 = metrics.get("ci95", {})
-    return [f"{number(metrics.get(key))} {spread(ci95.get(key))}".strip() for key in COLUMNS.values()]
+    return [f"{number(metrics.get(key))} {format_interval(ci95.get(key))}".strip() for key in COLUMNS.values()]
 
 
 def difference_line(name: str, metric: str, difference: Mapping[str, Any]) -> str:
     """One paired difference as a line of text."""
     verdict = "" if excludes_zero(difference["ci95"]) else "  (interval includes 0)"
     return (
-        f"{name}, {metric}: {signed(difference['difference'])} {spread(difference['ci95'], sign=True)}"
+        f"{name}, {metric}: {signed(difference['difference'])} {format_interval(difference['ci95'], sign=True)}"
         f"  n={difference['n']}, {difference['blocks']} blocks{verdict}"
     )
 

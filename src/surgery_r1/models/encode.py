@@ -36,7 +36,7 @@ def load_image(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_dimensions(path: Path) -> tuple[int, int]:
     """Width and height in pixels, from the image's header alone; errors as in :func:`load_image`."""
     with _opened(path) as image:
         return image.size

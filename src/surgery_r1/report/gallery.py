@@ -84,7 +84,7 @@ def frame_id(line: Line) -> str:
 
 
 def _prediction(line: Line) -> dict[str, Any]:
-    """A system's prediction: the outcome words are the score line's own; nothing is judged again here."""
+    """A system's prediction: the outcome words are the score line's own; nothing is computed again here."""
     data: dict[str, Any] = {
         "true": line["answer_true"],
         "trueBox": _rounded(line["box_true_px"]),
@@ -93,7 +93,7 @@ def _prediction(line: Line) -> dict[str, Any]:
         "iou": round(line["iou"], 3),
         "right": bool(line["answer_right"]),
         "outcome": line["coherence"],
-        "illusion": bool(line["referent_illusion"]),
+        "wrongReferent": bool(line["referent_illusion"]),
     }
     if line["reasoning"]:
         data["reasoning"] = _cut(line["reasoning"], _LONGEST_REASONING)

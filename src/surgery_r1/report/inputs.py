@@ -53,7 +53,7 @@ class Group:
         return f"{self.split}{f' · {sources}' if sources else ''}"
 
 
-def collect(sources: Sequence[Path]) -> tuple[list[Group], list[Run]]:
+def read_inputs(sources: Sequence[Path]) -> tuple[list[Group], list[Run]]:
     """Read every score folder and run folder among ``sources``, or beneath those that are neither.
 
     Raises:

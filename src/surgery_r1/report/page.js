@@ -1,5 +1,5 @@
 "use strict";
-// The gallery. Text from models only ever becomes text nodes; nothing is judged here, only shown and filtered.
+// The gallery. Text from models only ever becomes text nodes; nothing is computed here, only shown and filtered.
 (() => {
   const source = document.getElementById("data");
   if (!source) return;
@@ -30,7 +30,7 @@
     coherent: (one) => one.outcome === "coherent",
     "not coherent": (one) => one.outcome !== "coherent",
     "right answer, wrong box": (one) => one.outcome === "right answer, wrong box",
-    illusion: (one) => one.illusion,
+    "wrong referent": (one) => one.wrongReferent,
     unreadable: (one) => one.problems !== undefined,
   };
   const matches = (item) => {
@@ -55,7 +55,7 @@
       element("span", one.right ? "chip right" : "chip wrong", one.answer === null ? "no answer" : one.answer),
       element("span", "iou", `IoU ${rate(one.iou)}`));
     const outcome = element("p", "outcome", one.outcome);
-    if (one.illusion) outcome.append(" · ", element("b", "", "illusion"), ": the box fits another object better");
+    if (one.wrongReferent) outcome.append(" · ", element("b", "", "wrong referent"), ": the box fits another object better");
     caption.append(element("p", "question", item.question), answers, outcome);
     if (one.reasoning) caption.append(element("blockquote", "", one.reasoning));
     if (one.problems !== undefined) {

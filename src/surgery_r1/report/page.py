@@ -14,10 +14,10 @@ from surgery_r1 import __version__, vocab
 from surgery_r1._util.files import atomic_write
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.compare import compare_lines
-from surgery_r1.evaluate.tables import COLUMNS, FEW_BLOCKS, FLOOR, excludes_zero, number, signed, spread
+from surgery_r1.evaluate.tables import COLUMNS, FEW_BLOCKS, FLOOR, excludes_zero, format_interval, number, signed
 from surgery_r1.report.curves import curves_svg
 from surgery_r1.report.gallery import Gallery, frame_id, gallery
-from surgery_r1.report.inputs import Group, Scored, collect
+from surgery_r1.report.inputs import Group, Scored, read_inputs
 from surgery_r1.report.pictures import Pictures, thumbnails
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def write_report(
     Raises:
         SurgeryR1Error: when a source holds nothing to report, or none was scored on ``dataset``.
     """
-    groups, runs = collect(sources)
+    groups, runs = read_inputs(sources)
     shown = gallery(groups)
     pictures = _pictures(groups, shown, dataset, max_items) if frames and dataset is not None else Pictures()
     curves = [(run, svgs) for i, run in enumerate(runs) if (svgs := curves_svg(run, f"curves{i}"))]
@@ -157,9 +157,9 @@ def _row(name: str, metrics: dict[str, Any], floor: bool = False) -> dict[str, A
         "floor": floor,
         "n": metrics["n"],
         "unparsed": metrics.get("parse_failure_rate"),
-        "illusion": metrics.get("illusion_rate"),
+        "wrong_referent": metrics.get("illusion_rate"),
         "cells": [
-            {"value": metrics.get(key), "ci95": ci95.get(key), "spread": spread(ci95.get(key))}
+            {"value": metrics.get(key), "ci95": ci95.get(key), "spread": format_interval(ci95.get(key))}
             for key in COLUMNS.values()
         ],
     }
@@ -174,7 +174,10 @@ def _differences(scored: Sequence[Scored]) -> list[dict[str, Any]]:
                 continue
             cells = [compare_lines(later.lines, other.lines, metric) for metric in _COMPARED]
             for cell in cells:
-                cell |= {"spread": spread(cell["ci95"], sign=True), "excludes_zero": excludes_zero(cell["ci95"])}
+                cell |= {
+                    "spread": format_interval(cell["ci95"], sign=True),
+                    "excludes_zero": excludes_zero(cell["ci95"]),
+                }
             result.append({"name": f"{later.name} − {other.name}", "cells": cells})
     return result
 

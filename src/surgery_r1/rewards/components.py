@@ -15,34 +15,34 @@ from collections.abc import Callable
 
 from surgery_r1 import codec, geometry
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.matching import Judgement, judge
+from surgery_r1.matching import Match, match
 from surgery_r1.rewards.truth import Truth
 
 Reward = Callable[[str, Truth], float | None]
 
 
-def _read(text: str, truth: Truth) -> codec.Reading:
+def _read(text: str, truth: Truth) -> codec.Prediction:
     """The reply in source terms, without what the task did not ask for."""
-    reading = codec.read(text, truth.box_space, truth.view)
+    reading = codec.read_reply(text, truth.box_space, truth.view)
     parts = truth.parts
     # An answer volunteered in a grounding task must not choose the box that it is compared with.
     answer = reading.answer if parts["answer"] else None
-    return codec.Reading(reading.reasoning, answer, reading.box_px if parts["box"] else None, reading.problems)
+    return codec.Prediction(reading.rationale, answer, reading.box_px if parts["box"] else None, reading.problems)
 
 
-def _judge(reading: codec.Reading, truth: Truth) -> Judgement:
+def _match(reading: codec.Prediction, truth: Truth) -> Match:
     """The comparison that evaluation makes, less what a frame-filling box would be paid for pointing at everything.
 
     Without that, the laziest box of all pays: over the 9,014 training questions of the drawn scenes the whole frame has
     a mean IoU of .133 and the mean box of .107 (November 2026). Every box up to three quarters of the frame keeps its
     true IoU, see :func:`geometry.pointing`. Evaluation never discounts.
     """
-    judgement = judge(reading, truth.accepted)
+    matched = match(reading, truth.accepted)
     if reading.box_px is None:
-        return judgement
-    box = truth.accepted[judgement.truth][1]
+        return matched
+    box = truth.accepted[matched.truth][1]
     pointing = geometry.pointing(reading.box_px, box, truth.width, truth.height)
-    return dataclasses.replace(judgement, iou=judgement.iou * pointing)
+    return dataclasses.replace(matched, iou=matched.iou * pointing)
 
 
 def format_reward(text: str, truth: Truth) -> float:
@@ -55,14 +55,14 @@ def format_reward(text: str, truth: Truth) -> float:
     parsed = codec.parse(text)
     if not parsed.well_formed(**truth.parts):
         return 0.0
-    return float(parsed.reasoning is None or any(character.isalnum() for character in parsed.reasoning))
+    return float(parsed.rationale is None or any(character.isalnum() for character in parsed.rationale))
 
 
 def answer_reward(text: str, truth: Truth) -> float | None:
     """1 for an accepted answer, letter by letter, else 0; None where no answer was asked for (Grounding-QA)."""
     if not truth.parts["answer"]:
         return None
-    return float(_judge(_read(text, truth), truth).answer_right)
+    return float(_match(_read(text, truth), truth).answer_right)
 
 
 def box_reward(text: str, truth: Truth) -> float | None:
@@ -72,7 +72,7 @@ def box_reward(text: str, truth: Truth) -> float | None:
     """
     if not truth.parts["box"]:
         return None
-    return _judge(_read(text, truth), truth).iou
+    return _match(_read(text, truth), truth).iou
 
 
 def box_dense_reward(text: str, truth: Truth) -> float | None:
@@ -86,9 +86,9 @@ def box_dense_reward(text: str, truth: Truth) -> float | None:
     reading = _read(text, truth)
     if reading.box_px is None:
         return 0.0
-    judgement = _judge(reading, truth)
-    box = truth.accepted[judgement.truth][1]
-    return (judgement.iou + geometry.closeness(reading.box_px, box, truth.width, truth.height)) / 2
+    matched = _match(reading, truth)
+    box = truth.accepted[matched.truth][1]
+    return (matched.iou + geometry.closeness(reading.box_px, box, truth.width, truth.height)) / 2
 
 
 def _asks_for_both(truth: Truth) -> bool:
@@ -102,7 +102,7 @@ def coherence_joint(text: str, truth: Truth) -> float | None:
     """
     if not _asks_for_both(truth):
         return None
-    return _judge(_read(text, truth), truth).joint
+    return _match(_read(text, truth), truth).joint
 
 
 def coherence_referent(text: str, truth: Truth) -> float | None:
@@ -114,12 +114,14 @@ def coherence_referent(text: str, truth: Truth) -> float | None:
     if not _asks_for_both(truth) or not any(truth.others(pair) for pair in range(len(truth.accepted))):
         return None
     reading = _read(text, truth)
-    judgement = _judge(reading, truth)
-    if reading.box_px is None or judgement.joint == 0.0:
+    matched = _match(reading, truth)
+    if reading.box_px is None or matched.joint == 0.0:
         return 0.0
-    fit = geometry.iou(reading.box_px, truth.accepted[judgement.truth][1])
-    illusion = max((geometry.iou(reading.box_px, item.box_px) for item in truth.others(judgement.truth)), default=0.0)
-    return judgement.joint if fit > illusion else 0.0
+    fit = geometry.iou(reading.box_px, truth.accepted[matched.truth][1])
+    nearest_other = max(
+        (geometry.iou(reading.box_px, item.box_px) for item in truth.others(matched.truth)), default=0.0
+    )
+    return matched.joint if fit > nearest_other else 0.0
 
 
 def coherence_spatial(text: str, truth: Truth) -> float | None:
@@ -136,7 +138,7 @@ def coherence_spatial(text: str, truth: Truth) -> float | None:
         return 0.0
     if reading.answer != geometry.quadrant(reading.box_px, rule, truth.width, truth.height, truth.organ_box):
         return 0.0
-    return _judge(reading, truth).joint
+    return _match(reading, truth).joint
 
 
 def random_reward(text: str, truth: Truth, seed: int = 0) -> float:

@@ -12,7 +12,7 @@ from surgery_r1.codec import BOX_SPACES, View
 from surgery_r1.data.location_rule import TRUSTED_AGREEMENT
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import Box, LocationRule
-from surgery_r1.records import TASKS, Frame, Sample, SceneObject
+from surgery_r1.records import TASKS, AnnotatedObject, Frame, Sample
 
 #: Below this share of labels that follow the measured location rule, quadrants and boxes are not compared.
 MIN_AGREEMENT = TRUSTED_AGREEMENT
@@ -45,7 +45,7 @@ class Truth:
     accepted: tuple[tuple[str, Box], ...]
     width: int
     height: int
-    objects: tuple[SceneObject, ...]
+    objects: tuple[AnnotatedObject, ...]
     location_rule: str | None
     agreement: float | None
     view: View
@@ -120,7 +120,7 @@ class Truth:
         rule = geometry.location_rule(self.location_rule)
         return None if rule.reference == "organ" and self.organ_box is None else rule
 
-    def others(self, pair: int) -> tuple[SceneObject, ...]:
+    def others(self, pair: int) -> tuple[AnnotatedObject, ...]:
         """The annotated objects that are not what accepted pair number ``pair`` points at.
 
         A pair points at the object of the right name (the subject, or the answer where a tool was asked for) that
@@ -151,7 +151,7 @@ class Truth:
         try:
             data: dict[str, Any] = json.loads(text)
             data["accepted"] = tuple((answer, tuple(box)) for answer, box in data["accepted"])
-            data["objects"] = tuple(SceneObject.from_json(item) for item in data["objects"])
+            data["objects"] = tuple(AnnotatedObject.from_json(item) for item in data["objects"])
             data["view"] = View(*data["view"])
             return cls(**data)
         except (TypeError, ValueError, KeyError) as error:

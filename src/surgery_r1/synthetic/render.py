@@ -12,7 +12,7 @@ from surgery_r1 import vocab
 from surgery_r1.synthetic.boxes import quadrant, tool_box, visible_box
 from surgery_r1.synthetic.cues import draw_cue
 from surgery_r1.synthetic.placement import plan_random
-from surgery_r1.synthetic.scene import DrawnScene, FramePlan, SceneObject, ToolPose
+from surgery_r1.synthetic.scene import DrawnObject, DrawnScene, FramePlan, ToolPose
 from surgery_r1.synthetic.style import Style, make_style, noise_tile
 from surgery_r1.synthetic.tissue import MARGIN, kidney_outline, paint_kidney, paint_tissue
 from surgery_r1.synthetic.tools import tool_parts
@@ -115,20 +115,20 @@ def _to_pixels(box, width: int, height: int) -> tuple[float, float, float, float
     return max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)
 
 
-def objects_of(plan: FramePlan, style: Style, size: tuple[int, int]) -> tuple[SceneObject, ...]:
+def objects_of(plan: FramePlan, style: Style, size: tuple[int, int]) -> tuple[DrawnObject, ...]:
     """Annotated objects of a plan, kidney first; needs no drawing."""
     width, height = size
     aspect = width / height
     found = []
     box = visible_box([kidney_outline(plan.kidney)], aspect, style.circle)
     if box:
-        found.append(SceneObject(vocab.ORGAN, None, None, _to_pixels(box, width, height), None))
+        found.append(DrawnObject(vocab.ORGAN, None, None, _to_pixels(box, width, height), None))
     for pose in plan.tools:
         box = tool_box(pose, aspect, style.circle)
         if box is None or quadrant(box, aspect) != pose.location:
             raise RuntimeError(f"{pose.name} does not lie at {pose.location}: {box}")
         tip = (pose.tip[0] * height, pose.tip[1] * height)
-        found.append(SceneObject(pose.name, pose.state, pose.location, _to_pixels(box, width, height), tip))
+        found.append(DrawnObject(pose.name, pose.state, pose.location, _to_pixels(box, width, height), tip))
     return tuple(found)
 
 

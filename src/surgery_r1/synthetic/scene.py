@@ -13,7 +13,7 @@ from PIL import Image
 
 
 @dataclass(frozen=True)
-class SceneObject:
+class DrawnObject:
     """One annotated thing of a frame; ``box_px`` is 0-based xyxy with x2 > x1 and y2 > y1, inside the frame.
 
     A tool's box is tight around shaft, wrist and jaws as far as the camera could see them (cue excluded, parts hidden
@@ -32,7 +32,7 @@ class DrawnScene:
     """A picture (RGB) and everything in it that can be asked about."""
 
     image: Image.Image
-    objects: tuple[SceneObject, ...]
+    objects: tuple[DrawnObject, ...]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from surgery_r1 import vocab
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.synthetic.placement import plan_sequence
 from surgery_r1.synthetic.render import objects_of, render
-from surgery_r1.synthetic.scene import SceneObject
+from surgery_r1.synthetic.scene import DrawnObject
 from surgery_r1.synthetic.statistics import sequence_records
 from surgery_r1.synthetic.style import Style, make_style
 
@@ -34,10 +34,10 @@ def style_of(domain: int, sequence: int, seed: int) -> Style:
     return make_style(name, seed * 1000 + sequence, domain)
 
 
-def question_lines(objects: tuple[SceneObject, ...], size: tuple[int, int], *, organ: bool = True) -> list[str]:
+def question_lines(objects: tuple[DrawnObject, ...], size: tuple[int, int], *, organ: bool = True) -> list[str]:
     """Label lines of a frame: `question|answer|x1, y1, x2, y2`, 1-based whole pixels inside the frame."""
 
-    def corners(obj: SceneObject) -> str:
+    def corners(obj: DrawnObject) -> str:
         # Outwards to whole pixels, so that the box holds what it held.
         x1, y1 = math.floor(obj.box_px[0]), math.floor(obj.box_px[1])
         x2, y2 = math.ceil(obj.box_px[2]), math.ceil(obj.box_px[3])

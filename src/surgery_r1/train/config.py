@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from surgery_r1._util import toml as strict_toml
+from surgery_r1._util import toml as toml
 from surgery_r1._util.toml import SHIPPED
 from surgery_r1.geometry import FLIPS
 from surgery_r1.records import TASKS
@@ -156,9 +156,9 @@ class TrainConfig:
         return asdict(self)
 
 
-def shipped() -> list[str]:
+def shipped_configs() -> list[str]:
     """Names of the training configs that come with the package."""
-    return strict_toml.shipped("model")
+    return toml.shipped_with("model")
 
 
 def load_config(name: str | Path) -> TrainConfig:
@@ -167,14 +167,14 @@ def load_config(name: str | Path) -> TrainConfig:
     Raises:
         SurgeryR1Error: no such file, bad TOML, or every unknown key and wrong value at once.
     """
-    path = strict_toml.find(name, SHIPPED, shipped())
-    data, text = strict_toml.read(path)
+    path = toml.find(name, SHIPPED, shipped_configs())
+    data, text = toml.load_toml(path)
     return parse_config(data, path, text)
 
 
 def parse_config(data: Mapping[str, Any], path: Path | str = "config", text: str = "") -> TrainConfig:
     """Build a :class:`TrainConfig` from parsed TOML and check what belongs together."""
-    return strict_toml.build(TrainConfig, data, path, text, _inconsistent)
+    return toml.build(TrainConfig, data, path, text, _inconsistent)
 
 
 #: Smallest value of each number. Written so that NaN fails too.

@@ -12,7 +12,7 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import flip_box
 from surgery_r1.models.encode import ImageCache
 from surgery_r1.models.processor import view_of
-from surgery_r1.records import Row
+from surgery_r1.records import TrainingRow
 from surgery_r1.rewards import Truth
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from surgery_r1.records import Sample
 
 
-def conversation(question: str, box_space: str, task: str, reasoning: bool) -> list[dict[str, str]]:
+def prompt_messages(question: str, box_space: str, task: str, reasoning: bool) -> list[dict[str, str]]:
     """System and user message; TRL puts the images in front of the user's text, as ``prompts.messages`` does."""
     return [
         {"role": "system", "content": prompts.system_text(box_space)},
@@ -42,7 +42,7 @@ def prompt_and_completion(
     """The messages of a training row, its box in the units of a model that sees frames as ``view`` says."""
     box = None if box_px is None else codec.to_model(box_px, box_space, view)
     completion = [{"role": "assistant", "content": codec.render(reasoning, answer, box)}]
-    return conversation(question, box_space, task, reasoning is not None), completion
+    return prompt_messages(question, box_space, task, reasoning is not None), completion
 
 
 def sft_dataset(
@@ -70,7 +70,7 @@ def sft_dataset(
     """
     columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": [], "flips": []}
 
-    def add(flip: str, row: Row) -> None:
+    def add(flip: str, row: TrainingRow) -> None:
         sample = flip_sample(dataset.samples[row.sample_id], flip)
         box = row.box_px and flip_box(row.box_px, flip, sample.width, sample.height)
         view = view_of(processor, sample.width, sample.height)
@@ -90,7 +90,7 @@ def sft_dataset(
     rows = dataset.train_rows(tasks, include_dev)
     if direct_answers:
         samples = train_samples(dataset, include_dev)
-        rows += [Row(s.id, s.id, "cot", s.question, None, s.answer, s.box_px, None) for s in samples]
+        rows += [TrainingRow(s.id, s.id, "cot", s.question, None, s.answer, s.box_px, None) for s in samples]
     for row in rows:
         add("none", row)
         if flips and row.reasoning is None:
@@ -141,7 +141,7 @@ def rft_dataset(
             reasoning=reasoning,
         )
         columns["id"].append(sample.id)
-        columns["prompt"].append(conversation(sample.question, box_space, "cot", reasoning))
+        columns["prompt"].append(prompt_messages(sample.question, box_space, "cot", reasoning))
         _show(columns, dataset, sample, flip)
         columns["truth"].append(truth.to_json())
     if not columns["prompt"]:

@@ -23,13 +23,13 @@ from surgery_r1.data.assemble.card import dataset_card
 from surgery_r1.data.assemble.counts import Counts
 from surgery_r1.data.assemble.rows import ROW_SPLITS, rows_of
 from surgery_r1.data.assemble.splits import Splits
-from surgery_r1.data.assemble.staging import Spool
+from surgery_r1.data.assemble.staging import StagingFiles
 from surgery_r1.data.formats.endovis import LabelFolder
 from surgery_r1.data.formats.source import FrameContent, Source
-from surgery_r1.data.formats.validation import Finding
+from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.data.location_rule import TRUSTED_AGREEMENT, SourceTally
-from surgery_r1.data.rationales.generate import Reasoner
-from surgery_r1.data.rationales.writer import TemplateWriter, Writer
+from surgery_r1.data.rationales.generate import RationaleGenerator
+from surgery_r1.data.rationales.writer import RationaleWriter, TemplateWriter
 from surgery_r1.data.recipe import TEMPLATE, Recipe
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import LocationRule, location_rule
@@ -51,7 +51,7 @@ def build_dataset(
     on_fault: Literal["stop", "skip"] = "stop",
     embed_images: bool = False,
     overwrite: bool = False,
-    writers: Mapping[str, Writer] | None = None,
+    writers: Mapping[str, RationaleWriter] | None = None,
     open_source: Callable[[Path, Path | None], Source] = LabelFolder,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def build_dataset(
             reading.run()
             if on_fault == "stop":
                 _stop_at_faults(reading.faults)
-            if not reading.spool.frames:
+            if not reading.staging.frames:
                 raise SurgeryR1Error("no sound question found", fix="surgery-r1 data check FOLDER lists what is wrong")
             rule = reading.rule.result()
             rules = trusted_rules(rule)
@@ -99,24 +99,24 @@ def build_dataset(
                 raise SurgeryR1Error(f"the recipe names the writer {unknown!r}", fix="give it with writers=")
             used = {name: known[name] for name in recipe.turns}
             root = target / "images" if embed_images else reading.image_root
-            reasoner = Reasoner(recipe, used, rules, reading.classes, root)
-            counts = _write_records(target, reading.spool, recipe, reasoner, progress)
+            generator = RationaleGenerator(recipe, used, rules, reading.classes, root)
+            counts = _write_records(target, reading.staging, recipe, generator, progress)
         finally:
-            reading.spool.close()
+            reading.staging.close()
         manifest = {
             "format": FORMAT,
             "image_root": "images" if embed_images else str(reading.image_root),
             "label_root": str(reading.label_root),
             **counts.to_json(),
             "skipped": dict(sorted(reading.skipped.items())),
-            "reasoning": {name: writer.to_json() for name, writer in reasoner.counts.items()},
+            "reasoning": {name: writer.to_json() for name, writer in generator.counts.items()},
             "location_rule": rule,
             "sources": counts.sources(reading.classes),
             "images_in_two_splits": reading.splits.images_in_two,
             "sha256": {name: sha256_file(target / name) for name in RECORDS} | {"images": reading.images_hash},
             "recipe": {
                 **recipe.to_json(),
-                "writer": ", ".join(reasoner.counts),
+                "writer": ", ".join(generator.counts),
                 "writers": {writer.name: writer.facts() for writer in used.values()},
                 "tasks": [task for task in TASKS if getattr(recipe.rows, task)],
                 "on_fault": on_fault,
@@ -139,7 +139,7 @@ def trusted_rules(measured: Mapping[str, Any]) -> dict[str, LocationRule | None]
 
 
 class _Reading:
-    """The first pass: every frame of every source, hashed, checked and spooled."""
+    """The first pass: every frame of every source, hashed, checked and staged."""
 
     def __init__(self, sources: Sequence[Source], target: Path, embed: bool) -> None:
         self._sources, self._target, self._embed = sources, target, embed
@@ -147,14 +147,14 @@ class _Reading:
         self.image_root = _above(source.image_root for source in sources)
         self.label_root = _above(source.label_root for source in sources)
         self.classes = {name: kinds for source in sources for name, kinds in source.classes.items()}
-        self.faults: list[Finding] = []
+        self.faults: list[ValidationIssue] = []
         self.skipped: Counter[str] = Counter()
         self.rule = SourceTally()
         self.splits = Splits()
         self._hashes: dict[str, str] = {}
         self._label_hashes: dict[Path, str] = {}
-        (target / "spool").mkdir()
-        self.spool = Spool(target / "spool")
+        (target / "staging").mkdir()
+        self.staging = StagingFiles(target / "staging")
 
     def run(self) -> None:
         """Read everything."""
@@ -207,14 +207,14 @@ class _Reading:
         for sample in samples:
             self.splits.add(sample, frame)
             self.rule.add(sample, frame.organ_box)
-        self.spool.add(frame, samples)
+        self.staging.add(frame, samples)
 
 
 def _above(roots: Iterable[Path]) -> Path:
     return Path(os.path.commonpath([root.resolve() for root in roots]))
 
 
-def _stop_at_faults(faults: Sequence[Finding]) -> None:
+def _stop_at_faults(faults: Sequence[ValidationIssue]) -> None:
     if not faults:
         return
     shown = "".join(f"\n  {fault}" for fault in faults[:_FAULTS_SHOWN])
@@ -228,25 +228,25 @@ def _stop_at_faults(faults: Sequence[Finding]) -> None:
 
 def _write_records(
     target: Path,
-    spool: Spool,
+    staging: StagingFiles,
     recipe: Recipe,
-    reasoner: Reasoner,
+    generator: RationaleGenerator,
     progress: Callable[[int, int], None] | None,
 ) -> Counts:
-    """The second pass: frames, questions and rows, in the order of the spool."""
+    """The second pass: frames, questions and rows, in the order of the staging files."""
     counts = Counts()
-    work = ((frame, samples, [s for s in samples if s.split in ROW_SPLITS]) for frame, samples in spool)
+    work = ((frame, samples, [s for s in samples if s.split in ROW_SPLITS]) for frame, samples in staging)
     with (
         (target / "frames.jsonl").open("w", encoding="utf-8", newline="\n") as frames_file,
         (target / "samples.jsonl").open("w", encoding="utf-8", newline="\n") as samples_file,
         (target / "rows.jsonl").open("w", encoding="utf-8", newline="\n") as rows_file,
     ):
-        for done, ((frame, samples, asked), reasonings) in enumerate(reasoner(work), start=1):
-            written = [row for s, r in zip(asked, reasonings, strict=True) for row in rows_of(s, recipe.rows, r)]
+        for done, ((frame, samples, asked), rationales) in enumerate(generator(work), start=1):
+            written = [row for s, r in zip(asked, rationales, strict=True) for row in rows_of(s, recipe.rows, r)]
             frames_file.write(dump_json(frame.to_json()) + "\n")
             samples_file.writelines(dump_json(sample.to_json()) + "\n" for sample in samples)
             rows_file.writelines(dump_json(row.to_json()) + "\n" for row in written)
             counts.add(samples, written)
             if progress is not None:
-                progress(done, spool.frames)
+                progress(done, staging.frames)
     return counts

@@ -8,7 +8,7 @@ from typing import Any
 
 from surgery_r1 import vocab
 from surgery_r1.data.formats.path_patterns import natural_key
-from surgery_r1.records import TASKS, Row, Sample
+from surgery_r1.records import TASKS, Sample, TrainingRow
 
 
 class Counts:
@@ -21,7 +21,7 @@ class Counts:
         self._sources: dict[str, Counter[str]] = defaultdict(Counter)
         self._sequences: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
 
-    def add(self, samples: list[Sample], rows: Iterable[Row]) -> None:
+    def add(self, samples: list[Sample], rows: Iterable[TrainingRow]) -> None:
         """Count a frame's questions (at least one) and rows."""
         head = samples[0]
         self._frames[head.split] += 1

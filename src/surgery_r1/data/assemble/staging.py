@@ -13,7 +13,7 @@ from surgery_r1.data.formats.endovis import SOURCES
 from surgery_r1.records import Frame, Sample
 
 
-class Spool:
+class StagingFiles:
     """Written frame by frame, read back source by source: those of EndoVis first, others as they came.
 
     Args:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from surgery_r1.data.dataset import Dataset
 
 
-def features() -> Any:
+def conversation_columns() -> Any:
     """Columns of a conversation, as ``datasets.Features``."""
     from datasets import Features, Image, List, Value
 
@@ -34,7 +34,7 @@ def conversations_of(
     """A frame's training rows as TRL takes them: prompt and completion (messages), and images.
 
     Args:
-        frame: a row of :func:`surgery_r1.data.export.parquet.features`.
+        frame: a row of :func:`surgery_r1.data.export.parquet.frame_columns`.
         shown: its image, as ``datasets.Image`` takes one.
         processor, box_space: of the model that is to be trained; boxes are written in its units.
         tasks: kinds of rows to take.
@@ -82,7 +82,9 @@ def to_conversations(
 
     # Bytes go through as they are: nothing is decoded and encoded again.
     source = frames.cast_column("image", Image(decode=False)) if embedded else frames
-    return source.map(convert, batched=True, batch_size=16, remove_columns=source.column_names, features=features())
+    return source.map(
+        convert, batched=True, batch_size=16, remove_columns=source.column_names, features=conversation_columns()
+    )
 
 
 def export_conversations(
@@ -114,7 +116,7 @@ def export_conversations(
                     yield written
 
     with replacing_folder(out, overwrite=False) as target:
-        if not write_parquet(records(), features(), target / "train.parquet"):
+        if not write_parquet(records(), conversation_columns(), target / "train.parquet"):
             raise SurgeryR1Error("no training rows", where=str(dataset.root), fix="build it from training sequences")
     return counts
 

@@ -16,13 +16,13 @@ from surgery_r1.errors import SurgeryR1Error
 
 if TYPE_CHECKING:
     from surgery_r1.data.dataset import Dataset
-    from surgery_r1.records import Frame, Row, Sample
+    from surgery_r1.records import Frame, Sample, TrainingRow
 
 #: Frames written at a time: a row group.
 _GROUP = 64
 
 
-def features(embed_images: bool) -> Any:
+def frame_columns(embed_images: bool) -> Any:
     """Columns of a frame, as ``datasets.Features``; ``image`` is a picture, or its path below ``image_root``."""
     from datasets import Features, Image, List, Value
 
@@ -66,7 +66,7 @@ def export_frames(dataset: Dataset, out: Path, *, embed_images: bool = False) ->
     with replacing_folder(out, overwrite=False) as target:
         for split in vocab.SPLITS:
             records = frame_records(dataset, split, embed_images)
-            count = write_parquet(records, features(embed_images), target / "data" / f"{split}.parquet")
+            count = write_parquet(records, frame_columns(embed_images), target / "data" / f"{split}.parquet")
             if count:
                 counts[split] = count
         write_json(target / "manifest.json", dataset.manifest)
@@ -93,7 +93,7 @@ def write_parquet(records: Iterator[dict[str, Any]], columns: Any, path: Path) -
 
 
 def frame_records(dataset: Dataset, split: str, embed_images: bool) -> Iterator[dict[str, Any]]:
-    """The frames of a split as :func:`features` has them."""
+    """The frames of a split as :func:`frame_columns` has them."""
     frames: dict[str, list[Sample]] = defaultdict(list)
     for sample in dataset.split(split):
         frames[sample.frame_id].append(sample)
@@ -124,7 +124,7 @@ def _image(dataset: Dataset, frame: Frame) -> dict[str, Any]:
     return {"bytes": data, "path": Path(frame.image).name}
 
 
-def _question(sample: Sample, rows: list[Row]) -> dict[str, Any]:
+def _question(sample: Sample, rows: list[TrainingRow]) -> dict[str, Any]:
     data = sample.to_json()
     kept = ("id", "question", "kind", "subject", "answer", "box_px")
     written = [

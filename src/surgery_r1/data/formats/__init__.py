@@ -1,1 +1,1 @@
-"""Reading label folders: EndoVis-VQLA as found in the wild, and other sets by a declarative format."""
+"""Prediction label folders: EndoVis-VQLA as found in the wild, and other sets by a declarative format."""

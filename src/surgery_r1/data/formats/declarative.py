@@ -10,7 +10,7 @@ from string import Formatter
 from typing import Literal
 
 from surgery_r1 import vocab
-from surgery_r1._util import toml as strict_toml
+from surgery_r1._util import toml as toml
 from surgery_r1.data.formats.path_patterns import PathPattern
 
 #: Adapters that come with the package, usable by their bare name.
@@ -19,7 +19,7 @@ _CORNERS = ("x1", "y1", "x2", "y2")
 
 
 @dataclass(frozen=True)
-class BoxConfig:
+class BoxFormat:
     """``[box]``: how boxes are written.
 
     Attributes:
@@ -36,7 +36,7 @@ class BoxConfig:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class DatasetFormat:
     """A whole adapter file. Paths are patterns below the folder, see
     :class:`surgery_r1.data.formats.path_patterns.PathPattern`.
 
@@ -67,7 +67,7 @@ class Adapter:
     exclude: tuple[str, ...] = ()
     sequence: str = "{sequence}"
     frame: str = "{frame}"
-    box: BoxConfig = field(default_factory=BoxConfig)
+    box: BoxFormat = field(default_factory=BoxFormat)
     rename: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -76,20 +76,20 @@ class Adapter:
         return tuple(dict.fromkeys((*self.answers.get("tool", ()), *vocab.TOOLS)))
 
 
-def shipped() -> list[str]:
+def shipped_formats() -> list[str]:
     """Names of the adapters that come with the package."""
     return sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 
-def load_adapter(name: str | Path) -> Adapter:
+def load_format(name: str | Path) -> DatasetFormat:
     """Read a shipped adapter by its name (``endovis18``) or a TOML file by its path.
 
     Raises:
         SurgeryR1Error: no such file, bad TOML, or every unknown key and wrong value at once.
     """
-    path = strict_toml.find(name, SHIPPED, shipped())
-    data, text = strict_toml.read(path)
-    return strict_toml.build(Adapter, data, path, text, _wrong)
+    path = toml.find(name, SHIPPED, shipped_formats())
+    data, text = toml.load_toml(path)
+    return toml.build(DatasetFormat, data, path, text, _wrong)
 
 
 def several(value: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def several(value: str | tuple[str, ...]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else value
 
 
-def _wrong(adapter: Adapter) -> Iterator[str]:
+def _wrong(adapter: DatasetFormat) -> Iterator[str]:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter.name):
         yield f"name = {adapter.name!r}, expected letters, digits, _ and -"
     known: dict[str, set[str]] = {"images": set(), "labels": set(), "exclude": set()}
@@ -128,7 +128,7 @@ def _wrong(adapter: Adapter) -> Iterator[str]:
         yield f"box.size = {list(adapter.box.size)}, expected width and height in pixels"
 
 
-def _wrong_names(adapter: Adapter, known: Mapping[str, set[str]]) -> Iterator[str]:
+def _wrong_names(adapter: DatasetFormat, known: Mapping[str, set[str]]) -> Iterator[str]:
     """Whether a frame can be named from its image and from its labels, and all fields are there."""
     fields: set[str] = set()
     if adapter.format == "lines":

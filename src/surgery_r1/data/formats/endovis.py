@@ -1,4 +1,4 @@
-"""Reader of EndoVis-18-VQLA and EndoVis-17-VQLA label folders (FACTS 2): samples, frames, faults and notices."""
+"""FieldParser of EndoVis-18-VQLA and EndoVis-17-VQLA label folders (FACTS 2): samples, frames, faults and notices."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from surgery_r1.data.formats.endovis_scan import ImageTree, LabelFile, Layout, s
 from surgery_r1.data.formats.image_files import TornImageError, image_size
 from surgery_r1.data.formats.lines import ANSWERS_OF_KIND
 from surgery_r1.data.formats.questions import FrameLabels, merge_answers, read_frame_labels
-from surgery_r1.data.formats.source import FolderContent, FrameContent, check_folders, collect, labelled_frame
-from surgery_r1.data.formats.validation import Finding
+from surgery_r1.data.formats.source import FolderContent, FrameContent, check_folders, labelled_frame, read_all
+from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
 
 SOURCES: tuple[str, ...] = ("endovis18", "endovis17")
@@ -73,13 +73,13 @@ class LabelFolder:
             yield content
         for path, count in repeated.items():
             value, fix = f"{count} questions already read from another label folder", "nothing to do: counted once"
-            found = Finding(path, None, "second label folder for the same frames", value, fix)
+            found = ValidationIssue(path, None, "second label folder for the same frames", value, fix)
             yield FrameContent(notices=[found])
 
 
 def read_folder(folder: Path, images: Path | None = None) -> FolderContent:
     """Everything in a label folder; see :class:`LabelFolder`."""
-    return collect(LabelFolder(folder, images))
+    return read_all(LabelFolder(folder, images))
 
 
 def _by_frame(layout: Layout) -> Iterable[list[LabelFile]]:
@@ -112,7 +112,7 @@ def _read_frame(files: list[LabelFile], tree: ImageTree | None, root: Path, cont
         found = "no seq_N folder above it" if head.sequence is None else f"sequence {head.sequence}"
         known = sorted((*vocab.TRAIN_SEQUENCES, *vocab.VAL_SEQUENCES))
         fix = f"EndoVis-18 labels belong to sequences {', '.join(map(str, known))}"
-        fault = Finding(str(head.path), 1, f.NO_SEQUENCE, found, fix)
+        fault = ValidationIssue(str(head.path), 1, f.NO_SEQUENCE, found, fix)
     content.faults += ([fault] if fault else []) + labels.faults
     content.skipped += labels.skipped
     if fault or image is None or size is None or split is None:
@@ -125,16 +125,26 @@ def _read_frame(files: list[LabelFile], tree: ImageTree | None, root: Path, cont
     return labels
 
 
-def _find_image(label: LabelFile, tree: ImageTree | None) -> tuple[Path | None, tuple[int, int] | None, Finding | None]:
+def _find_image(
+    label: LabelFile, tree: ImageTree | None
+) -> tuple[Path | None, tuple[int, int] | None, ValidationIssue | None]:
     name = tree.files.get(label.stem) if tree else None
     if tree is None or name is None:
         place = tree.path if tree else f"seq_{label.sequence}/left_frames"
         value = f"{place}/{label.stem}.*" if tree else f"{label.stem} in {place}, no such folder"
-        return None, None, Finding(str(label.path), 1, f.MISSING_IMAGE, value, "restore it, or name --images ROOT")
+        return (
+            None,
+            None,
+            ValidationIssue(str(label.path), 1, f.MISSING_IMAGE, value, "restore it, or name --images ROOT"),
+        )
     image = tree.path / name
     try:
         return image, image_size(image), None
     except FileNotFoundError:  # a dangling link
-        return None, None, Finding(str(label.path), 1, f.MISSING_IMAGE, str(image), "restore the file")
+        return None, None, ValidationIssue(str(label.path), 1, f.MISSING_IMAGE, str(image), "restore the file")
     except (TornImageError, OSError) as error:
-        return None, None, Finding(str(label.path), 1, f.TORN_IMAGE, f"{image}: {error}", "unpack the archive again")
+        return (
+            None,
+            None,
+            ValidationIssue(str(label.path), 1, f.TORN_IMAGE, f"{image}: {error}", "unpack the archive again"),
+        )

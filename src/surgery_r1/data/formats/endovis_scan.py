@@ -14,7 +14,7 @@ from pathlib import Path
 
 from surgery_r1.data.formats.image_files import IMAGE_SUFFIXES
 from surgery_r1.data.formats.path_patterns import SHADOW
-from surgery_r1.data.formats.validation import Finding
+from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
 
 #: ``(source, sequence number)``; EndoVis-17 names its sequence in the file and has one tree for all, number None.
@@ -66,7 +66,7 @@ class Layout:
 
     labels: list[LabelFile] = field(default_factory=list)
     trees: list[ImageTree] = field(default_factory=list)
-    notices: list[Finding] = field(default_factory=list)
+    notices: list[ValidationIssue] = field(default_factory=list)
 
 
 def scan(folder: Path, images: Path | None = None) -> Layout:
@@ -77,7 +77,7 @@ def scan(folder: Path, images: Path | None = None) -> Layout:
         _images(directory, names, folder, 1, layout)
     if images is not None:
         inside = {tree.path.resolve(): tree for tree in layout.trees}
-        found: list[Finding] = []
+        found: list[ValidationIssue] = []
         for directory, names in _walk(images, found):
             known = inside.get(directory.resolve())
             if known is not None:
@@ -89,7 +89,7 @@ def scan(folder: Path, images: Path | None = None) -> Layout:
     return layout
 
 
-def _walk(root: Path, notices: list[Finding]) -> Iterator[tuple[Path, list[str]]]:
+def _walk(root: Path, notices: list[ValidationIssue]) -> Iterator[tuple[Path, list[str]]]:
     """Every folder with its sorted file names; shadow trees are left out and noticed."""
     seen: set[str] = set()
     right: list[Path] = []
@@ -103,7 +103,7 @@ def _walk(root: Path, notices: list[Finding]) -> Iterator[tuple[Path, list[str]]
         for name in sorted(folders):
             if name.lower() == SHADOW:
                 fix = "nothing to do: archives packed on macOS carry it"
-                notices.append(Finding(str(here / name), None, "shadow tree", "not read", fix))
+                notices.append(ValidationIssue(str(here / name), None, "shadow tree", "not read", fix))
             elif name.lower() == "right_frames":
                 right.append(here / name)
         skipped = (SHADOW, "right_frames")
@@ -111,11 +111,13 @@ def _walk(root: Path, notices: list[Finding]) -> Iterator[tuple[Path, list[str]]
         shadows = sum(name.startswith("._") for name in files)
         if shadows:
             fix = "nothing to do: archives packed on macOS carry them"
-            notices.append(Finding(str(here), None, "shadow files", f"{shadows} files named ._*, not read", fix))
+            notices.append(
+                ValidationIssue(str(here), None, "shadow files", f"{shadows} files named ._*, not read", fix)
+            )
         yield here, sorted(name for name in files if not name.startswith("."))
     if right:
         value, fix = f"{len(right)} right_frames folders, not read", "nothing to do: labels belong to left_frames"
-        notices.append(Finding(str(right[0]), None, "right camera", value, fix))
+        notices.append(ValidationIssue(str(right[0]), None, "right camera", value, fix))
 
 
 def _unreadable(error: OSError) -> None:
@@ -149,14 +151,18 @@ def _labels(directory: Path, names: list[str], layout: Layout) -> None:
     if rank is None:
         if {part.lower() for part in directory.parts[-3:]} & {"vqla", "vqa"}:
             fix = "labels are read from vqla, vqla/label and vqa/Classification"
-            layout.notices.append(Finding(str(directory), None, "other texts", f"{len(texts)} files, not read", fix))
+            layout.notices.append(
+                ValidationIssue(str(directory), None, "other texts", f"{len(texts)} files, not read", fix)
+            )
         return
     above = _sequence_above(directory)
     for name in texts:
         match = _LABEL_NAME.fullmatch(name[:-4])
         if match is None:
             fix = "label files are named frame003_QA.txt or seq1_frame015.txt"
-            layout.notices.append(Finding(str(directory / name), None, "unknown label file name", repr(name), fix))
+            layout.notices.append(
+                ValidationIssue(str(directory / name), None, "unknown label file name", repr(name), fix)
+            )
             continue
         frame = match.group("frame").lower()
         if match.group("seq"):

@@ -9,19 +9,19 @@ from typing import Any
 
 from surgery_r1 import vocab
 from surgery_r1.data.formats import validation as f
-from surgery_r1.data.formats.declarative import Adapter, BoxConfig, several
-from surgery_r1.data.formats.lines import LineFault
+from surgery_r1.data.formats.declarative import BoxFormat, DatasetFormat, several
+from surgery_r1.data.formats.lines import LineError
 from surgery_r1.geometry import Box
 
 _SPREAD = re.compile(r"[\s,;]+")
 _UNITS = {"relative": 1.0, "permille": 1000.0}
 
 
-class Reader:
+class FieldParser:
     """Reads records by an adapter."""
 
-    def __init__(self, adapter: Adapter) -> None:
-        self._adapter = adapter
+    def __init__(self, adapter: DatasetFormat) -> None:
+        self._format = adapter
         self._questions = [
             (kind, re.compile(text, re.I)) for kind, texts in adapter.questions.items() for text in several(texts)
         ]
@@ -35,7 +35,7 @@ class Reader:
             match = pattern.fullmatch(text.strip())
             if match:
                 if kind == "organ":
-                    return kind, self._adapter.answers["organ"][0]
+                    return kind, self._format.answers["organ"][0]
                 # A group that took no part has nothing to say about.
                 subject = (match["subject"] or "").strip()
                 known = self._places if kind == "tool" else self._subjects
@@ -46,23 +46,23 @@ class Reader:
         """The class of an answer.
 
         Raises:
-            LineFault: when it is none of the kind's, naming a near one where only the spelling differs.
+            LineError: when it is none of the kind's, naming a near one where only the spelling differs.
         """
-        answer = self._adapter.rename.get(text.strip(), text.strip())
-        names = self._adapter.answers[kind]
+        answer = self._format.rename.get(text.strip(), text.strip())
+        names = self._format.answers[kind]
         if answer in names:
             return answer
         near = self._classes[kind].get(vocab.spoken(answer))
         fix = f'did you mean {near!r}? [rename] "{answer}" = "{near}"' if near else f"one of {', '.join(names)}"
-        raise LineFault(f.UNKNOWN_ANSWER, repr(answer[:60]), fix)
+        raise LineError(f.UNKNOWN_ANSWER, repr(answer[:60]), fix)
 
     def box(self, values: list[str], size: tuple[int, int] | None) -> Box:
         """The box in 0-based pixels of an image of ``size`` (width, height).
 
         Raises:
-            LineFault: for something that is no box inside the frame.
+            LineError: for something that is no box inside the frame.
         """
-        return read_box(values, self._adapter.box, size)
+        return read_box(values, self._format.box, size)
 
 
 def numbers_of(value: Any) -> list[str]:
@@ -76,26 +76,26 @@ def numbers_of(value: Any) -> list[str]:
     return [part for part in _SPREAD.split(str(value).strip(" []()")) if part]
 
 
-def read_box(values: list[str], rule: BoxConfig, size: tuple[int, int] | None) -> Box:
+def read_box(values: list[str], rule: BoxFormat, size: tuple[int, int] | None) -> Box:
     """A box as labels write it, in 0-based pixels of an image of ``size``; unchecked where that is not known.
 
-    >>> read_box(["10", "20", "30", "40"], BoxConfig(order="xywh"), (100, 100))
+    >>> read_box(["10", "20", "30", "40"], BoxFormat(order="xywh"), (100, 100))
     (10, 20, 40, 60)
-    >>> read_box(["0.5", "0.5", "1", "0.5"], BoxConfig(order="cxcywh", units="relative"), (200, 100))
+    >>> read_box(["0.5", "0.5", "1", "0.5"], BoxFormat(order="cxcywh", units="relative"), (200, 100))
     (0, 25, 200, 75)
 
     Raises:
-        LineFault: for a wrong number of values, one that is no finite number, an empty, inverted or outside box.
+        LineError: for a wrong number of values, one that is no finite number, an empty, inverted or outside box.
     """
     shown = repr(", ".join(values)[:60])
     if len(values) != 4:
-        raise LineFault(f.CORNER_COUNT, f"{len(values)} numbers in {shown}", "a box has four")
+        raise LineError(f.CORNER_COUNT, f"{len(values)} numbers in {shown}", "a box has four")
     try:
         a, b, c, d = map(float, values)
     except ValueError:
-        raise LineFault(f.NON_NUMERIC, shown, "write numbers") from None
+        raise LineError(f.NON_NUMERIC, shown, "write numbers") from None
     if not all(map(math.isfinite, (a, b, c, d))):
-        raise LineFault(f.NAN_CORNER, shown, "write numbers")
+        raise LineError(f.NAN_CORNER, shown, "write numbers")
     if rule.order == "cxcywh":
         a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
     elif rule.order == "xywh":
@@ -108,9 +108,9 @@ def read_box(values: list[str], rule: BoxConfig, size: tuple[int, int] | None) -
     x1, y1, x2, y2 = (int(value) if value == int(value) else round(value, 6) for value in corners)
     if x2 <= x1 or y2 <= y1:
         fix = "the second corner must lie right of and below the first; is box.order right?"
-        raise LineFault(f.EMPTY_BOX, shown, fix)
+        raise LineError(f.EMPTY_BOX, shown, fix)
     # Counted from 1, the last pixel is the last corner there is; counted from 0, its far edge may be meant.
     if size is not None and (x1 < 0 or y1 < 0 or x2 > size[0] - rule.origin or y2 > size[1] - rule.origin):
         fix = "check box.order, box.origin, box.units and box.size"
-        raise LineFault(f.OUTSIDE, f"{shown} in a frame of {size[0]}x{size[1]}", fix)
+        raise LineError(f.OUTSIDE, f"{shown} in a frame of {size[0]}x{size[1]}", fix)
     return x1, y1, x2, y2

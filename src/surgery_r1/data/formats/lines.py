@@ -9,7 +9,7 @@ from pathlib import Path
 
 from surgery_r1 import vocab
 from surgery_r1.data.formats import validation as f
-from surgery_r1.data.formats.validation import Finding
+from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.geometry import Box
 
 #: Answers that a question of each kind may have.
@@ -44,7 +44,7 @@ class LabelLine:
         return " ".join(self.question.lower().split())
 
 
-class LineFault(Exception):
+class LineError(Exception):
     """A line that breaks the grammar."""
 
     def __init__(self, what: str, value: str, fix: str) -> None:
@@ -52,7 +52,7 @@ class LineFault(Exception):
         self.what, self.value, self.fix = what, value, fix
 
 
-def read_lines(path: Path) -> tuple[list[tuple[int, str]], list[Finding]]:
+def read_lines(path: Path) -> tuple[list[tuple[int, str]], list[ValidationIssue]]:
     """Non-blank lines of a label file as ``(line number, text)``, and faults of its encoding.
 
     CRLF, a UTF-8 byte order mark and blank lines are fine. A line that is not UTF-8 is a fault and is left out.
@@ -60,14 +60,14 @@ def read_lines(path: Path) -> tuple[list[tuple[int, str]], list[Finding]]:
     data = path.read_bytes()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
         value = f"starts with bytes {data[:4].hex(' ')}"
-        return [], [Finding(str(path), 1, f.ENCODING, value, "save the file as UTF-8")]
+        return [], [ValidationIssue(str(path), 1, f.ENCODING, value, "save the file as UTF-8")]
     lines, faults = [], []
     for number, raw in enumerate(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"), start=1):
         try:
             text = raw.decode("utf-8").replace("\ufeff", "").strip()
         except UnicodeDecodeError as error:
             value = f"byte 0x{raw[error.start]:02x} at column {error.start + 1}"
-            faults.append(Finding(str(path), number, f.ENCODING, value, "save the file as UTF-8"))
+            faults.append(ValidationIssue(str(path), number, f.ENCODING, value, "save the file as UTF-8"))
             continue
         if text:
             lines.append((number, text))
@@ -78,11 +78,11 @@ def split_fields(text: str) -> tuple[str, str, str]:
     """Question, answer and corners of a line.
 
     Raises:
-        LineFault: when there are not exactly three fields.
+        LineError: when there are not exactly three fields.
     """
     fields = [part.strip() for part in text.split("|")]
     if len(fields) != 3:
-        raise LineFault(
+        raise LineError(
             f.FIELD_COUNT, f"{len(fields)} fields in {_short(text)}", "write question|answer|x1, y1, x2, y2"
         )
     return fields[0], fields[1], fields[2]
@@ -92,14 +92,14 @@ def check_answer(kind: str, answer: str) -> None:
     """Check that ``answer`` is one that a question of this kind can have.
 
     Raises:
-        LineFault: naming a near answer where only the case differs.
+        LineError: naming a near answer where only the case differs.
     """
     allowed = ANSWERS_OF_KIND[kind]
     if answer in allowed:
         return
     near = next((name for name in allowed if name.lower() == answer.lower().replace(" ", "_")), None)
     fix = f"did you mean {near!r}?" if near else f"a {kind} answer is one of {', '.join(allowed)}"
-    raise LineFault(f.UNKNOWN_ANSWER, repr(answer[:60]), fix)
+    raise LineError(f.UNKNOWN_ANSWER, repr(answer[:60]), fix)
 
 
 def parse_box(text: str, size: tuple[int, int] | None) -> Box:
@@ -109,24 +109,24 @@ def parse_box(text: str, size: tuple[int, int] | None) -> Box:
     (0, 0, 1279, 1023)
 
     Raises:
-        LineFault: for a wrong number of corners, a corner that is no finite number, an empty, inverted or outside box.
+        LineError: for a wrong number of corners, a corner that is no finite number, an empty, inverted or outside box.
     """
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 4:
-        raise LineFault(f.CORNER_COUNT, f"{len(parts)} numbers in {_short(text)}", "write x1, y1, x2, y2")
+        raise LineError(f.CORNER_COUNT, f"{len(parts)} numbers in {_short(text)}", "write x1, y1, x2, y2")
     for part in parts:
         if _NOT_FINITE.fullmatch(part):
-            raise LineFault(f.NAN_CORNER, repr(part), "write the corner in pixels of the frame")
+            raise LineError(f.NAN_CORNER, repr(part), "write the corner in pixels of the frame")
         if not _NUMBER.fullmatch(part):
-            raise LineFault(f.NON_NUMERIC, repr(part[:40]), "write the corner in pixels of the frame")
+            raise LineError(f.NON_NUMERIC, repr(part[:40]), "write the corner in pixels of the frame")
     corners = [float(part) for part in parts]
     if not all(math.isfinite(corner) for corner in corners):
-        raise LineFault(f.NAN_CORNER, _short(text), "write the corner in pixels of the frame")
+        raise LineError(f.NAN_CORNER, _short(text), "write the corner in pixels of the frame")
     x1, y1, x2, y2 = (int(c) - 1 if c == int(c) else c - 1.0 for c in corners)
     if x2 <= x1 or y2 <= y1:
-        raise LineFault(f.EMPTY_BOX, _short(text), "the second corner must lie right of and below the first")
+        raise LineError(f.EMPTY_BOX, _short(text), "the second corner must lie right of and below the first")
     if size is not None and (x1 < 0 or y1 < 0 or x2 > size[0] - 1 or y2 > size[1] - 1):
-        raise LineFault(
+        raise LineError(
             f.OUTSIDE,
             f"{_short(text)} in a frame of {size[0]}x{size[1]}",
             "corners count from 1 in pixels of the original frame; has the image been resized?",

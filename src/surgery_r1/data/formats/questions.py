@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from surgery_r1 import vocab
 from surgery_r1.data.formats import validation as f
 from surgery_r1.data.formats.endovis_scan import LabelFile
-from surgery_r1.data.formats.lines import LabelLine, LineFault, check_answer, parse_box, read_lines, split_fields
-from surgery_r1.data.formats.validation import Finding
+from surgery_r1.data.formats.lines import LabelLine, LineError, check_answer, parse_box, read_lines, split_fields
+from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.geometry import Box
-from surgery_r1.records import SceneObject
+from surgery_r1.records import AnnotatedObject
 
 
 @dataclass(slots=True)
@@ -20,14 +20,14 @@ class FrameLabels:
     """What the label files of one frame say. ``skipped`` counts faulty lines by reason; ``lines`` are sound."""
 
     lines: list[LabelLine] = field(default_factory=list)
-    faults: list[Finding] = field(default_factory=list)
-    notices: list[Finding] = field(default_factory=list)
+    faults: list[ValidationIssue] = field(default_factory=list)
+    notices: list[ValidationIssue] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
 
-    def fault(self, finding: Finding) -> None:
-        self.faults.append(finding)
-        self.skipped[finding.what] += 1
+    def fault(self, issue: ValidationIssue) -> None:
+        self.faults.append(issue)
+        self.skipped[issue.what] += 1
 
 
 def read_frame_labels(files: Sequence[LabelFile], size: tuple[int, int] | None) -> FrameLabels:
@@ -45,7 +45,7 @@ def read_frame_labels(files: Sequence[LabelFile], size: tuple[int, int] | None) 
             labels.fault(fault)
         if not lines and not faults:
             fix = "nothing to do, or restore the file"
-            labels.notices.append(Finding(str(file.path), None, "label file without questions", "0 lines", fix))
+            labels.notices.append(ValidationIssue(str(file.path), None, "label file without questions", "0 lines", fix))
         written: set[tuple[str, str, Box]] = set()
         # Ids keep the position in the file, faulty lines included, so that repairing one line renames no other.
         for offset, (line_number, text) in enumerate(lines):
@@ -57,7 +57,7 @@ def read_frame_labels(files: Sequence[LabelFile], size: tuple[int, int] | None) 
             content = (line.key, line.answer, line.box_px)
             if content in written:
                 value, fix = repr(text[:80]), "delete the line"
-                labels.fault(Finding(str(file.path), line_number, f.DUPLICATE, value, fix))
+                labels.fault(ValidationIssue(str(file.path), line_number, f.DUPLICATE, value, fix))
                 continue
             written.add(content)
             labels.lines.append(line)
@@ -80,11 +80,13 @@ def _known(text: str, before: Sequence[LabelLine], file: LabelFile, number: int,
             _, answer, corners = split_fields(text)
             box = parse_box(corners, None)
             same = any(line.answer == answer and line.box_px == box for line in known)
-        except LineFault:
+        except LineError:
             same = False
     if not same:
         value = f"{text[:60]!r} differs from {known[0].path}:{known[0].line}; the latter is used"
-        labels.notices.append(Finding(str(file.path), number, "label files disagree", value, "delete the wrong file"))
+        labels.notices.append(
+            ValidationIssue(str(file.path), number, "label files disagree", value, "delete the wrong file")
+        )
     return True
 
 
@@ -96,21 +98,23 @@ def _read_line(
         question, answer, corners = split_fields(text)
         kind, subject = vocab.classify_question(question)
         if kind is None or subject is None or (kind == "tool" and subject not in vocab.LOCATIONS):
-            labels.notices.append(Finding(path, number, f.UNKNOWN_FORM, repr(question[:60]), "the line is left out"))
+            labels.notices.append(
+                ValidationIssue(path, number, f.UNKNOWN_FORM, repr(question[:60]), "the line is left out")
+            )
             labels.skipped[f.UNKNOWN_FORM] += 1
             return None
         check_answer(kind, answer)
         box = parse_box(corners, size)
-    except LineFault as fault:
-        labels.fault(Finding(path, number, fault.what, fault.value, fault.fix))
+    except LineError as fault:
+        labels.fault(ValidationIssue(path, number, fault.what, fault.value, fault.fix))
         return None
     if kind in ("state", "location") and subject not in vocab.TOOLS:
         fix = "the question is kept; check the spelling"
-        labels.notices.append(Finding(path, number, "unknown tool in a question", repr(subject), fix))
+        labels.notices.append(ValidationIssue(path, number, "unknown tool in a question", repr(subject), fix))
     return LabelLine(file.path, number, index, question, kind, subject, answer, box)
 
 
-def merge_answers(lines: Sequence[LabelLine]) -> tuple[list[list[LabelLine]], list[Finding]]:
+def merge_answers(lines: Sequence[LabelLine]) -> tuple[list[list[LabelLine]], list[ValidationIssue]]:
     """Lines grouped by question, in file order, with a notice for each question that has several right answers."""
     groups: dict[str, list[LabelLine]] = {}
     for line in lines:
@@ -122,21 +126,21 @@ def merge_answers(lines: Sequence[LabelLine]) -> tuple[list[list[LabelLine]], li
             value = f"{group[0].question!r}: {answers}"
             fix = "nothing to do: each counts as right"
             what = "question with several right answers"
-            notices.append(Finding(str(group[0].path), group[1].line, what, value, fix))
+            notices.append(ValidationIssue(str(group[0].path), group[1].line, what, value, fix))
     return list(groups.values()), notices
 
 
-def derive_objects(lines: Sequence[LabelLine]) -> tuple[tuple[SceneObject, ...], list[Finding]]:
+def derive_objects(lines: Sequence[LabelLine]) -> tuple[tuple[AnnotatedObject, ...], list[ValidationIssue]]:
     """Every object that the lines of a frame annotate, the organ first and then in order of mention.
 
     Two lines that disagree on the box of one tool are noticed; the first box is kept.
     """
-    organ: SceneObject | None = None
+    organ: AnnotatedObject | None = None
     tools: dict[str, list[dict]] = {}
-    notices: list[Finding] = []
+    notices: list[ValidationIssue] = []
     for line in lines:
         if line.kind == "organ":
-            organ = organ or SceneObject(line.answer, None, None, line.box_px)
+            organ = organ or AnnotatedObject(line.answer, None, None, line.box_px)
             continue
         name = line.answer if line.kind == "tool" else line.subject
         part, value = ("state", line.answer) if line.kind == "state" else ("location", line.answer)
@@ -146,14 +150,14 @@ def derive_objects(lines: Sequence[LabelLine]) -> tuple[tuple[SceneObject, ...],
         if notice is not None:
             notices.append(notice)
     objects = [
-        SceneObject(name, seen.get("state"), seen.get("location"), seen["box"])
+        AnnotatedObject(name, seen.get("state"), seen.get("location"), seen["box"])
         for name, instances in tools.items()
         for seen in instances
     ]
     return tuple([organ] if organ else []) + tuple(objects), notices
 
 
-def _place(instances: list[dict], part: str, value: str, line: LabelLine, name: str) -> Finding | None:
+def _place(instances: list[dict], part: str, value: str, line: LabelLine, name: str) -> ValidationIssue | None:
     """Add a state or a location to the instance of a tool with the same box, else to one that lacks it."""
     for seen in instances:
         if seen["box"] == line.box_px and seen.setdefault(part, value) == value:
@@ -163,6 +167,6 @@ def _place(instances: list[dict], part: str, value: str, line: LabelLine, name: 
             seen[part] = value
             what, fix = f"two boxes for {name}", "the first is used for the object; each question keeps its own"
             found = f"{list(line.box_px)} here, {list(seen['box'])} before (0-based)"
-            return Finding(str(line.path), line.line, what, found, fix)
+            return ValidationIssue(str(line.path), line.line, what, found, fix)
     instances.append({"box": line.box_px, part: value})
     return None

@@ -15,14 +15,14 @@ from typing import Any
 
 from surgery_r1 import vocab
 from surgery_r1.data.formats import validation as f
-from surgery_r1.data.formats.declarative import Adapter, several
-from surgery_r1.data.formats.fields import Reader, numbers_of
+from surgery_r1.data.formats.declarative import DatasetFormat, several
+from surgery_r1.data.formats.fields import FieldParser, numbers_of
 from surgery_r1.data.formats.image_files import TornImageError, image_size
-from surgery_r1.data.formats.lines import LabelLine, LineFault, read_lines
+from surgery_r1.data.formats.lines import LabelLine, LineError, read_lines
 from surgery_r1.data.formats.path_patterns import PathPattern, files_below, natural_key
 from surgery_r1.data.formats.questions import merge_answers
 from surgery_r1.data.formats.source import FrameContent, check_folders, labelled_frame
-from surgery_r1.data.formats.validation import Finding
+from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
 
 _Key = tuple[str, str]
@@ -36,14 +36,14 @@ class _Record:
     path: Path
     line: int
     fields: dict[str, Any]
-    fault: Finding | None = None
+    fault: ValidationIssue | None = None
 
 
-class AdapterSource:
+class FormatReader:
     """Frames and labels of a folder, as an adapter says.
 
     Args:
-        adapter: from :func:`surgery_r1.data.formats.declarative.load_adapter`.
+        adapter: from :func:`surgery_r1.data.formats.declarative.load_format`.
         folder: with the labels.
         images: with the images, where they lie apart.
 
@@ -51,15 +51,15 @@ class AdapterSource:
         SurgeryR1Error: when a folder does not exist, or a pattern matches nothing.
     """
 
-    def __init__(self, adapter: Adapter, folder: Path, images: Path | None = None) -> None:
+    def __init__(self, adapter: DatasetFormat, folder: Path, images: Path | None = None) -> None:
         check_folders(folder, images)
-        self._adapter = adapter
-        self._reader = Reader(adapter)
+        self._format = adapter
+        self._reader = FieldParser(adapter)
         self._line = re.compile(adapter.line)
         self._asked: Counter[str] = Counter()
         self.label_root, self.image_root = folder, (images or folder).resolve()
         self.classes: Mapping[str, Mapping[str, tuple[str, ...]]] = {adapter.name: adapter.answers}
-        self.notices: list[Finding] = []
+        self.notices: list[ValidationIssue] = []
         self._images = self._find_images()
         self._labels = [
             (folder / path, parts) for path, parts in self._matching("labels", adapter.labels, self.label_root)
@@ -67,7 +67,7 @@ class AdapterSource:
 
     def _matching(self, key: str, patterns: str | tuple[str, ...], root: Path) -> list[tuple[str, dict[str, str]]]:
         """Files below ``root`` that match, with the named parts of their paths."""
-        left_out = [PathPattern(text) for text in self._adapter.exclude]
+        left_out = [PathPattern(text) for text in self._format.exclude]
         files = [path for path in files_below(root) if all(pattern.match(path) is None for pattern in left_out)]
         found: dict[str, dict[str, str]] = {}
         for text in several(patterns):
@@ -80,7 +80,7 @@ class AdapterSource:
         if not found:
             few = ", ".join(files[:_EXAMPLES]) or "none"
             raise SurgeryR1Error(
-                f"adapter {self._adapter.name}: {key} = {patterns!r} matches none of {len(files)} files",
+                f"adapter {self._format.name}: {key} = {patterns!r} matches none of {len(files)} files",
                 where=str(root),
                 fix=f"correct the pattern; the first files are: {few}",
             )
@@ -88,22 +88,22 @@ class AdapterSource:
 
     def _find_images(self) -> dict[_Key, str]:
         images: dict[_Key, str] = {}
-        for path, parts in self._matching("images", self._adapter.images, self.image_root):
+        for path, parts in self._matching("images", self._format.images, self.image_root):
             key = self._key(parts)
             first = images.setdefault(key, path)
             if first != path:
                 value, fix = f"{path} and {first}", "the first is taken; leave the other out with exclude"
-                self.notices.append(Finding(str(self.image_root), None, "two images for one frame", value, fix))
+                self.notices.append(ValidationIssue(str(self.image_root), None, "two images for one frame", value, fix))
         return images
 
     def _key(self, parts: dict[str, Any]) -> _Key:
-        return self._adapter.sequence.format(**parts), self._adapter.frame.format(**parts)
+        return self._format.sequence.format(**parts), self._format.frame.format(**parts)
 
     def frames(self) -> Iterator[FrameContent]:
         """Every labelled frame; faulty questions are left out, listed and counted."""
         labelled: set[_Key] = set()
         self._asked.clear()
-        if self._adapter.format == "lines":
+        if self._format.format == "lines":
             # One file a frame, or several: nothing but their paths is held.
             files: dict[_Key, list[tuple[Path, dict[str, str]]]] = defaultdict(list)
             for path, parts in self._labels:
@@ -126,23 +126,25 @@ class AdapterSource:
         bare = len(self._images.keys() - labelled)
         if bare:
             value, fix = f"{bare} of {len(self._images)} images", "nothing to do, if they were left out on purpose"
-            yield FrameContent(notices=[Finding(str(self.image_root), None, "images without labels", value, fix)])
+            yield FrameContent(
+                notices=[ValidationIssue(str(self.image_root), None, "images without labels", value, fix)]
+            )
 
     def _unused(self, sequences: set[str]) -> Iterator[FrameContent]:
         """Patterns of the adapter that nothing matched."""
-        name = f"adapter {self._adapter.name}"
-        for kind in self._adapter.questions:
+        name = f"adapter {self._format.name}"
+        for kind in self._format.questions:
             if not self._asked[kind]:
                 value, fix = f"questions.{kind} matches no question", "correct the pattern, or leave the kind out"
-                found = Finding(name, None, f.NO_QUESTION, value, fix)
+                found = ValidationIssue(name, None, f.NO_QUESTION, value, fix)
                 # A kind may be missing here. Where other questions are not understood, it is the pattern that is wrong.
                 broken = self._asked[f.UNKNOWN_FORM] > 0
                 yield FrameContent(faults=[found]) if broken else FrameContent(notices=[found])
-        for split, patterns in self._adapter.splits.items():
+        for split, patterns in self._format.splits.items():
             for pattern in patterns:
                 if not any(fnmatchcase(sequence, pattern) for sequence in sequences):
                     value, fix = f"splits.{split}: {pattern!r} matches no sequence", "nothing to do, if it is not here"
-                    yield FrameContent(notices=[Finding(name, None, f.NO_QUESTION, value, fix)])
+                    yield FrameContent(notices=[ValidationIssue(name, None, f.NO_QUESTION, value, fix)])
 
     def _lines(self, path: Path, parts: dict[str, str]) -> Iterator[_Record]:
         lines, faults = read_lines(path)
@@ -151,7 +153,9 @@ class AdapterSource:
             match = self._line.fullmatch(text)
             if match is None:
                 fix = "the adapter's line does not match it"
-                yield _Record(path, number, parts, Finding(str(path), number, f.FIELD_COUNT, repr(text[:60]), fix))
+                yield _Record(
+                    path, number, parts, ValidationIssue(str(path), number, f.FIELD_COUNT, repr(text[:60]), fix)
+                )
                 continue
             groups = match.groupdict()
             box = [groups.pop(name) for name in ("x1", "y1", "x2", "y2")]
@@ -160,22 +164,22 @@ class AdapterSource:
     def _table(self, path: Path, parts: dict[str, str]) -> Iterator[_Record]:
         lines, faults = read_lines(path)
         yield from (_Record(path, fault.line or 1, parts, fault) for fault in faults)
-        rows = _jsonl(lines) if self._adapter.format == "jsonl" else _csv(path, lines)
+        rows = _jsonl(lines) if self._format.format == "jsonl" else _csv(path, lines)
         for number, row in rows:
             if row is None:
-                fault = Finding(str(path), number, f.FIELD_COUNT, "not valid JSON", "write one object a line")
+                fault = ValidationIssue(str(path), number, f.FIELD_COUNT, "not valid JSON", "write one object a line")
                 yield _Record(path, number, parts, fault)
                 continue
             try:
                 yield _Record(path, number, {**parts, **self._columns(row)})
             except (KeyError, TypeError) as error:
                 fix = "columns says which fields a row has"
-                fault = Finding(str(path), number, f.FIELD_COUNT, f"no field {error} in {str(row)[:60]}", fix)
+                fault = ValidationIssue(str(path), number, f.FIELD_COUNT, f"no field {error} in {str(row)[:60]}", fix)
                 yield _Record(path, number, parts, fault)
 
     def _columns(self, row: Any) -> dict[str, Any]:
         fields: dict[str, Any] = {}
-        for name, column in self._adapter.columns.items():
+        for name, column in self._format.columns.items():
             values = [row[part] for part in several(column)]
             if None in values:
                 raise KeyError(column)
@@ -196,20 +200,20 @@ class AdapterSource:
         if split is None:
             value = f"{sequence!r} is in {' and '.join(splits) or 'no split'}"
             what = f.SEVERAL_SPLITS if splits else f.NO_SEQUENCE
-            content.faults.append(Finding(path, line, what, value, "name it in [splits], once"))
+            content.faults.append(ValidationIssue(path, line, what, value, "name it in [splits], once"))
         elif image is None:
             value, fix = f"{sequence}/{frame}", "restore it, correct images, or name --images ROOT"
-            content.faults.append(Finding(path, line, f.MISSING_IMAGE, value, fix))
+            content.faults.append(ValidationIssue(path, line, f.MISSING_IMAGE, value, fix))
         else:
             try:
                 size = image_size(self.image_root / image)
             except (TornImageError, OSError) as error:
-                content.faults.append(Finding(path, line, f.TORN_IMAGE, f"{image}: {error}", "copy it again"))
+                content.faults.append(ValidationIssue(path, line, f.TORN_IMAGE, f"{image}: {error}", "copy it again"))
         lines = self._questions(records, size, content)
         if content.faults and (split is None or image is None or size is None):
             content.skipped[content.faults[0].what] += len(merge_answers(lines)[0])
         elif lines and split and image and size:
-            labelled_frame(self._adapter.name, split, sequence, frame, image, size, lines, content)
+            labelled_frame(self._format.name, split, sequence, frame, image, size, lines, content)
         return content
 
     def _questions(
@@ -226,7 +230,7 @@ class AdapterSource:
             found = self._reader.question(text)
             if found is None:
                 fix = "the line is left out; see [questions]"
-                content.notices.append(Finding(path, number, f.UNKNOWN_FORM, repr(text[:60]), fix))
+                content.notices.append(ValidationIssue(path, number, f.UNKNOWN_FORM, repr(text[:60]), fix))
                 content.skipped[f.UNKNOWN_FORM] += 1
                 self._asked[f.UNKNOWN_FORM] += 1
                 continue
@@ -234,20 +238,20 @@ class AdapterSource:
             try:
                 answer = self._reader.answer(found[0], record.fields["answer"])
                 box = self._reader.box(record.fields["box"], size)
-            except LineFault as fault:
-                content.faults.append(Finding(path, number, fault.what, fault.value, fault.fix))
+            except LineError as fault:
+                content.faults.append(ValidationIssue(path, number, fault.what, fault.value, fault.fix))
                 content.skipped[fault.what] += 1
                 continue
             line = LabelLine(record.path, record.line, index, text, *found, answer, box)
             if any((line.key, line.answer, line.box_px) == (old.key, old.answer, old.box_px) for old in lines):
-                content.faults.append(Finding(path, number, f.DUPLICATE, repr(text[:60]), "delete the line"))
+                content.faults.append(ValidationIssue(path, number, f.DUPLICATE, repr(text[:60]), "delete the line"))
                 content.skipped[f.DUPLICATE] += 1
                 continue
             lines.append(line)
         return lines
 
     def _splits(self, sequence: str) -> list[str]:
-        splits = self._adapter.splits
+        splits = self._format.splits
         return [name for name in vocab.SPLITS if any(fnmatchcase(sequence, p) for p in splits.get(name, ()))]
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from surgery_r1.data.formats.lines import LabelLine
 from surgery_r1.data.formats.questions import derive_objects, merge_answers
-from surgery_r1.data.formats.validation import Finding
+from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.records import Frame, Sample
 
@@ -22,15 +22,15 @@ class FrameContent:
     Attributes:
         frame: None when no question of it is sound; ``sha256`` is empty (filled in by the build).
         samples: its sound questions, in the order of the file.
-        faults, notices: findings in the order of the lines.
+        faults, notices: issues in the order of the lines.
         skipped: questions that faults cost, by fault.
         labels: the files that its questions come from.
     """
 
     frame: Frame | None = None
     samples: list[Sample] = field(default_factory=list)
-    faults: list[Finding] = field(default_factory=list)
-    notices: list[Finding] = field(default_factory=list)
+    faults: list[ValidationIssue] = field(default_factory=list)
+    notices: list[ValidationIssue] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     labels: list[Path] = field(default_factory=list)
 
@@ -41,13 +41,13 @@ class Source(Protocol):
     Attributes:
         image_root: the folder that ``image`` of samples and frames is relative to.
         label_root: the folder that was named by the user.
-        notices: findings about folders; those about frames come with the frames.
+        notices: issues about folders; those about frames come with the frames.
         classes: for each source name the answers that a question of each kind can have.
     """
 
     image_root: Path
     label_root: Path
-    notices: list[Finding]
+    notices: list[ValidationIssue]
     classes: Mapping[str, Mapping[str, tuple[str, ...]]]
 
     def frames(self) -> Iterator[FrameContent]:
@@ -63,15 +63,15 @@ class FolderContent:
         image_root: the folder that ``image`` of samples and frames is relative to.
         samples: sound questions, sorted by sequence, frame and position in the file.
         frames: frames with at least one sound question; their ``sha256`` is empty (filled in by the build).
-        faults, notices: findings in the order of the files.
+        faults, notices: issues in the order of the files.
         skipped: number of questions that faults cost, by fault.
     """
 
     image_root: Path
     samples: list[Sample] = field(default_factory=list)
     frames: dict[str, Frame] = field(default_factory=dict)
-    faults: list[Finding] = field(default_factory=list)
-    notices: list[Finding] = field(default_factory=list)
+    faults: list[ValidationIssue] = field(default_factory=list)
+    notices: list[ValidationIssue] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
 
@@ -86,7 +86,7 @@ def check_folders(*named: Path | None) -> None:
             raise SurgeryR1Error("no such folder", where=str(folder), fix="check the path")
 
 
-def collect(source: Source) -> FolderContent:
+def read_all(source: Source) -> FolderContent:
     """All of a source at once."""
     content = FolderContent(source.image_root)
     # What is noticed about folders while frames are read stands after what was noticed before.

@@ -42,7 +42,7 @@ FAULTS: tuple[str, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ValidationIssue:
     """A fault or a notice.
 
     Attributes:

@@ -11,7 +11,7 @@ from surgery_r1.data.rationales.phrases import Names, clauses, corners, halves, 
 from surgery_r1.data.rationales.writer import Draft
 from surgery_r1.data.recipe import ReasoningConfig
 from surgery_r1.geometry import LocationRule, quadrant
-from surgery_r1.records import Frame, Sample, SceneObject
+from surgery_r1.records import AnnotatedObject, Frame, Sample
 
 _TAG = re.compile(r"</?[A-Za-z_]+>|<\|")
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
@@ -77,13 +77,13 @@ class SourceWords:
 
 
 @dataclass(frozen=True)
-class Context:
+class CheckContext:
     """What a reasoning is checked against.
 
     Attributes:
         rule: the location rule of the sample's source, None where its labels follow none.
         limits: length, from the recipe.
-        neighbours: reasonings of the frame that have been accepted, see :func:`plain`.
+        neighbours: rationales of the frame that have been accepted, see :func:`plain`.
     """
 
     sample: Sample
@@ -93,20 +93,20 @@ class Context:
     limits: ReasoningConfig = field(default_factory=ReasoningConfig)
     neighbours: set[str] = field(default_factory=set)
 
-    def places_of(self, objects: Iterable[SceneObject]) -> set[str]:
+    def places_of(self, objects: Iterable[AnnotatedObject]) -> set[str]:
         """Classes that places of objects have, by label and, where a rule is trusted, by box."""
         objects = list(objects)
         labels = {seen.location for seen in objects if seen.location}
         return labels | (self.quadrants_of(objects, self.rule) if self.rule is not None else set())
 
-    def quadrants_of(self, objects: Iterable[SceneObject], rule: LocationRule = _IMAGE) -> set[str]:
+    def quadrants_of(self, objects: Iterable[AnnotatedObject], rule: LocationRule = _IMAGE) -> set[str]:
         """Quadrants that the boxes of objects lie in; by default those of the picture, as one sees them."""
         size, organ = (self.frame.width, self.frame.height), self.frame.organ_box
         found = (quadrant(seen.box_px, rule, *size, organ) for seen in objects)
         return {place for place in found if place}
 
 
-def rejections(draft: Draft, context: Context) -> list[str]:
+def rejections(draft: Draft, context: CheckContext) -> list[str]:
     """Why a reasoning cannot be used: names of :data:`CHECKS` that it fails; empty when it can."""
     if draft.fault:
         return [draft.fault]
@@ -124,7 +124,7 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _language(draft: Draft, _: Context) -> bool:
+def _language(draft: Draft, _: CheckContext) -> bool:
     """Not English: few Latin letters, or few of the words that English sentences are held together by."""
     letters = [c for c in draft.text if c.isalpha()]
     latin = sum(c.isascii() for c in letters)
@@ -135,30 +135,30 @@ def _language(draft: Draft, _: Context) -> bool:
     return latin < _SHARE_OF_LATIN * len(letters) or few
 
 
-def _length(draft: Draft, context: Context) -> bool:
+def _length(draft: Draft, context: CheckContext) -> bool:
     return not context.limits.min_words <= len(draft.text.split()) <= context.limits.max_words
 
 
-def _markup(draft: Draft, _: Context) -> bool:
+def _markup(draft: Draft, _: CheckContext) -> bool:
     return _TAG.search(draft.text) is not None
 
 
-def _box_outside(draft: Draft, context: Context) -> bool:
+def _box_outside(draft: Draft, context: CheckContext) -> bool:
     width, height = context.frame.width, context.frame.height
     boxes = [tuple(map(float, match.groups())) for match in _FOUR.finditer(draft.text)]
     return any(min(b) < 0 or max(b[0], b[2]) > width or max(b[1], b[3]) > height for b in boxes)
 
 
-def _coordinates(draft: Draft, _: Context) -> bool:
+def _coordinates(draft: Draft, _: CheckContext) -> bool:
     """A place in numbers, even inside the frame: models count in units of their own, which a dataset does not know."""
     return _COORDINATES.search(draft.text) is not None
 
 
-def _leak(draft: Draft, _: Context) -> bool:
+def _leak(draft: Draft, _: CheckContext) -> bool:
     return _LEAK.search(draft.text) is not None
 
 
-def _named(text: str, context: Context) -> list[str]:
+def _named(text: str, context: CheckContext) -> list[str]:
     """Answers of the question's kind that a text names, in order; as they are written if any is, else in any case."""
     sample, words = context.sample, context.words
     if sample.kind == "location" and words.quadrants:
@@ -177,7 +177,7 @@ def _claims(text: str) -> str:
     return ". ".join(clauses(text))
 
 
-def _own_answer(draft: Draft, context: Context) -> bool:
+def _own_answer(draft: Draft, context: CheckContext) -> bool:
     """The answer that the writer gives itself is another one."""
     if draft.answer is None:
         return False
@@ -187,7 +187,7 @@ def _own_answer(draft: Draft, context: Context) -> bool:
     return own != plain(gold)
 
 
-def _no_answer(draft: Draft, context: Context) -> bool:
+def _no_answer(draft: Draft, context: CheckContext) -> bool:
     """It is about something else: it claims neither the answer nor, where that is given after it, names the subject."""
     if context.sample.answer in _named(_claims(draft.text), context):
         return False
@@ -195,14 +195,14 @@ def _no_answer(draft: Draft, context: Context) -> bool:
     return draft.answer is None or not any(name in tools for name in _mentioned(draft.text, context))
 
 
-def _wrong_answer(draft: Draft, context: Context) -> bool:
+def _wrong_answer(draft: Draft, context: CheckContext) -> bool:
     """Where a reasoning ends up: the last answer that it claims, unless the right one is given after it."""
     named = _named(_claims(draft.text), context)
     given = draft.answer is not None and context.sample.answer in named
     return bool(named) and named[-1] != context.sample.answer and not given
 
 
-def _mentioned(text: str, context: Context) -> list[str]:
+def _mentioned(text: str, context: CheckContext) -> list[str]:
     """Tools and organ of the frame that a text names, also by their last word alone."""
     names = list(context.words.tools.find(text))
     nouns = list(context.words.nouns.find(text))
@@ -211,7 +211,7 @@ def _mentioned(text: str, context: Context) -> list[str]:
     return names + short + organs
 
 
-def _absent_tool(draft: Draft, context: Context) -> bool:
+def _absent_tool(draft: Draft, context: CheckContext) -> bool:
     objects, words = context.frame.objects, context.words
     there = {seen.name for seen in objects}
     # "suction" may also be what is being done.
@@ -225,7 +225,7 @@ def _absent_tool(draft: Draft, context: Context) -> bool:
     return False
 
 
-def _spoken_of(clause: str, context: Context) -> list[SceneObject]:
+def _spoken_of(clause: str, context: CheckContext) -> list[AnnotatedObject]:
     """Objects that a clause is about: the tools that it names, "it" that was asked about, else any tool."""
     names = set(_mentioned(clause, context))
     if not names and context.sample.kind in ("state", "location") and _IT.match(clause):
@@ -234,7 +234,7 @@ def _spoken_of(clause: str, context: Context) -> list[SceneObject]:
     return own or [seen for seen in context.frame.objects if not seen.is_organ]
 
 
-def _wrong_place(draft: Draft, context: Context) -> bool:
+def _wrong_place(draft: Draft, context: CheckContext) -> bool:
     """A class that the object of its clause does not have, or words for where it is not to be seen."""
     if not context.words.quadrants:
         return False
@@ -249,7 +249,7 @@ def _wrong_place(draft: Draft, context: Context) -> bool:
     return False
 
 
-def _wrong_state(draft: Draft, context: Context) -> bool:
+def _wrong_state(draft: Draft, context: CheckContext) -> bool:
     for clause in clauses(draft.text):
         right = {seen.state for seen in _spoken_of(clause, context)}
         if None not in right and any(state not in right for state in context.words.states.find(clause)):
@@ -257,12 +257,12 @@ def _wrong_state(draft: Draft, context: Context) -> bool:
     return False
 
 
-def _copy(draft: Draft, context: Context) -> bool:
+def _copy(draft: Draft, context: CheckContext) -> bool:
     return plain(draft.text) in context.neighbours
 
 
 #: Name and test of every check; a test says whether a reasoning fails it.
-CHECKS: tuple[tuple[str, Callable[[Draft, Context], bool]], ...] = (
+CHECKS: tuple[tuple[str, Callable[[Draft, CheckContext], bool]], ...] = (
     ("language", _language),
     ("length", _length),
     ("markup", _markup),

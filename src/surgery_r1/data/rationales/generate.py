@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from surgery_r1._util.parallel import ordered_map
-from surgery_r1.data.rationales.checks import CHECKS, Context, SourceWords, plain, rejections
-from surgery_r1.data.rationales.writer import Task, Writer
+from surgery_r1.data.rationales.checks import CHECKS, CheckContext, SourceWords, plain, rejections
+from surgery_r1.data.rationales.writer import RationaleRequest, RationaleWriter
 from surgery_r1.data.recipe import Recipe
 from surgery_r1.geometry import LocationRule
 from surgery_r1.records import Frame, Sample
@@ -24,7 +24,7 @@ Work = tuple[Frame, list[Sample], list[Sample]]
 
 
 @dataclass(frozen=True, slots=True)
-class Reasoning:
+class Rationale:
     """A reasoning that passed its checks."""
 
     text: str
@@ -42,10 +42,10 @@ class WriterCounts:
     """What became of one writer's work.
 
     Attributes:
-        asked: reasonings wanted.
+        asked: rationales wanted.
         accepted: those that passed, by the number of attempts it took.
         rejected: attempts that failed, by reason; one attempt can fail for several.
-        dropped: reasonings given up after all attempts.
+        dropped: rationales given up after all attempts.
     """
 
     asked: int = 0
@@ -64,7 +64,7 @@ class WriterCounts:
         }
 
 
-class Reasoner:
+class RationaleGenerator:
     """Gets reasoning from writers.
 
     Args:
@@ -81,14 +81,14 @@ class Reasoner:
     def __init__(
         self,
         recipe: Recipe,
-        writers: Mapping[str, Writer],
+        writers: Mapping[str, RationaleWriter],
         rules: Mapping[str, LocationRule | None],
         classes: Mapping[str, Mapping[str, Sequence[str]]],
         image_root: Path | None = None,
     ) -> None:
         self._recipe = recipe
         names = recipe.turns
-        # Each writer, and how many reasonings of a question it has written before this one.
+        # Each writer, and how many rationales of a question it has written before this one.
         self._turns = [(writers[name], names[:i].count(name)) for i, name in enumerate(names)]
         self._rules = rules
         self._words = {source: SourceWords(kinds) for source, kinds in classes.items()}
@@ -97,8 +97,8 @@ class Reasoner:
         self._image_root = image_root
         self.counts: dict[str, WriterCounts] = {writer.name: WriterCounts() for writer, _ in self._turns}
 
-    def __call__(self, frames: Iterable[Work]) -> Iterator[tuple[Work, list[list[Reasoning]]]]:
-        """For each frame the reasonings of each of its questions, in the order of the frames.
+    def __call__(self, frames: Iterable[Work]) -> Iterator[tuple[Work, list[list[Rationale]]]]:
+        """For each frame the rationales of each of its questions, in the order of the frames.
 
         Raises:
             SurgeryR1Error: what a writer raised; frames before it have been given back.
@@ -123,13 +123,13 @@ class Reasoner:
             total.accepted += new.accepted
             total.rejected += new.rejected
 
-    def _frame(self, work: Work) -> tuple[list[list[Reasoning]], dict[str, WriterCounts]]:
+    def _frame(self, work: Work) -> tuple[list[list[Rationale]], dict[str, WriterCounts]]:
         frame, _, samples = work
         counts = {name: WriterCounts() for name in self.counts}
         accepted: set[str] = set()
         found = []
         for sample in samples:
-            context = Context(
+            context = CheckContext(
                 sample,
                 frame,
                 self._words[sample.source],
@@ -141,18 +141,22 @@ class Reasoner:
             found.append([reasoning for reasoning in own if reasoning is not None])
         return found, counts
 
-    def _one(self, writer: Writer, number: int, context: Context, counts: WriterCounts) -> Reasoning | None:
+    def _one(
+        self, writer: RationaleWriter, number: int, context: CheckContext, counts: WriterCounts
+    ) -> Rationale | None:
         counts.asked += 1
         image = None if self._image_root is None else self._image_root / context.frame.image
         reasons: list[str] = []
         for attempt in range(self._recipe.reasoning.attempts):
-            task = Task(context.sample, context.frame, number, attempt, tuple(reasons), self._recipe.seed, image)
+            task = RationaleRequest(
+                context.sample, context.frame, number, attempt, tuple(reasons), self._recipe.seed, image
+            )
             draft = writer.write(task)
             reasons = rejections(draft, context)
             if not reasons:
                 counts.accepted[attempt + 1] += 1
                 context.neighbours.add(plain(draft.text))
-                return Reasoning(draft.text, writer.name, attempt + 1)
+                return Rationale(draft.text, writer.name, attempt + 1)
             counts.rejected.update(reasons)
         counts.dropped += 1
         return None

@@ -1,4 +1,4 @@
-"""Reasoning for CoT rows: the ``Writer`` protocol and the template writer that the default build uses.
+"""Reasoning for CoT rows: the ``RationaleWriter`` protocol and the template writer that the default build uses.
 
 A writer sees only annotations, never pixels or other people's servers, so hospital frames stay where they are.
 """
@@ -13,15 +13,15 @@ from typing import Any, Protocol
 
 from surgery_r1 import vocab
 from surgery_r1.geometry import Box, LocationRule, quadrant
-from surgery_r1.records import Frame, Sample, SceneObject
+from surgery_r1.records import AnnotatedObject, Frame, Sample
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class RationaleRequest:
     """One reasoning to write.
 
     Attributes:
-        number: which of the reasonings of this question, from 0.
+        number: which of the rationales of this question, from 0.
         attempt: how often it has been rejected before.
         rejected: the checks that the last attempt failed.
         seed: of the dataset; with the sample's id it seeds what is drawn, so that order never matters.
@@ -37,7 +37,7 @@ class Task:
     image: Path | None = None
 
 
-class Writer(Protocol):
+class RationaleWriter(Protocol):
     """Writes the reasoning of one question as plain text: no tags, no coordinates.
 
     Attributes:
@@ -48,7 +48,7 @@ class Writer(Protocol):
     name: str
     workers: int
 
-    def write(self, task: Task) -> Draft:
+    def write(self, task: RationaleRequest) -> Draft:
         """Reasoning that leads to the sample's answer. Called from several threads where ``workers`` > 1."""
         ...
 
@@ -113,7 +113,7 @@ class TemplateWriter:
     def __init__(self, rules: Mapping[str, LocationRule | None]) -> None:
         self._rules = rules
 
-    def write(self, task: Task) -> Draft:
+    def write(self, task: RationaleRequest) -> Draft:
         sample, frame = task.sample, task.frame
         drawn = random.Random(f"{task.seed}:{sample.id}").random() < 0.5
         first = drawn ^ bool((task.number + task.attempt) % 2)
@@ -183,7 +183,7 @@ def _tool(sample: Sample, frame: Frame, first: bool) -> str:
     return f"the {sample.answer} is seen{doing} in the {sample.subject}, so the tool is {sample.answer}"
 
 
-def _place(seen: SceneObject, frame: Frame, rule: LocationRule | None) -> str | None:
+def _place(seen: AnnotatedObject, frame: Frame, rule: LocationRule | None) -> str | None:
     if seen.location is not None:
         return seen.location
     return _quadrant(seen.box_px, frame, rule) if rule is not None else None

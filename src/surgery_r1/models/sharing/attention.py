@@ -1,4 +1,4 @@
-"""Attention over a forest of token branches (:mod:`surgery_r1.models.sharing.prefix_tree`), for transformers' models.
+"""Attention over a prefix tree (:mod:`surgery_r1.models.sharing.prefix_tree`), for transformers' models.
 
 It needs no mask and copies no keys: for a node, one causal call of all queries from its first token to the end of its
 subtree against its own keys. Results of a token's ancestors are merged by their log-sum-exp, as in ring attention; the
@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models.sharing.prefix_tree import Layout
+from surgery_r1.models.sharing.prefix_tree import TreeLayout
 
 #: Model families whose language model sees frames and text by plain causal attention and M-RoPE.
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -27,14 +27,14 @@ ATTENTION = "surgery_r1_tree"
 
 
 class _TreeAttention(torch.autograd.Function):
-    """Softmax attention of a forest with the flash kernel of the CPU; float32, float64, bfloat16 and float16.
+    """Softmax attention of a prefix tree with the flash kernel of the CPU; float32, float64, bfloat16 and float16.
 
     Query (1, H, N, d), key and value (1, K, N, d) with H a multiple of K. Memory beyond the inputs: output, one number
     a token and head.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, layout: Layout, scale: float) -> Any:
+    def forward(ctx: Any, query: Any, key: Any, value: Any, layout: TreeLayout, scale: float) -> Any:
         q, k, v = _by_group(query, key, value)
         # Parts are merged in at least float32.
         precise = torch.promote_types(q.dtype, torch.float32)
@@ -105,8 +105,8 @@ def _merge(out: Any, lse: Any, part: Any, part_lse: Any) -> None:
 
 
 @lru_cache(maxsize=8)
-def _block_mask(layout: Layout, device: torch.device) -> Any:
-    """The forest as a mask for flex attention: a token is seen by its own node from it on, and by the descendants."""
+def _block_mask(layout: TreeLayout, device: torch.device) -> Any:
+    """The tree as a mask for flex attention: a token is seen by its own node from it on, and by the descendants."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     ends = torch.empty(layout.size, dtype=torch.long)
@@ -125,7 +125,7 @@ def forget_masks() -> None:
     _block_mask.cache_clear()
 
 
-def flex_tree_attention(query: Any, key: Any, value: Any, layout: Layout, scale: float) -> Any:
+def flex_tree_attention(query: Any, key: Any, value: Any, layout: TreeLayout, scale: float) -> Any:
     """The same attention with torch's flex attention, compiled where there is a GPU. Shapes as in the CPU's way."""
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -149,10 +149,10 @@ def tree_attention(
     attention_mask: Any,
     scaling: float | None = None,
     dropout: float = 0.0,
-    tree: Layout | None = None,
+    tree: TreeLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Any, None]:
-    """Attention function for transformers: a forest where the forward got ``tree``, else plain SDPA.
+    """Attention function for transformers: a prefix tree where the forward got ``tree``, else plain SDPA.
 
     Args:
         query, key, value: (1, heads, N, d), keys and values with as many heads or fewer.
@@ -167,7 +167,7 @@ def tree_attention(
         )
     if query.shape[0] != 1 or query.shape[2] != tree.size:
         raise SurgeryR1Error(
-            f"a forest of {tree.size} tokens met a batch of {query.shape[0]} sequences of {query.shape[2]}",
+            f"a prefix tree of {tree.size} tokens met a batch of {query.shape[0]} sequences of {query.shape[2]}",
             fix="pack the whole micro-batch into one sequence",
         )
     if dropout:
@@ -217,7 +217,7 @@ def _warn(message: str) -> None:
 
 
 def enable(model: Any) -> bool:
-    """Let the language model of ``model`` (an adapter on it or not) take forests, if it can; see :func:`can_share`."""
+    """Let the language model of ``model`` (with a LoRA adapter or without) take prefix trees, see :func:`can_share`."""
     if not can_share(model):
         return False
     core(model).config.get_text_config()._attn_implementation = ATTENTION
@@ -225,7 +225,7 @@ def enable(model: Any) -> bool:
 
 
 def enabled(model: Any) -> bool:
-    """Whether the language model of ``model`` takes forests. One that does not would ignore the layout silently."""
+    """Whether the language model of ``model`` takes prefix trees; one that does not would ignore the layout."""
     return core(model).config.get_text_config()._attn_implementation == ATTENTION
 
 

@@ -29,7 +29,7 @@ class PromptTokens(NamedTuple):
     images: tuple[Hashable, ...]
 
 
-def trunk_length(prompt: PromptTokens, image_token: int) -> int:
+def prefix_length(prompt: PromptTokens, image_token: int) -> int:
     """Tokens up to the end of the prompt's last image; 0 without one."""
     ids = list(prompt.ids)
     return len(ids) - ids[::-1].index(image_token) if prompt.images else 0
@@ -42,7 +42,7 @@ def prefill(
     """Read what the prompts share; arguments for ``model.generate``, one row a prompt, padded before the question.
 
     Args:
-        prompts: with trunks (see :func:`trunk_length`) of one length, of at least one token.
+        prompts: with prefixes (see :func:`prefix_length`) of one length, of at least one token.
         images: every image that the prompts name.
         pad: the padding token.
         width: pad to at least that many tokens.
@@ -54,10 +54,10 @@ def prefill(
     base = core(model)
     device = base.device
     token = base.config.image_token_id
-    size = trunk_length(prompts[0], token)
-    trunks = list(dict.fromkeys((tuple(p.ids[:size]), p.images) for p in prompts))
-    ids = torch.tensor([trunk for trunk, _ in trunks], device=device)
-    shown = [images[key] for _, keys in trunks for key in keys]
+    size = prefix_length(prompts[0], token)
+    prefixes = list(dict.fromkeys((tuple(p.ids[:size]), p.images) for p in prompts))
+    ids = torch.tensor([prefix for prefix, _ in prefixes], device=device)
+    shown = [images[key] for _, keys in prefixes for key in keys]
     output = model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -68,7 +68,7 @@ def prefill(
         logits_to_keep=1,
     )
     cache, deltas = output.past_key_values, base.model.rope_deltas
-    number = {trunk: i for i, trunk in enumerate(trunks)}
+    number = {prefix: i for i, prefix in enumerate(prefixes)}
     distinct = list(dict.fromkeys((tuple(p.ids), p.images) for p in prompts))
     select(cache, [number[ids[:size], keys] for ids, keys in distinct])
     deltas = deltas[[number[ids[:size], keys] for ids, keys in distinct]]

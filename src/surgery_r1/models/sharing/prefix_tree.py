@@ -1,10 +1,10 @@
-"""Rows that begin alike, computed once: a forest of token branches in one packed sequence (ours).
+"""Rows that begin alike, computed once: a prefix tree of token branches in one packed sequence (ours).
 
 Rows of one frame begin with the same system text and the same image tokens, completions of one question with the same
-prompt. :func:`grow` finds what rows share and lays the branches out depth first, so that the tokens that descend from
-a node are one stretch of the sequence. Each token sees its ancestors and, of its own branch, what stands before it and
-itself, at the positions that its row has on its own. Log-probabilities and gradients are those of the rows computed
-one by one, to rounding; ``tests/test_tree.py`` holds it to that.
+prompt. :func:`build_prefix_tree` finds what rows share and lays the branches out depth first, so that the tokens that
+descend from a node are one run of the sequence. Each token sees its ancestors and, of its own branch, what stands
+before it and itself, at the positions that its row has on its own. Log-probabilities and gradients are those of the
+rows computed one by one, to rounding; ``tests/test_prefix_tree.py`` holds it to that.
 
 :mod:`surgery_r1.models.sharing.attention` is the attention over such a sequence.
 """
@@ -27,7 +27,7 @@ IGNORE = -100
 MIN_SHARED = 8
 
 
-class Row(NamedTuple):
+class TokenSequence(NamedTuple):
     """One row as a trainer would compute it alone.
 
     Attributes:
@@ -44,8 +44,8 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Nodes of a forest in depth-first order.
+class TreeLayout:
+    """Nodes of a prefix tree in depth-first order.
 
     Attributes:
         spans: (start, stop, end) of each node: its own tokens are start..stop, its descendants stop..end.
@@ -60,7 +60,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Forest:
+class PrefixTree:
     """Rows packed into one sequence of N tokens.
 
     Attributes:
@@ -72,7 +72,7 @@ class Forest:
     """
 
     pieces: tuple[tuple[int, int, int], ...]
-    layout: Layout
+    layout: TreeLayout
     index: tuple[np.ndarray, ...]
     images: tuple[tuple[int, int], ...]
 
@@ -85,19 +85,19 @@ class Forest:
         return values[..., torch.as_tensor(self.index[row], device=values.device)]
 
 
-def grow(rows: Sequence[Row], image_token: int, *, min_shared: int = MIN_SHARED) -> Forest:
-    """The forest of ``rows``. A token with a label, and what stands behind it, belongs to its row alone.
+def build_prefix_tree(rows: Sequence[TokenSequence], image_token: int, *, min_shared: int = MIN_SHARED) -> PrefixTree:
+    """The prefix tree of ``rows``. A token with a label, and what stands behind it, belongs to its row alone.
 
     Args:
         image_token: the token that stands for a piece of an image.
-        min_shared: the shortest stretch that rows share.
+        min_shared: the shortest beginning that rows share.
 
     Raises:
-        SurgeryR1Error: when a row's images and its stretches of image tokens differ in number.
+        SurgeryR1Error: when a row's images and its runs of image tokens differ in number.
 
-    >>> rows = [Row([1, 2, 3, 4], [-100, -100, 4, -100]), Row([1, 2, 3, 5], [-100, -100, 5, -100])]
-    >>> forest = grow(rows, image_token=0, min_shared=1)
-    >>> forest.layout.spans, forest.pack([row.ids for row in rows]).tolist(), forest.index[1].tolist()
+    >>> rows = [TokenSequence([1, 2, 3, 4], [-100, -100, 4, -100]), TokenSequence([1, 2, 3, 5], [-100, -100, 5, -100])]
+    >>> tree = build_prefix_tree(rows, image_token=0, min_shared=1)
+    >>> tree.layout.spans, tree.pack([row.ids for row in rows]).tolist(), tree.index[1].tolist()
     (((0, 2, 4), (2, 3, 3), (3, 4, 4)), [1, 2, 3, 3], [0, 1, 3])
     """
     numbers: dict[Hashable, int] = {}
@@ -108,7 +108,7 @@ def grow(rows: Sequence[Row], image_token: int, *, min_shared: int = MIN_SHARED)
     index: list[list[np.ndarray]] = [[] for _ in rows]
     at = 0
 
-    def plant(members: list[int], start: int) -> None:
+    def add_branches(members: list[int], start: int) -> None:
         nonlocal at
         branches: dict[Hashable, list[int]] = {}
         for row in members:
@@ -126,19 +126,19 @@ def grow(rows: Sequence[Row], image_token: int, *, min_shared: int = MIN_SHARED)
                 index[row].append(np.arange(begin, at))
             inner = at
             if len(branch) > 1:
-                plant(branch, stop)
+                add_branches(branch, stop)
             spans[node] = (begin, inner, at)
 
-    plant(list(range(len(rows))), 0)
-    return Forest(
+    add_branches(list(range(len(rows))), 0)
+    return PrefixTree(
         tuple(pieces),
-        Layout(tuple(spans)),
+        TreeLayout(tuple(spans)),
         tuple(np.concatenate(parts) for parts in index),
         tuple(_images(rows, pieces, image_token)),
     )
 
 
-class RowPositions:
+class SequencePositions:
     """M-RoPE positions of rows, the model's own for all that stands before the end of the last image.
 
     Text behind it counts on from there, so that rows of equal images need the model's slow count once.
@@ -155,7 +155,7 @@ class RowPositions:
         self._merge = merge
         self._heads: dict[tuple[bytes, bytes], torch.Tensor] = {}
 
-    def __call__(self, row: Row, grids: torch.Tensor) -> torch.Tensor:
+    def __call__(self, row: TokenSequence, grids: torch.Tensor) -> torch.Tensor:
         """Positions (3, L) of a row of L tokens, on the CPU.
 
         Args:
@@ -167,7 +167,7 @@ class RowPositions:
         tokens = np.asarray(row.ids, dtype=np.int64)
         inside = np.flatnonzero(tokens == self._image)
         wanted = (grids.prod(-1) // self._merge**2).tolist()
-        _, number = _stretches(tokens == self._image)
+        _, number = _runs(tokens == self._image)
         have = np.bincount(number[inside], minlength=1).tolist() if len(inside) else []
         if have != wanted:
             raise SurgeryR1Error(
@@ -193,35 +193,35 @@ class RowPositions:
         return positions[:, 0]
 
 
-def forest_inputs(forest: Forest, rows: Sequence[Row], positions: Sequence[torch.Tensor]) -> dict[str, Any]:
+def tree_inputs(tree: PrefixTree, rows: Sequence[TokenSequence], positions: Sequence[torch.Tensor]) -> dict[str, Any]:
     """What a model's forward takes beside the pixels: tokens, labels, positions and layout of one packed sequence.
 
     Args:
-        rows: of which the forest was grown.
+        rows: of which the prefix tree was built.
         positions: M-RoPE positions of each row alone, (3, L).
 
     Returns:
         input_ids, shift_labels and attention_mask (1, N), position_ids (3, 1, N), tree.
     """
-    ids = forest.pack([row.ids for row in rows])[None]
+    ids = tree.pack([row.ids for row in rows])[None]
     return {
         "input_ids": ids,
-        "shift_labels": forest.pack([row.labels for row in rows])[None],
+        "shift_labels": tree.pack([row.labels for row in rows])[None],
         # Nothing is padded; trainers count tokens by it.
         "attention_mask": torch.ones_like(ids),
-        "position_ids": forest.pack(positions)[:, None],
-        "tree": forest.layout,
+        "position_ids": tree.pack(positions)[:, None],
+        "tree": tree.layout,
     }
 
 
-def _items(row: Row, image_token: int, numbers: dict[Hashable, int]) -> np.ndarray:
+def _items(row: TokenSequence, image_token: int, numbers: dict[Hashable, int]) -> np.ndarray:
     """Tokens as numbers that are equal only where tokens are: those of an image are its number in ``numbers``."""
     items = np.array(row.ids, dtype=np.int64)
-    firsts, number = _stretches(items == image_token)
+    firsts, number = _runs(items == image_token)
     if len(firsts) != len(row.images):
         raise SurgeryR1Error(
-            f"row {row.name or '(unnamed)'} has {len(firsts)} stretches of image tokens and {len(row.images)} images",
-            fix="the chat template must write one stretch for each image",
+            f"row {row.name or '(unnamed)'} has {len(firsts)} runs of image tokens and {len(row.images)} images",
+            fix="the chat template must write one run of image tokens for each image",
         )
     keys = np.array([numbers.setdefault(key, -1 - len(numbers)) for key in row.images], dtype=np.int64)
     inside = items == image_token
@@ -229,22 +229,22 @@ def _items(row: Row, image_token: int, numbers: dict[Hashable, int]) -> np.ndarr
     return items
 
 
-def stretches(inside: np.ndarray) -> int:
-    """How many unbroken stretches of True there are.
+def count_runs(inside: np.ndarray) -> int:
+    """How many unbroken runs of True there are.
 
-    >>> stretches(np.array([True, True, False, True]))
+    >>> count_runs(np.array([True, True, False, True]))
     2
     """
-    return len(_stretches(inside)[0])
+    return len(_runs(inside)[0])
 
 
-def _stretches(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First places of the stretches of True, and for each place the number of its stretch (or the one before)."""
+def _runs(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First places of the runs of True, and for each place the number of its run (or the one before)."""
     starts = inside & ~np.concatenate([[False], inside[:-1]])
     return np.flatnonzero(starts), np.cumsum(starts) - 1
 
 
-def _lengths(row: Row) -> tuple[int, int]:
+def _lengths(row: TokenSequence) -> tuple[int, int]:
     """Tokens of a row that are computed, and how many of them other rows may share."""
     labelled = np.flatnonzero(np.asarray(row.labels) != IGNORE)
     if len(labelled) == 0:
@@ -262,9 +262,9 @@ def _common(items: list[np.ndarray], branch: list[int], shareable: Sequence[int]
     return stop
 
 
-def _images(rows: Sequence[Row], pieces: Sequence[tuple[int, int, int]], image_token: int) -> Any:
+def _images(rows: Sequence[TokenSequence], pieces: Sequence[tuple[int, int, int]], image_token: int) -> Any:
     for row, start, stop in pieces:
-        firsts, _ = _stretches(np.asarray(rows[row].ids) == image_token)
+        firsts, _ = _runs(np.asarray(rows[row].ids) == image_token)
         for number, first in enumerate(firsts.tolist()):
             if start <= first < stop:
                 yield row, number

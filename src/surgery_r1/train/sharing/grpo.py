@@ -1,8 +1,8 @@
 """TRL's GRPOTrainer with every frame and prompt computed once (:mod:`surgery_r1.models.sharing.prefix_tree`).
 
-TRL repeats frame and prompt for every completion. Here the rows of a pass are one forest: frame, question, completion.
+TRL repeats frame and prompt for every completion. Here the rows of a pass are one tree: frame, question, completion.
 Log-probabilities, entropies and gradients are those of the plain way, to rounding. What is overridden is private to
-TRL: ``tests/test_shared_frames.py`` compares both ways and fails when TRL's methods change.
+TRL: ``tests/test_grpo_sharing.py`` compares both ways and fails when TRL's methods change.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models.sharing import prefix_tree as tree
+from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.models.sharing.attention import core, enable, enabled
-from surgery_r1.models.sharing.prefill import PromptTokens, prefill, trunk_length
-from surgery_r1.train.sharing.image_ids import ImageNumbers, numbers_of
+from surgery_r1.models.sharing.prefill import PromptTokens, prefill, prefix_length
+from surgery_r1.train.sharing.image_ids import ImageIds, image_ids_of
 
 
 class SharedFrameGRPOTrainer(GRPOTrainer):
-    """TRL's GRPOTrainer whose passes over a batch share what its rows share, with models that take forests.
+    """TRL's GRPOTrainer whose passes over a batch share what its rows share, with models that take prefix trees.
 
     Args:
         keep_order: leave prompts in the order of the dataset, so that neighbours share a micro-batch.
@@ -34,7 +34,7 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
     def __init__(self, *args: Any, keep_order: bool = False, **kwargs: Any) -> None:
         self._keep_order = keep_order
         super().__init__(*args, **kwargs)
-        self._images = ImageNumbers(getattr(self.processing_class, "image_processor", None))
+        self._images = ImageIds(getattr(self.processing_class, "image_processor", None))
         if self.ref_model is not None:
             enable(self.ref_model)
 
@@ -76,28 +76,28 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
             return super()._get_per_token_logps_and_entropies(model, **self._images.restored(given))
         rows = len(given["input_ids"])
         step = given.get("batch_size") or rows
-        parts = [self._forest_pass(model, given, slice(at, min(at + step, rows))) for at in range(0, rows, step)]
+        parts = [self._tree_pass(model, given, slice(at, min(at + step, rows))) for at in range(0, rows, step)]
         log_probs, entropies = (torch.cat(values) for values in zip(*parts, strict=True))
         return log_probs, entropies if given.get("compute_entropy") else None, None
 
-    def _forest_pass(self, model: Any, given: dict[str, Any], part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def _tree_pass(self, model: Any, given: dict[str, Any], part: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and entropies (rows, C) of the rows ``part``; 0 where a completion has ended."""
         ids, attention, keep = given["input_ids"][part], given["attention_mask"][part], given["logits_to_keep"]
         counts = list(given["num_images"])
         shown = slice(sum(counts[: part.start]), sum(counts[: part.stop]))
         grids = given["image_grid_thw"][shown]
-        keys = numbers_of(given["pixel_values"], given["image_grid_thw"])[shown]
+        keys = image_ids_of(given["pixel_values"], given["image_grid_thw"])[shown]
         base = core(self.accelerator.unwrap_model(model))
         first = np.concatenate([[0], np.cumsum(counts[part])])
         of_row = [slice(first[i], first[i + 1]) for i in range(len(ids))]
-        rows, columns = grpo_rows(ids, attention, keep, [keys[images] for images in of_row])
+        rows, columns = grpo_sequences(ids, attention, keep, [keys[images] for images in of_row])
         token, merge = base.config.image_token_id, base.config.vision_config.spatial_merge_size
-        forest = tree.grow(rows, token)
-        count = tree.RowPositions(base.model.get_rope_index, token, merge)
+        tree = prefix_tree.build_prefix_tree(rows, token)
+        count = prefix_tree.SequencePositions(base.model.get_rope_index, token, merge)
         positions = [count(row, grids[images]) for row, images in zip(rows, of_row, strict=True)]
-        inputs = tree.forest_inputs(forest, rows, positions)
+        inputs = prefix_tree.tree_inputs(tree, rows, positions)
         inputs = {name: value.to(ids.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
-        chosen = [int(first[row]) + number for row, number in forest.images]
+        chosen = [int(first[row]) + number for row, number in tree.images]
         with self.accelerator.autocast():
             output = model(
                 **inputs,
@@ -107,7 +107,7 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
             )
         place = [np.full(len(c), i) for i, c in enumerate(columns)]
         # A label's probability stands at the token before it.
-        source = [index[row_columns] for index, row_columns in zip(forest.index, _predictors(rows), strict=True)]
+        source = [index[row_columns] for index, row_columns in zip(tree.index, _predictors(rows), strict=True)]
         to = tuple(torch.as_tensor(np.concatenate(x), device=ids.device) for x in (place, columns))
         at = torch.as_tensor(np.concatenate(source), device=ids.device)
 
@@ -118,9 +118,7 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
         return back(output.log_probs), back(entropy)
 
 
-def generate_shared(
-    model: Any, generate: Any, images: ImageNumbers, generation_config: Any, **inputs: Any
-) -> torch.Tensor:
+def generate_shared(model: Any, generate: Any, images: ImageIds, generation_config: Any, **inputs: Any) -> torch.Tensor:
     """``generate``, with what the prompts share read once. Arguments and result are those of ``model.generate``,
     but for ``pixel_values``: the numbers of ``images``."""
     ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
@@ -131,11 +129,11 @@ def generate_shared(
     token = core(model).config.image_token_id
     tokens = [ids[i, attention[i]].tolist() for i in range(len(ids))]
     grids = inputs["image_grid_thw"]
-    keys = numbers_of(inputs["pixel_values"], grids)
-    counts = [tree.stretches(np.asarray(row) == token) for row in tokens]
+    keys = image_ids_of(inputs["pixel_values"], grids)
+    counts = [prefix_tree.count_runs(np.asarray(row) == token) for row in tokens]
     ends = np.cumsum(counts)
     prompts = [PromptTokens(row, tuple(keys[end - n : end])) for row, n, end in zip(tokens, counts, ends, strict=True)]
-    if len({trunk_length(prompt, token) for prompt in prompts}) > 1 or 0 in counts:
+    if len({prefix_length(prompt, token) for prompt in prompts}) > 1 or 0 in counts:
         return generate(generation_config=generation_config, **images.restored(inputs))
     return generate(
         generation_config=generation_config,
@@ -143,9 +141,9 @@ def generate_shared(
     )
 
 
-def grpo_rows(
+def grpo_sequences(
     ids: torch.Tensor, attention: torch.Tensor, keep: int, images: Sequence[Sequence[Any]]
-) -> tuple[list[tree.Row], list[np.ndarray]]:
+) -> tuple[list[prefix_tree.TokenSequence], list[np.ndarray]]:
     """Rows of a GRPO batch without their padding, and for each row the columns of the completion that it scores.
 
     Args:
@@ -160,15 +158,15 @@ def grpo_rows(
         there = np.flatnonzero(seen[i])
         row = tokens[i, there]
         scored = there >= size
-        labels = np.full(len(row), tree.IGNORE)
+        labels = np.full(len(row), prefix_tree.IGNORE)
         labels[:-1][scored[1:]] = row[1:][scored[1:]]
-        rows.append(tree.Row(row, labels, images[i], f"row {i}"))
+        rows.append(prefix_tree.TokenSequence(row, labels, images[i], f"row {i}"))
         columns.append(there[scored] - size)
     return rows, columns
 
 
-def _predictors(rows: Sequence[tree.Row]) -> list[np.ndarray]:
-    return [np.flatnonzero(np.asarray(row.labels) != tree.IGNORE) for row in rows]
+def _predictors(rows: Sequence[prefix_tree.TokenSequence]) -> list[np.ndarray]:
+    return [np.flatnonzero(np.asarray(row.labels) != prefix_tree.IGNORE) for row in rows]
 
 
 def shuffle_groups(batch: dict[str, Any], size: int) -> dict[str, Any]:
@@ -192,7 +190,7 @@ def _scalar(value: Any) -> bool:
 
 
 def _shareable(given: dict[str, Any]) -> bool:
-    """Images that the positions can be computed of, and nothing asked for that a forest does not give."""
+    """Images that the positions can be computed of, and nothing asked for that a prefix tree does not give."""
     return (
         given.get("pixel_values") is not None
         and given.get("image_grid_thw") is not None

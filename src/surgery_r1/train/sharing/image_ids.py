@@ -21,7 +21,7 @@ from surgery_r1.models.processor import image_key
 from surgery_r1.models.sharing.prefill import ImagePatches
 
 
-class ImageNumbers:
+class ImageIds:
     """Stands in for a processor's image processor; everything else is asked of the real one.
 
     Attributes:
@@ -77,7 +77,7 @@ class ImageNumbers:
         numbers, grids = inputs.get("pixel_values"), inputs.get("image_grid_thw")
         if numbers is None or grids is None:
             return inputs
-        return {**inputs, "pixel_values": self.patches(numbers_of(numbers, grids), numbers.device)}
+        return {**inputs, "pixel_values": self.patches(image_ids_of(numbers, grids), numbers.device)}
 
     def forget(self) -> None:
         """Drop what is kept: batches prepared before can no longer be read."""
@@ -91,10 +91,10 @@ class ImageNumbers:
             yield
 
 
-def numbers_of(pixel_values: torch.Tensor, grids: torch.Tensor) -> list[int]:
+def image_ids_of(pixel_values: torch.Tensor, grids: torch.Tensor) -> list[int]:
     """The number of each image of a column of numbers.
 
-    >>> numbers_of(torch.tensor([[7], [7], [3]]), torch.tensor([[1, 1, 2], [1, 1, 1]]))
+    >>> image_ids_of(torch.tensor([[7], [7], [3]]), torch.tensor([[1, 1, 2], [1, 1, 1]]))
     [7, 3]
     """
     firsts = grids.prod(-1).cumsum(0) - grids.prod(-1)

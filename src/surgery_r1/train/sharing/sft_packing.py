@@ -1,8 +1,8 @@
 """SFT rows of a frame behind one copy of it: a collator in front of TRL's SFTTrainer.
 
-The rows of a pack become one forest (:mod:`surgery_r1.models.sharing.prefix_tree`): system text and frame stand once,
-and what follows them in a row stands in a branch of its own. The loss of a batch of packs is that of the same rows in a
-plain batch, to rounding (``tests/test_frame_packing.py``).
+The rows of a pack become one prefix tree (:mod:`surgery_r1.models.sharing.prefix_tree`): system text and frame stand
+once, and what follows them in a row stands in a branch of its own. The loss of a batch of packs is that of the same
+rows in a plain batch, to rounding (``tests/test_sft_packing.py``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from surgery_r1 import prompts
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.encode import expand_images
-from surgery_r1.models.sharing import prefix_tree as tree
+from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.train.datasets import lazy
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class FramePackCollator:
         self.processor = processor
         self.system = system
         merge = processor.image_processor.merge_size
-        self.positions = tree.RowPositions(get_rope_index, processor.image_token_id, merge)
+        self.positions = prefix_tree.SequencePositions(get_rope_index, processor.image_token_id, merge)
         self._heads: dict[tuple[str, tuple[int, ...]], list[int]] = {}
 
     def __call__(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -135,9 +135,9 @@ class FramePackCollator:
         for pack in packs:
             rows += self._rows(pack, first, grids)
             first += len(pack["images"])
-        forest = tree.grow(rows, self.processor.image_token_id)
-        inputs = tree.forest_inputs(forest, rows, [self.positions(row, grids[list(row.images)]) for row in rows])
-        shown = [rows[row].images[number] for row, number in forest.images]
+        tree = prefix_tree.build_prefix_tree(rows, self.processor.image_token_id)
+        inputs = prefix_tree.tree_inputs(tree, rows, [self.positions(row, grids[list(row.images)]) for row in rows])
+        shown = [rows[row].images[number] for row, number in tree.images]
         patches = list(torch.split(processed["pixel_values"], grids.prod(-1).tolist()))
         return {
             **inputs,
@@ -153,9 +153,9 @@ class FramePackCollator:
         Args:
             grids: (images, 3) of the pack's images.
         """
-        return tree.grow(self._rows(pack, 0, grids), self.processor.image_token_id).layout.size
+        return prefix_tree.build_prefix_tree(self._rows(pack, 0, grids), self.processor.image_token_id).layout.size
 
-    def _rows(self, pack: dict[str, Any], first: int, grids: torch.Tensor) -> list[tree.Row]:
+    def _rows(self, pack: dict[str, Any], first: int, grids: torch.Tensor) -> list[prefix_tree.TokenSequence]:
         """The rows of a pack; its images are numbered from ``first``."""
         rows = []
         heads: dict[tuple[int, ...], list[int]] = {}
@@ -165,7 +165,7 @@ class FramePackCollator:
             head = self._head(prompt, grids[list(images)])
             reply = self._encode(completion + "<|im_end|>\n")
             ids = head + reply
-            labels = [tree.IGNORE] * (len(head) - 1) + reply + [tree.IGNORE]
+            labels = [prefix_tree.IGNORE] * (len(head) - 1) + reply + [prefix_tree.IGNORE]
             end = len(head) - head[::-1].index(self.processor.image_token_id)
             if heads.setdefault(images, head[:end]) != head[:end]:
                 raise SurgeryR1Error(
@@ -173,7 +173,7 @@ class FramePackCollator:
                     where=frame,
                     fix="the chat template must put the image before the question",
                 )
-            rows.append(tree.Row(ids, labels, images, f"{prompt!r} of {frame}"))
+            rows.append(prefix_tree.TokenSequence(ids, labels, images, f"{prompt!r} of {frame}"))
         return rows
 
     def _head(self, prompt: str, grids: torch.Tensor) -> list[int]:
@@ -182,7 +182,7 @@ class FramePackCollator:
         if key not in self._heads:
             if len(self._heads) >= 4096:
                 self._heads.clear()
-            messages = prompts.conversation(self.system, prompt, len(grids))
+            messages = prompts.chat_messages(self.system, prompt, len(grids))
             text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             self._heads[key] = self._encode(expand_images(text, list(grids), self.processor))
         return self._heads[key]
@@ -229,12 +229,12 @@ def image_grids(paths: Sequence[str], processor: Any) -> np.ndarray:
     """(images, 3): temporal, height and width in patches of each image, from its header alone."""
     import numpy as np
 
-    from surgery_r1.models.encode import image_size
+    from surgery_r1.models.encode import image_dimensions
     from surgery_r1.models.processor import view_of
 
     patch = processor.image_processor.patch_size
     grids = []
     for path in paths:
-        view = view_of(processor, *image_size(Path(path)))
+        view = view_of(processor, *image_dimensions(Path(path)))
         grids.append((1, view.input_height // patch, view.input_width // patch))
     return np.array(grids)

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from surgery_r1.data.rationales.teacher.endpoint import Endpoint
-from surgery_r1.data.rationales.teacher.response_cache import Reply
+from surgery_r1.data.rationales.teacher.response_cache import TeacherResponse
 from surgery_r1.data.recipe import TeacherConfig
 from surgery_r1.errors import SurgeryR1Error
 
@@ -67,7 +67,7 @@ class Client:
             del request.headers[name]
         request.headers["authorization"] = self._authorization
 
-    def ask(self, messages: list[dict[str, Any]], seed: int) -> Reply:
+    def ask(self, messages: list[dict[str, Any]], seed: int) -> TeacherResponse:
         """The reply to a conversation; a request that the server refuses gives a reply that says so.
 
         Raises:
@@ -83,7 +83,7 @@ class Client:
                 self._wait(trouble.pause or min(0.5 * 2**attempt, _LONGEST_PAUSE))
         raise AssertionError("unreachable")
 
-    def _once(self, messages: list[dict[str, Any]], seed: int) -> Reply:
+    def _once(self, messages: list[dict[str, Any]], seed: int) -> TeacherResponse:
         errors, config = self._errors, self._config
         try:
             done = self._client.chat.completions.create(
@@ -107,7 +107,7 @@ class Client:
             self._refused = 0
         return reply
 
-    def _status(self, error: Any) -> Reply:
+    def _status(self, error: Any) -> TeacherResponse:
         status, message = error.status_code, _short(error.message)
         if 300 <= status < 400:
             target = error.response.headers.get("location", "nowhere")
@@ -131,7 +131,7 @@ class Client:
                     f"{self._name} refuses every request with {status}: {message}",
                     fix="check the [teacher] table of the recipe",
                 )
-        return Reply("", "refused")
+        return TeacherResponse("", "refused")
 
     def _slot(self) -> float:
         """Seconds until the next request may go, where requests a minute are limited."""
@@ -178,7 +178,7 @@ def _seconds(text: str | None) -> float:
         return 0.0
 
 
-def _read(done: Any) -> Reply:
+def _read(done: Any) -> TeacherResponse:
     try:
         choice = done.choices[0]
         text, finish = choice.message.content or "", choice.finish_reason or "stop"
@@ -188,7 +188,7 @@ def _read(done: Any) -> Reply:
         text = text.encode("utf-8", "replace").decode()
     except (AttributeError, TypeError, IndexError, ValueError):
         raise _Passing(f"answers what is no chat completion: {_short(repr(done))}") from None
-    return Reply(text, str(finish), *tokens)
+    return TeacherResponse(text, str(finish), *tokens)
 
 
 def _short(text: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from surgery_r1.data.rationales.writer import Task
-from surgery_r1.records import SceneObject
+from surgery_r1.data.rationales.writer import RationaleRequest
+from surgery_r1.records import AnnotatedObject
 
 #: Bumped whenever a word below changes; part of a request's key.
 VERSION = "1"
@@ -49,7 +49,7 @@ _ANSWER = re.compile(
 _THOUGHT = re.compile(r"\A(?:\s*<think>)?.*?</think>", re.S)
 
 
-def request_text(task: Task, min_words: int, max_words: int) -> str:
+def request_text(task: RationaleRequest, min_words: int, max_words: int) -> str:
     """The text that goes with the frame: question, gold answer, box, what is annotated, and what to write."""
     sample, frame = task.sample, task.frame
     lines = [
@@ -73,14 +73,14 @@ def request_text(task: Task, min_words: int, max_words: int) -> str:
     return "\n".join(lines)
 
 
-def read_reply(text: str) -> tuple[str, str | None]:
+def parse_response(text: str) -> tuple[str, str | None]:
     """Reasoning and the answer of its last line, None where there is no such line.
 
-    >>> read_reply("<think>hm</think>The tip is closed on tissue.\\n\\n**Answer:** Grasping")
+    >>> parse_response("<think>hm</think>The tip is closed on tissue.\\n\\n**Answer:** Grasping")
     ('The tip is closed on tissue.', 'Grasping')
-    >>> read_reply("It is seen at the left.")
+    >>> parse_response("It is seen at the left.")
     ('It is seen at the left.', None)
-    >>> read_reply("hm</think>The tip is open. Answer: Idle.")
+    >>> parse_response("hm</think>The tip is open. Answer: Idle.")
     ('The tip is open.', 'Idle')
     """
     lines = [line.strip() for line in _THOUGHT.sub("", text).strip().splitlines() if line.strip()]
@@ -90,7 +90,7 @@ def read_reply(text: str) -> tuple[str, str | None]:
     return " ".join(line for line in lines if line), match["answer"].strip() if match else None
 
 
-def _object(seen: SceneObject) -> str:
+def _object(seen: AnnotatedObject) -> str:
     facts = [f"state {seen.state}"] if seen.state else []
     facts += [f"place {seen.location}"] if seen.location else []
     return f"{seen.name}: {', '.join([*facts, f'region {_corners(seen.box_px)}'])}"

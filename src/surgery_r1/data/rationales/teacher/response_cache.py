@@ -1,4 +1,4 @@
-"""Replies of a teacher on disk, by the content of the request, so that none is paid for twice."""
+"""ResponseCache of a teacher on disk, by the content of the request, so that none is paid for twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from surgery_r1.errors import SurgeryR1Error
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class TeacherResponse:
     """What a teacher answered.
 
     Attributes:
@@ -32,7 +32,7 @@ class Reply:
     sent_to: str = ""
 
 
-class Replies:
+class ResponseCache:
     """An append-only file of replies, one JSON object a line. One process writes it at a time.
 
     Args:
@@ -79,7 +79,7 @@ class Replies:
     def __len__(self) -> int:
         return len(self._places)
 
-    def get(self, key: str) -> Reply | None:
+    def get(self, key: str) -> TeacherResponse | None:
         """The reply to a request, None when it has not been made."""
         with self._lock:
             place = self._places.get(bytes.fromhex(key))
@@ -88,7 +88,7 @@ class Replies:
             line = os.pread(self._file.fileno(), place[1], place[0])
         return _parse(line)[1]
 
-    def put(self, key: str, reply: Reply) -> None:
+    def put(self, key: str, reply: TeacherResponse) -> None:
         """Keep a reply; it is on disk when this returns.
 
         Raises:
@@ -118,6 +118,6 @@ class Replies:
         self._file.close()
 
 
-def _parse(line: bytes) -> tuple[bytes, Reply]:
+def _parse(line: bytes) -> tuple[bytes, TeacherResponse]:
     data = json.loads(line)
-    return bytes.fromhex(data.pop("key")), Reply(**data)
+    return bytes.fromhex(data.pop("key")), TeacherResponse(**data)

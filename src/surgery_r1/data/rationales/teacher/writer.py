@@ -1,4 +1,4 @@
-"""The writer of reasoning that asks a teacher (:class:`surgery_r1.data.rationales.writer.Writer`)."""
+"""The writer of reasoning that asks a teacher (:class:`surgery_r1.data.rationales.writer.RationaleWriter`)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from surgery_r1._util.files import dump_json
 from surgery_r1.data.rationales.teacher import prompt
 from surgery_r1.data.rationales.teacher.client import Client
 from surgery_r1.data.rationales.teacher.endpoint import check_endpoint
-from surgery_r1.data.rationales.teacher.response_cache import Replies, Reply
-from surgery_r1.data.rationales.writer import Draft, Task
+from surgery_r1.data.rationales.teacher.response_cache import ResponseCache, TeacherResponse
+from surgery_r1.data.rationales.writer import Draft, RationaleRequest
 from surgery_r1.data.recipe import ReasoningConfig, Recipe, TeacherConfig
 from surgery_r1.errors import SurgeryR1Error
 
@@ -41,14 +41,14 @@ def open_teacher(
     """
     endpoint = check_endpoint(recipe.teacher.endpoint, allow_remote)
     client = Client(recipe.teacher, endpoint, key)
-    with closing(client), closing(Replies(replies)) as kept:
+    with closing(client), closing(ResponseCache(replies)) as kept:
         yield TeacherWriter(recipe.teacher, recipe.reasoning, client, kept, endpoint.local)
 
 
 class Asks(Protocol):
     """What :class:`TeacherWriter` needs of a client."""
 
-    def ask(self, messages: list[dict[str, Any]], seed: int) -> Reply: ...
+    def ask(self, messages: list[dict[str, Any]], seed: int) -> TeacherResponse: ...
 
     def stop(self) -> None: ...
 
@@ -70,12 +70,12 @@ class TeacherWriter:
     """
 
     def __init__(
-        self, config: TeacherConfig, limits: ReasoningConfig, client: Asks, replies: Replies, local: bool
+        self, config: TeacherConfig, limits: ReasoningConfig, client: Asks, replies: ResponseCache, local: bool
     ) -> None:
         self.name = f"teacher:{config.model}"
         self.workers = config.concurrency
         self.asked = self.tokens = self.reused = 0
-        self._config, self._limits, self._client, self._replies = config, limits, client, replies
+        self._config, self._limits, self._client, self._cache = config, limits, client, replies
         where = "this machine" if local else "another machine"
         what = "frames and annotations" if config.send_frames else "annotations"
         self._sent_to = f"{what} to {config.endpoint} ({where})"
@@ -83,9 +83,9 @@ class TeacherWriter:
         self._used = {"replies": 0, "prompt_tokens": 0, "completion_tokens": 0}
         self._went: set[str] = set()
 
-    def write(self, task: Task) -> Draft:
-        reply = self._reply(task)
-        text, answer = prompt.read_reply(reply.text)
+    def write(self, task: RationaleRequest) -> Draft:
+        reply = self._respond(task)
+        text, answer = prompt.parse_response(reply.text)
         fault = _FAULTS.get(reply.finish, "cut_off") if reply.finish not in _WHOLE else None
         return Draft(text, answer, fault)
 
@@ -101,17 +101,17 @@ class TeacherWriter:
             **self._used,
         }
 
-    def _reply(self, task: Task) -> Reply:
+    def _respond(self, task: RationaleRequest) -> TeacherResponse:
         text = prompt.request_text(task, self._limits.min_words, self._limits.max_words)
         seed = int.from_bytes(hashlib.sha256(f"{task.seed}:{task.number}:{task.attempt}".encode()).digest()[:4]) // 2
         key = self._key(task, text, seed)
-        reply = self._replies.get(key)
+        reply = self._cache.get(key)
         new = reply is None
         if reply is None:
             reply = replace(self._client.ask(self._messages(task, text), seed), sent_to=self._sent_to)
             # A refusal costs nothing, and may not stand when the server has been seen to.
             if reply.finish != "refused":
-                self._replies.put(key, reply)
+                self._cache.put(key, reply)
         with self._lock:
             self.asked += new
             self.reused += not new
@@ -122,7 +122,7 @@ class TeacherWriter:
             self._used["completion_tokens"] += reply.completion_tokens
         return reply
 
-    def _key(self, task: Task, text: str, seed: int) -> str:
+    def _key(self, task: RationaleRequest, text: str, seed: int) -> str:
         """Everything that a reply depends on, and not where the server stands or the frame lies."""
         config = self._config
         what = {
@@ -139,7 +139,7 @@ class TeacherWriter:
         }
         return hashlib.sha256(dump_json(what).encode()).hexdigest()
 
-    def _messages(self, task: Task, text: str) -> list[dict[str, Any]]:
+    def _messages(self, task: RationaleRequest, text: str) -> list[dict[str, Any]]:
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
         if self._config.send_frames:
             assert task.image is not None

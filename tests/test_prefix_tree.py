@@ -1,4 +1,4 @@
-"""A forest gives the log-probabilities and gradients of its rows computed one by one."""
+"""A prefix tree gives the log-probabilities and gradients of its rows computed one by one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing import attention as tree_attention
-from surgery_r1.models.sharing import prefix_tree as tree
+from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.models.tiny import architecture as tiny
 from surgery_r1.models.tiny import text as tiny_text
 
@@ -105,7 +105,9 @@ class Given:
         labels = [-100] * (len(tokens) + len(text)) + list(reply)
         tokens += [*text, *reply]
         shifted = [*labels[1:], -100]
-        self.row = tree.Row(tokens, [-100 if i in masked else x for i, x in enumerate(shifted)], images, "r")
+        self.row = prefix_tree.TokenSequence(
+            tokens, [-100 if i in masked else x for i, x in enumerate(shifted)], images, "r"
+        )
 
     @staticmethod
     def labels(images, text, reply, masked):
@@ -139,11 +141,11 @@ def one_by_one(model, given_rows, image_token):
 
 def together(model, given_rows, image_token, min_shared=1):
     rows = [one.row for one in given_rows]
-    forest = tree.grow(rows, image_token, min_shared=min_shared)
+    tree = prefix_tree.build_prefix_tree(rows, image_token, min_shared=min_shared)
     made = [one.inputs(model, image_token) for one in given_rows]
-    inputs = tree.forest_inputs(forest, rows, [positions[:, 0] for _, positions, _ in made])
+    inputs = prefix_tree.tree_inputs(tree, rows, [positions[:, 0] for _, positions, _ in made])
     labels = inputs.pop("shift_labels")
-    shown = [given_rows[row].images[number] for row, number in forest.images]
+    shown = [given_rows[row].images[number] for row, number in tree.images]
     logits = model(
         **inputs,
         pixel_values=torch.cat([pixels(number) for number in shown]).to(model.dtype),
@@ -152,8 +154,8 @@ def together(model, given_rows, image_token, min_shared=1):
     ).logits
     result = []
     for i in range(len(rows)):
-        result.append(chosen(forest.unpack(logits[0].T, i).T, forest.unpack(labels[0], i)))
-    return torch.cat(result), forest
+        result.append(chosen(tree.unpack(logits[0].T, i).T, tree.unpack(labels[0], i)))
+    return torch.cat(result), tree
 
 
 def chosen(logits, labels):
@@ -217,38 +219,38 @@ def test_equals_row_by_row_in_float64(models, tokenizer, rows):
 def test_shares_what_is_equal(tokenizer):
     image = tokenizer.convert_tokens_to_ids(IMAGE)
     rows = [Given(tokenizer, (0,), [9, 9, 9, k // 2], [50 + k]) for k in range(6)]
-    forest = tree.grow([one.row for one in rows], image, min_shared=1)
-    trunk = 2 + 6 + 3
-    # One trunk, three questions of one token that part at their last, which predicts: it is in every leaf.
-    assert forest.layout.size == trunk + 6
-    assert forest.images == ((0, 0),)
-    spans = forest.layout.spans
-    assert spans[0] == (0, trunk, trunk + 6)
+    tree = prefix_tree.build_prefix_tree([one.row for one in rows], image, min_shared=1)
+    prefix = 2 + 6 + 3
+    # One prefix, three questions of one token that part at their last, which predicts: it is in every leaf.
+    assert tree.layout.size == prefix + 6
+    assert tree.images == ((0, 0),)
+    spans = tree.layout.spans
+    assert spans[0] == (0, prefix, prefix + 6)
     assert all(start < stop <= end for start, stop, end in spans)
 
 
 def test_rows_that_share_nothing_are_a_plain_packed_batch(tokenizer):
-    rows = [tree.Row([k, 7, 8], [-100, 8, -100]) for k in range(3)]
-    forest = tree.grow(rows, 999, min_shared=1)
-    assert forest.layout.spans == ((0, 2, 2), (2, 4, 4), (4, 6, 6))
+    rows = [prefix_tree.TokenSequence([k, 7, 8], [-100, 8, -100]) for k in range(3)]
+    tree = prefix_tree.build_prefix_tree(rows, 999, min_shared=1)
+    assert tree.layout.spans == ((0, 2, 2), (2, 4, 4), (4, 6, 6))
 
 
 def test_different_images_part(tokenizer):
     image = tokenizer.convert_tokens_to_ids(IMAGE)
     rows = [Given(tokenizer, (k,), [9], [50]).row for k in (0, 2, 0)]
-    forest = tree.grow(rows, image, min_shared=1)
-    assert forest.images == ((0, 0), (1, 0))
+    tree = prefix_tree.build_prefix_tree(rows, image, min_shared=1)
+    assert tree.images == ((0, 0), (1, 0))
 
 
 def test_image_tokens_and_images_must_match(tokenizer):
     image = tokenizer.convert_tokens_to_ids(IMAGE)
     row = Given(tokenizer, (0,), [9], [50]).row._replace(images=(), name="7/3/cot")
-    with pytest.raises(SurgeryR1Error, match="7/3/cot has 1 stretches of image tokens and 0 images"):
-        tree.grow([row], image)
+    with pytest.raises(SurgeryR1Error, match="7/3/cot has 1 runs of image tokens and 0 images"):
+        prefix_tree.build_prefix_tree([row], image)
 
 
 def test_a_forest_must_be_one_sequence(models):
-    layout = tree.Layout(((0, 4, 4),))
+    layout = prefix_tree.TreeLayout(((0, 4, 4),))
     q = torch.zeros(2, 4, 4, 8)
     with pytest.raises(SurgeryR1Error, match="batch of 2 sequences"):
         tree_attention.tree_attention(None, q, q, q, None, tree=layout)
@@ -257,14 +259,14 @@ def test_a_forest_must_be_one_sequence(models):
 def test_flex_mask_is_the_forest(tokenizer):
     """The mask that a GPU uses, run without one."""
     rows = [Given(tokenizer, (0,), [9, 9, 9, k // 2], [50 + k, 60]).row for k in range(6)]
-    forest = tree.grow(rows, tokenizer.convert_tokens_to_ids(IMAGE), min_shared=1)
-    n = forest.layout.size
+    tree = prefix_tree.build_prefix_tree(rows, tokenizer.convert_tokens_to_ids(IMAGE), min_shared=1)
+    n = tree.layout.size
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(1, 4, n, 16, generator=generator)
     k, v = (torch.randn(1, 2, n, 16, generator=generator) for _ in range(2))
     with torch.no_grad():
-        got = tree_attention.flex_tree_attention(q, k, v, forest.layout, 0.25)
-        expected = tree_attention._TreeAttention.apply(q, k, v, forest.layout, 0.25)
+        got = tree_attention.flex_tree_attention(q, k, v, tree.layout, 0.25)
+        expected = tree_attention._TreeAttention.apply(q, k, v, tree.layout, 0.25)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -13,7 +13,7 @@ from surgery_r1.models.sharing import vision_features as vision_cache
 from surgery_r1.models.sharing.vision_features import content_keys, keep_frozen_features
 from surgery_r1.models.tiny import architecture as tiny
 from surgery_r1.models.tiny import text as tiny_text
-from surgery_r1.train.sharing.image_ids import ImageNumbers
+from surgery_r1.train.sharing.image_ids import ImageIds
 
 C = 7
 
@@ -59,7 +59,7 @@ def batch(tokenizer):
 
 def numbered(inputs):
     """The inputs with numbers for images of 120 patches, and what the numbers stand for."""
-    images = ImageNumbers(lambda images, **_: {"pixel_values": images[0], "image_grid_thw": inputs["image_grid_thw"]})
+    images = ImageIds(lambda images, **_: {"pixel_values": images[0], "image_grid_thw": inputs["image_grid_thw"]})
     values = images([*torch.split(inputs["pixel_values"], 120)])["pixel_values"]
     return {**inputs, "pixel_values": values}, images
 
@@ -323,7 +323,7 @@ def test_an_image_is_prepared_once_however_often_it_is_shown():
     rng = np.random.default_rng(0)
     frames = [Image.fromarray(rng.integers(0, 255, (140, 168, 3), dtype=np.uint8)) for _ in range(2)]
     processor = tiny.build_image_processor()
-    images = ImageNumbers(processor)
+    images = ImageIds(processor)
     shown = [[frames[0]], [frames[1]], [frames[0].copy()]]
     plain, ours = processor(images=shown, return_tensors="pt"), images(images=shown, return_tensors="pt")
     assert images.prepared == 2 and ours["pixel_values"].shape == (3 * 120, 1)
@@ -345,7 +345,7 @@ def test_images_that_do_not_fit_their_tokens_are_not_trained_on(monkeypatch):
 
     monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda *_: {"input_ids": torch.zeros(2, 3)})
     trainer = SharedFrameGRPOTrainer.__new__(SharedFrameGRPOTrainer)
-    trainer._images, trainer.model = ImageNumbers(None), SimpleNamespace(training=True)
+    trainer._images, trainer.model = ImageIds(None), SimpleNamespace(training=True)
     trainer.processing_class = SimpleNamespace(image_processor=None)
     with pytest.raises(SurgeryR1Error, match="seq_2/frame003/1"):
         trainer._generate_and_score_completions([{"id": "endovis18/seq_2/frame003/1", "images": [object()]}] * 2)

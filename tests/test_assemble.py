@@ -16,12 +16,12 @@ from surgery_r1.data.dataset import open_dataset
 from surgery_r1.data.formats import validation as f
 from surgery_r1.data.formats.endovis import LabelFolder
 from surgery_r1.data.formats.lines import ANSWERS_OF_KIND
-from surgery_r1.data.rationales.checks import Context, SourceWords, plain, rejections
-from surgery_r1.data.rationales.writer import Task, TemplateWriter
-from surgery_r1.data.recipe import TEMPLATE_REASONINGS
+from surgery_r1.data.rationales.checks import CheckContext, SourceWords, plain, rejections
+from surgery_r1.data.rationales.writer import RationaleRequest, TemplateWriter
+from surgery_r1.data.recipe import TEMPLATE_RATIONALES
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import LOCATION_RULES, LocationRule, location_rule, quadrant
-from surgery_r1.records import Frame, Sample, SceneObject
+from surgery_r1.records import AnnotatedObject, Frame, Sample
 
 FILES = ("frames.jsonl", "samples.jsonl", "rows.jsonl", "labels.jsonl", "manifest.json", "README.md")
 
@@ -229,16 +229,16 @@ def every_question():
     for tool in vocab.TOOLS:
         for state in vocab.STATES:
             place, box = "left-top", BOXES["left-top"]
-            seen = (SceneObject("kidney", None, None, (20, 20, 120, 120)), SceneObject(tool, state, place, box))
+            seen = (AnnotatedObject("kidney", None, None, (20, 20, 120, 120)), AnnotatedObject(tool, state, place, box))
             base = {"subject": tool, "box_px": box}
             yield make_sample(kind="state", answer=state, **base), seen
             yield make_sample(kind="location", answer=place, **base), seen
             yield make_sample(kind="tool", subject=place, answer=tool, box_px=box), seen
             yield make_sample(kind="organ", subject="kidney", answer="kidney", box_px=seen[0].box_px), seen
             yield make_sample(kind="state", answer=state, **base), (dataclasses.replace(seen[1], location=None),)
-    kidney = SceneObject("kidney", None, None, (20, 20, 120, 120))
+    kidney = AnnotatedObject("kidney", None, None, (20, 20, 120, 120))
     yield make_sample(kind="organ", subject="kidney", answer="kidney"), (kidney,)
-    bare = SceneObject("suction", None, "left-top", BOXES["left-top"])
+    bare = AnnotatedObject("suction", None, "left-top", BOXES["left-top"])
     yield make_sample(kind="location", answer="left-top", box_px=bare.box_px), (bare,)
     yield make_sample(kind="tool", subject="left-top", answer="suction", box_px=bare.box_px), (bare,)
 
@@ -250,26 +250,26 @@ def test_reasoning_is_short_plain_and_says_its_answer_only(rule):
     for sample, seen in every_question():
         frame = make_frame(sample, seen)
         texts = []
-        for number in range(TEMPLATE_REASONINGS):
-            draft = writer.write(Task(sample, frame, number))
-            context = Context(sample, frame, known, rule, neighbours=set(map(plain, texts)))
+        for number in range(TEMPLATE_RATIONALES):
+            draft = writer.write(RationaleRequest(sample, frame, number))
+            context = CheckContext(sample, frame, known, rule, neighbours=set(map(plain, texts)))
             assert rejections(draft, context) == [], draft.text
             assert 7 <= len(draft.text.split()) <= 17, draft.text
             words.update(re.findall(r"[\w-]+", draft.text))
             texts.append(draft.text)
-        assert {writer.write(Task(sample, frame, 0, attempt=1)).text} == {texts[1]}
+        assert {writer.write(RationaleRequest(sample, frame, 0, attempt=1)).text} == {texts[1]}
     names = {name for answers in ANSWERS_OF_KIND.values() for name in answers}
     assert len(words - names) < 70
 
 
 @pytest.mark.parametrize("rule", LOCATION_RULES, ids=lambda rule: rule.name)
 def test_reasoning_on_places_follows_the_rule(rule):
-    organ = SceneObject("kidney", None, None, (60, 50, 90, 70))
+    organ = AnnotatedObject("kidney", None, None, (60, 50, 90, 70))
     for box in BOXES.values():
         answer = quadrant(box, rule, 160, 128, organ.box_px)
         sample = make_sample(kind="location", answer=answer, box_px=box)
         frame = make_frame(sample, [organ])
-        text = TemplateWriter({"endovis18": rule}).write(Task(sample, frame)).text
+        text = TemplateWriter({"endovis18": rule}).write(RationaleRequest(sample, frame)).text
         cx, cy = (80, 64) if rule.reference == "image" else (75, 60)
         assert ("left of" in text) == ((box[0] + box[2]) / 2 < cx)
         assert ("above" in text) == ((box[1] + box[3]) / 2 < cy)
@@ -280,5 +280,5 @@ def test_reasoning_claims_no_place_that_the_box_contradicts():
     sample = make_sample(kind="location", answer="right-bottom", box_px=BOXES["left-top"])
     frame = make_frame(sample)
     for rule in (LocationRule("image", "normal"), location_rule("organ-normal"), None):
-        text = TemplateWriter({"endovis18": rule}).write(Task(sample, frame)).text
+        text = TemplateWriter({"endovis18": rule}).write(RationaleRequest(sample, frame)).text
         assert "center" not in text and "right-bottom" in text

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from surgery_r1.models.sharing import attention as tree_attention
-from surgery_r1.models.sharing import prefix_tree as tree
+from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.models.tiny import architecture as tiny
 from surgery_r1.models.tiny import text as tiny_text
 
@@ -23,7 +23,7 @@ def small_model():
     return model.train(), tokenizer
 
 
-def forest(model, tokenizer, seed):
+def tree_batch(model, tokenizer, seed):
     """Forward arguments of six rows on one frame, drawn by ``seed``."""
     rng = np.random.default_rng(seed)
     ids = tokenizer.convert_tokens_to_ids
@@ -32,11 +32,11 @@ def forest(model, tokenizer, seed):
     for k in range(6):
         text, reply = [300 + k // 3] * 9, rng.integers(300, 900, 4).tolist()
         labels = [-100] * (len(head) + len(text) - 1) + reply + [-100]
-        rows.append(tree.Row(head + text + reply, labels, (0,)))
+        rows.append(prefix_tree.TokenSequence(head + text + reply, labels, (0,)))
     grid = torch.tensor([[1, 4, 4]])
-    positions = tree.RowPositions(model.model.get_rope_index, ids("<|image_pad|>"), 2)
-    grown = tree.grow(rows, ids("<|image_pad|>"))
-    inputs = tree.forest_inputs(grown, rows, [positions(row, grid) for row in rows])
+    positions = prefix_tree.SequencePositions(model.model.get_rope_index, ids("<|image_pad|>"), 2)
+    built = prefix_tree.build_prefix_tree(rows, ids("<|image_pad|>"))
+    inputs = prefix_tree.tree_inputs(built, rows, [positions(row, grid) for row in rows])
     pixels = torch.from_numpy(rng.normal(size=(16, 1176)).astype(np.float32))
     return {**inputs, "labels": inputs["shift_labels"], "pixel_values": pixels, "image_grid_thw": grid}
 
@@ -55,7 +55,7 @@ def alone(seeds):
     total = {}
     for seed in seeds:
         model, tokenizer = small_model()
-        model(**forest(model, tokenizer, seed), use_cache=False).loss.backward()
+        model(**tree_batch(model, tokenizer, seed), use_cache=False).loss.backward()
         for name, grad in gradients(model).items():
             total[name] = total.get(name, 0) + grad / len(seeds)
     return total
@@ -74,7 +74,7 @@ def test_gradient_checkpointing(reentrant):
     model, tokenizer = small_model()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     model.enable_input_require_grads()
-    model(**forest(model, tokenizer, 0), use_cache=False).loss.backward()
+    model(**tree_batch(model, tokenizer, 0), use_cache=False).loss.backward()
     assert_equal(gradients(model), alone([0]))
 
 
@@ -84,7 +84,7 @@ def worker(rank, port, kind, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
     model, tokenizer = small_model()
-    inputs = forest(model, tokenizer, rank)
+    inputs = tree_batch(model, tokenizer, rank)
     if kind == "ddp":
         model = torch.nn.parallel.DistributedDataParallel(model)
     else:

@@ -15,8 +15,8 @@ from surgery_r1.data.formats.image_files import TornImageError, image_size
 from surgery_r1.errors import SurgeryR1Error
 
 
-def whats(findings) -> list[str]:
-    return [finding.what for finding in findings]
+def whats(issues) -> list[str]:
+    return [issue.what for issue in issues]
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ from surgery_r1.data.check import summarise
 from surgery_r1.data.dataset import open_dataset
 from surgery_r1.data.formats import declarative as adapters
 from surgery_r1.data.formats import validation as f
-from surgery_r1.data.formats.declarative import BoxConfig, load_adapter
+from surgery_r1.data.formats.declarative import BoxFormat, load_format
 from surgery_r1.data.formats.fields import read_box
-from surgery_r1.data.formats.lines import LineFault
+from surgery_r1.data.formats.lines import LineError
 from surgery_r1.data.formats.path_patterns import PathPattern
-from surgery_r1.data.formats.reader import AdapterSource
-from surgery_r1.data.formats.source import collect
+from surgery_r1.data.formats.reader import FormatReader
+from surgery_r1.data.formats.source import read_all
 from surgery_r1.data.recipe import load_recipe
 from surgery_r1.errors import SurgeryR1Error
 
@@ -56,10 +56,10 @@ box = ["x1", "y1", "x2", "y2"]
 """
 
 
-def adapter_of(path: Path, text: str, top: str = CSV) -> adapters.Adapter:
+def adapter_of(path: Path, text: str, top: str = CSV) -> adapters.DatasetFormat:
     """An adapter: what is the same in these tests, with ``top`` among its first keys and ``text`` at its end."""
     path.write_text(HEAD.replace("[answers]", top + "[answers]", 1) + text)
-    return load_adapter(path)
+    return load_format(path)
 
 
 def own(root: Path, rows: str, frames=("video1/f1", "video1/f2", "video10/f1", "video2/f1")) -> Path:
@@ -81,11 +81,11 @@ def test_patterns():
 
 
 def test_shipped_adapters_are_short():
-    assert adapters.shipped() == ["endovis17", "endovis18", "endovis18_extended"]
+    assert adapters.shipped_formats() == ["endovis17", "endovis18", "endovis18_extended"]
     for path in (*adapters.SHIPPED.glob("*.toml"), EXAMPLE / "adapter.toml"):
         text = path.read_text()
         assert len(text.splitlines()) <= 40 and "--adapter" in text
-        assert load_adapter(path).name
+        assert load_format(path).name
 
 
 def test_shipped_adapters_read_what_the_reader_of_label_folders_reads(tmp_path):
@@ -96,9 +96,9 @@ def test_shipped_adapters_read_what_the_reader_of_label_folders_reads(tmp_path):
         lf.put_frame_17(tmp_path / "17", sequence, frame)
     for name in ("18", "17"):
         plain = build_dataset([tmp_path / name], tmp_path / f"plain{name}")
-        read = load_adapter(f"endovis{name}")
+        read = load_format(f"endovis{name}")
         args = [[tmp_path / name], tmp_path / f"ours{name}"]
-        ours = build_dataset(*args, open_source=lambda folder, images, read=read: AdapterSource(read, folder, images))
+        ours = build_dataset(*args, open_source=lambda folder, images, read=read: FormatReader(read, folder, images))
         assert ours["samples"] == plain["samples"] and ours["samples"]["total"] in (33, 6)
         for file in ("frames.jsonl", "samples.jsonl", "rows.jsonl", "labels.jsonl"):
             assert (tmp_path / f"plain{name}" / file).read_bytes() == (tmp_path / f"ours{name}" / file).read_bytes()
@@ -151,7 +151,7 @@ def test_csv_with_names_in_columns(tmp_path):
         "video1,f2,State of clip_applier,idle,80,70,160,128\n"
     )
     folder = own(tmp_path / "set", rows)
-    content = collect(AdapterSource(adapter_of(tmp_path / "a.toml", COLUMNS), folder))
+    content = read_all(FormatReader(adapter_of(tmp_path / "a.toml", COLUMNS), folder))
     assert content.faults == []
     assert [notice.value for notice in content.notices] == [
         "splits.test: 'v_test' matches no sequence", "1 of 4 images",
@@ -175,8 +175,8 @@ def test_csv_with_names_in_columns(tmp_path):
 
 
 def opened(tmp_path):
-    read = load_adapter(tmp_path / "a.toml")
-    return lambda folder, images: AdapterSource(read, folder, images)
+    read = load_format(tmp_path / "a.toml")
+    return lambda folder, images: FormatReader(read, folder, images)
 
 
 def test_jsonl_and_images_elsewhere(tmp_path):
@@ -190,7 +190,7 @@ def test_jsonl_and_images_elsewhere(tmp_path):
     columns = '[columns]\nquestion = "q"\nanswer = "a"\nbox = "bbox"\n[box]\norder = "xywh"\norigin = 1\n'
     top = 'labels = "{sequence}_{frame}.jsonl"\nformat = "jsonl"\n'
     read = adapter_of(tmp_path / "a.toml", columns, top)
-    content = collect(AdapterSource(read, tmp_path / "labels", tmp_path / "images"))
+    content = read_all(FormatReader(read, tmp_path / "labels", tmp_path / "images"))
     assert [sample.box_px for sample in content.samples] == [(9, 9, 59, 69)] * 2
     assert content.faults == [] and {notice.what for notice in content.notices} == {f.NO_QUESTION}
 
@@ -208,7 +208,7 @@ def test_jsonl_and_images_elsewhere(tmp_path):
     ],
 )
 def test_box_conventions(rule, values, box):
-    assert read_box([str(value) for value in values], BoxConfig(**rule), (160, 128)) == box
+    assert read_box([str(value) for value in values], BoxFormat(**rule), (160, 128)) == box
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,8 @@ def test_box_conventions(rule, values, box):
     ],
 )
 def test_bad_boxes(values, what):
-    with pytest.raises(LineFault) as caught:
-        read_box(list(values), BoxConfig(), (160, 128))
+    with pytest.raises(LineError) as caught:
+        read_box(list(values), BoxFormat(), (160, 128))
     assert caught.value.what == what
 
 
@@ -244,8 +244,8 @@ def test_faults_name_line_and_remedy(tmp_path):
     folder = own(tmp_path / "set", rows)
     lf.put_image(folder / "other/f1.png")
     (folder / "video2/f1.png").write_bytes(b"\x89PNG torn")
-    source = AdapterSource(adapter_of(tmp_path / "a.toml", COLUMNS), folder)
-    content = collect(source)
+    source = FormatReader(adapter_of(tmp_path / "a.toml", COLUMNS), folder)
+    content = read_all(source)
     found = {fault.line: (fault.what, fault.fix) for fault in content.faults}
     assert {line: what for line, (what, _) in found.items()} == {
         None: f.NO_QUESTION,
@@ -279,7 +279,7 @@ def test_a_sequence_in_two_splits(tmp_path):
     folder = own(tmp_path / "set", "video1,f1,Which organ?,liver,1,1,9,9\n")
     read = adapter_of(tmp_path / "a.toml", COLUMNS)
     read = replace(read, splits={"train": ("*",), "val": ("video1",)})
-    content = collect(AdapterSource(read, folder))
+    content = read_all(FormatReader(read, folder))
     (fault,) = content.faults
     assert (fault.what, fault.value) == (f.SEVERAL_SPLITS, "'video1' is in train and val") and not content.samples
 
@@ -287,7 +287,7 @@ def test_a_sequence_in_two_splits(tmp_path):
 def test_frames_of_several_sizes_are_noticed(tmp_path):
     folder = own(tmp_path / "set", "video1,f1,Which organ?,liver,1,1,9,9\nvideo1,f2,Which organ?,liver,1,1,9,9\n")
     (folder / "video1/f2.png").write_bytes(lf.image_bytes("png", size=(80, 64)))
-    content = collect(AdapterSource(adapter_of(tmp_path / "a.toml", COLUMNS), folder))
+    content = read_all(FormatReader(adapter_of(tmp_path / "a.toml", COLUMNS), folder))
     notices = {notice.what: notice for notice in summarise(content).notices}
     assert notices["frames of several sizes"].value == "160x128: 1, 80x64: 1"
     assert "see that none was resized" in notices["frames of several sizes"].fix
@@ -299,9 +299,9 @@ def test_a_pattern_that_matches_nothing(tmp_path):
     with pytest.raises(
         SurgeryR1Error, match=r"labels = '\*\.tsv' matches none of 5 files; .*first files are: labels\.csv"
     ):
-        AdapterSource(read, folder)
+        FormatReader(read, folder)
     with pytest.raises(SurgeryR1Error, match="no such folder"):
-        AdapterSource(read, tmp_path / "gone")
+        FormatReader(read, tmp_path / "gone")
 
 
 def test_two_images_for_a_frame(tmp_path):
@@ -310,7 +310,7 @@ def test_two_images_for_a_frame(tmp_path):
         "[answers]", CSV + "[answers]", 1
     )
     (tmp_path / "a.toml").write_text(text + COLUMNS)
-    content = collect(AdapterSource(load_adapter(tmp_path / "a.toml"), folder))
+    content = read_all(FormatReader(load_format(tmp_path / "a.toml"), folder))
     assert content.notices[0].what == "two images for one frame"
     assert content.frames["own/video1/f1"].image == "b/video1/f1.png"
 
@@ -352,9 +352,9 @@ def test_wrong_adapters(tmp_path, change, message):
     path = tmp_path / "a.toml"
     path.write_text(text.replace(*change))
     with pytest.raises(SurgeryR1Error, match=message):
-        load_adapter(path)
+        load_format(path)
 
 
 def test_unknown_adapter():
     with pytest.raises(SurgeryR1Error, match="one of endovis17, endovis18, endovis18_extended"):
-        load_adapter("endovis19")
+        load_format("endovis19")

@@ -7,19 +7,19 @@ from collections import Counter
 import pytest
 
 from surgery_r1.data.formats.lines import ANSWERS_OF_KIND
-from surgery_r1.data.rationales.checks import CHECKS, Context, SourceWords, plain, rejections
-from surgery_r1.data.rationales.generate import Reasoner
-from surgery_r1.data.rationales.writer import Draft, Task
+from surgery_r1.data.rationales.checks import CHECKS, CheckContext, SourceWords, plain, rejections
+from surgery_r1.data.rationales.generate import RationaleGenerator
+from surgery_r1.data.rationales.writer import Draft, RationaleRequest
 from surgery_r1.data.recipe import ReasoningConfig, Recipe, RowsConfig
 from surgery_r1.geometry import location_rule
-from surgery_r1.records import Frame, Sample, SceneObject
+from surgery_r1.records import AnnotatedObject, Frame, Sample
 
 WORDS = SourceWords(ANSWERS_OF_KIND)
 NORMAL, FLIPPED = location_rule("image-normal"), location_rule("image-flipped")
 OBJECTS = (
-    SceneObject("kidney", None, None, (20, 20, 140, 110)),
-    SceneObject("bipolar_forceps", "Grasping", "left-top", (5, 5, 60, 50)),
-    SceneObject("suction", "Suction", "right-bottom", (100, 80, 150, 120)),
+    AnnotatedObject("kidney", None, None, (20, 20, 140, 110)),
+    AnnotatedObject("bipolar_forceps", "Grasping", "left-top", (5, 5, 60, 50)),
+    AnnotatedObject("suction", "Suction", "right-bottom", (100, 80, 150, 120)),
 )
 QUESTIONS = {
     "organ": ("kidney", "kidney", OBJECTS[0].box_px),
@@ -42,7 +42,7 @@ def frame_of(objects=OBJECTS) -> Frame:
 
 def reasons(text: str, kind: str = "state", rule=NORMAL, answer: str | None = None, neighbours=(), fault=None):
     limits = ReasoningConfig(max_words=60)
-    context = Context(sample_of(kind), frame_of(), WORDS, rule, limits, {plain(n) for n in neighbours})
+    context = CheckContext(sample_of(kind), frame_of(), WORDS, rule, limits, {plain(n) for n in neighbours})
     return rejections(Draft(text, answer, fault), context)
 
 
@@ -155,10 +155,10 @@ def test_a_right_last_line_does_not_save_a_text_about_something_else():
 @pytest.mark.parametrize("rule", [FLIPPED, location_rule("organ-normal"), None], ids=["flipped", "organ", "none"])
 def test_words_for_places_are_what_is_seen_and_classes_what_is_labelled(rule):
     """A tool that is seen at the lower left, and that labels call left-top by a rule of their own."""
-    low = (OBJECTS[0], SceneObject("bipolar_forceps", "Grasping", "left-top", (5, 70, 60, 110)))
+    low = (OBJECTS[0], AnnotatedObject("bipolar_forceps", "Grasping", "left-top", (5, 70, 60, 110)))
     for words, expected in (("lower left", []), ("left-top", []), ("upper left", ["wrong_place"])):
         text = f"The bipolar forceps in the {words} hold the tissue, so the state is Grasping."
-        context = Context(sample_of("state"), frame_of(low), WORDS, rule)
+        context = CheckContext(sample_of("state"), frame_of(low), WORDS, rule)
         assert rejections(Draft(text), context) == expected
 
 
@@ -166,10 +166,10 @@ def test_places_of_other_sets_go_by_their_own_names():
     words = SourceWords({"state": ("Grasping",), "location": ("upper left", "lower right"), "tool": ("suction",)})
     head = ("own", "train", "v", "f", "x.png", 160, 128, "?")
     sample = Sample("own/v/f/0", *head, "location", "suction", "lower right", OBJECTS[2].box_px)
-    seen = (SceneObject("suction", None, "lower right", OBJECTS[2].box_px),)
+    seen = (AnnotatedObject("suction", None, "lower right", OBJECTS[2].box_px),)
     for answer, expected in (("lower right", []), ("upper left", ["wrong_answer"])):
         text = f"the suction is seen in the {answer} part of the frame, so it is {answer}"
-        assert rejections(Draft(text), Context(sample, frame_of(seen), words)) == (
+        assert rejections(Draft(text), CheckContext(sample, frame_of(seen), words)) == (
             expected if answer == "lower right" else ["no_answer", "wrong_answer"]
         )
 
@@ -181,9 +181,9 @@ class Scripted:
 
     def __init__(self, *texts: str) -> None:
         self.texts = texts
-        self.tasks: list[Task] = []
+        self.tasks: list[RationaleRequest] = []
 
-    def write(self, task: Task) -> Draft:
+    def write(self, task: RationaleRequest) -> Draft:
         self.tasks.append(task)
         return Draft(self.texts[task.number][task.attempt])
 
@@ -194,17 +194,17 @@ class Scripted:
         return {}
 
 
-def reasoner(writer, cot: int, workers: int = 1) -> Reasoner:
+def rationales(writer, cot: int, workers: int = 1) -> RationaleGenerator:
     writer.workers = workers
     recipe = Recipe(rows=RowsConfig(cot=cot), reasoning=ReasoningConfig(("scripted",), attempts=3), seed=7)
-    return Reasoner(recipe, {"scripted": writer}, {"endovis18": NORMAL}, {"endovis18": ANSWERS_OF_KIND})
+    return RationaleGenerator(recipe, {"scripted": writer}, {"endovis18": NORMAL}, {"endovis18": ANSWERS_OF_KIND})
 
 
 def test_rejected_reasoning_is_tried_again_then_dropped_and_counted():
     other = "Both jaws of the bipolar forceps are closed on the tissue: Grasping."
     bad = "The stapler holds the tissue, so the state is Grasping."
     writer = Scripted((bad, GOOD), (GOOD, GOOD + "!", other), (bad, bad, ""))
-    ask = reasoner(writer, cot=3)
+    ask = rationales(writer, cot=3)
     sample, frame = sample_of("state"), frame_of()
     (((_, _, asked), (found,)),) = ask([(frame, [sample], [sample])])
     assert asked == [sample]
@@ -223,7 +223,7 @@ def test_rejected_reasoning_is_tried_again_then_dropped_and_counted():
 def test_a_writer_is_told_when_the_build_is_over():
     writer = Scripted((GOOD,))
     frames = [Frame(f"endovis18/seq_2/frame00{i}", "x.png", 160, 128, "00", OBJECTS) for i in range(9)]
-    going = reasoner(writer, cot=1, workers=2)((f, [], [sample_of("state")]) for f in frames)
+    going = rationales(writer, cot=1, workers=2)((f, [], [sample_of("state")]) for f in frames)
     next(going)
     going.close()
     assert writer.stopped and len(writer.tasks) < 9
@@ -241,7 +241,7 @@ def test_order_does_not_depend_on_threads():
 
     def run(workers):
         frames = [Frame(f"endovis18/seq_2/frame00{i}", "x.png", 160, 128, "00", OBJECTS) for i in range(9)]
-        ask = reasoner(Slow(), cot=1, workers=workers)
+        ask = rationales(Slow(), cot=1, workers=workers)
         return [found[0][0].text for _, found in ask((f, [], [sample_of("state")]) for f in frames)]
 
     assert run(4) == run(1) and len(set(run(1))) == 9
