@@ -44,7 +44,7 @@ _NAMES_STATE = {name.replace("_", " ").lower(): name for name in vocab.STATES}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--out", type=Path, default=records.FACTS)
+    parser.add_argument("--out", type=Path, default=records.TABLE)
     args = parser.parse_args()
     frames = read_text(args.text)
     n = len(vocab.TRAIN_SEQUENCES)

@@ -359,7 +359,7 @@ class Trainer:
             reply = codec.parse(text)
             overlap.append(geometry.iou(reply.box_model, truth[3]) if reply.box_model else 0.0)
             if not text.startswith("<box>"):
-                cue.append(truth[1] is not None and tiny_text.CUES[truth[1]] in str(reply.reasoning))
+                cue.append(truth[1] is not None and tiny_text.CUES[truth[1]] in str(reply.rationale))
         self.model.train()
         return {"miou": float(np.mean(overlap)), "cue": float(np.mean(cue)), "n": len(scenes)}
 

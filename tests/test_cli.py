@@ -305,7 +305,7 @@ def test_full_disk_while_exporting_and_asking(capfd, dataset, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr("surgery_r1._util.files.os.replace", full_disk)
     image = dataset.image_path(dataset.split("val")[0])
-    args = ["ask", image, "Where?", "--out", tmp_path / "a.png", "--max-new-tokens", 2]
+    args = ["ask", image, "Where?", "--model", "tiny", "--out", tmp_path / "a.png", "--max-new-tokens", 2]
     fails(capfd, *args, match="no space left on the disk")
     assert list(tmp_path.iterdir()) == []
 
@@ -331,9 +331,11 @@ def test_surprises_are_one_line_too(capfd, predict_args, monkeypatch):
     def surprise(*_, **__):
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("surgery_r1.stages.run_predict", surprise)
+    monkeypatch.setattr("surgery_r1.evaluate.run.predict_with_model", surprise)
     fails(capfd, *predict_args, "--model", "tiny", match="unexpected RuntimeError: two lines; --debug shows where")
-    monkeypatch.setattr("surgery_r1.stages.run_predict", lambda *_, **__: Path("/no/such/file").read_text())
+    monkeypatch.setattr(
+        "surgery_r1.evaluate.run.predict_with_model", lambda *_, **__: Path("/no/such/file").read_text()
+    )
     fails(capfd, *predict_args, "--model", "tiny", match="FileNotFoundError: .*/no/such/file")
 
 

@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 from small import small
 
+from surgery_r1._util.offline import stay_offline
 from surgery_r1.models import from_pretrained
 from surgery_r1.models.sharing import attention as tree_attention
 from surgery_r1.train.datasets import frame_blocks, sft_dataset
-from surgery_r1.train.run_folder import stay_offline
 
 pytestmark = pytest.mark.slow
 
@@ -71,8 +71,8 @@ def test_an_sft_epoch(dataset, tmp_path):
 def test_twenty_rft_steps_on_recorded_rollouts(dataset, tmp_path, monkeypatch):
     from trl import GRPOTrainer
 
-    from surgery_r1.stages import train
     from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
+    from surgery_r1.train.stage import train
 
     recorded = []
     stock = GRPOTrainer._generate_single_turn

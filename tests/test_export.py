@@ -85,7 +85,7 @@ def test_conversations_are_what_our_own_training_takes(dataset, tmp_path, embed)
 
 
 def test_stock_trl_trains_on_what_the_command_writes(dataset, tmp_path, capsys):
-    from surgery_r1.train.run_folder import stay_offline
+    from surgery_r1._util.offline import stay_offline
 
     stay_offline(False)
     from trl import SFTConfig, SFTTrainer

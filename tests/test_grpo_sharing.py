@@ -243,9 +243,14 @@ def test_cache_stays_within_its_limit(model):
         cache = keep_frozen_features(network, limit=1)
         for _ in range(2):
             network.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
-        # One batch is always kept whole: 2 frames of 30 tokens.
-        assert len(cache._kept) == 2
+        # The last batch is always kept whole: 2 frames of 30 tokens.
+        assert not cache._kept and len(cache._last) == 2 == cache.computed
         network.model.visual(torch.zeros(120, 1176), grid_thw=torch.tensor([[1, 10, 12]]))
+        assert not cache._kept and len(cache._last) == 1 and cache.computed == 3
+        one = cache._last.popitem()[1].nbytes
+        network.model.visual.forward = stock
+        cache = keep_frozen_features(network, limit=one)
+        network.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
         assert len(cache._kept) == 1
     finally:
         network.model.visual.forward = stock
@@ -296,9 +301,14 @@ def test_features_of_other_weights_are_not_taken(model, pixels, tmp_path):
 
 def test_the_folder_stays_within_its_limit(model, pixels, tmp_path):
     values, grids, tower = pixels
-    cache = keep_frozen_features(model[0], folder=tmp_path, disk=1)
+    stock = tower.forward
+    cache = keep_frozen_features(model[0], folder=tmp_path / "large")
     tower(values, grid_thw=grids)
-    assert cache.computed == 2 and len(list(cache._files.folder.iterdir())) == 1
+    sizes = [path.stat().st_size for path in cache._files.folder.iterdir()]
+    tower.forward = stock
+    cache = keep_frozen_features(model[0], folder=tmp_path / "small", disk=max(sizes))
+    tower(values, grid_thw=grids)
+    assert len(sizes) == 2 == cache.computed and len(list(cache._files.folder.iterdir())) == 1
 
 
 def test_the_tower_leaves_the_device_when_every_frame_is_known(model, pixels, monkeypatch):

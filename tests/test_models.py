@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from surgery_r1 import prompts, stages
+from surgery_r1 import prompts
 from surgery_r1.codec import View
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models import ModelInfo, from_pretrained
 from surgery_r1.models.encode import ImageCache, Prompt, PromptEncoder, load_image
+from surgery_r1.models.export import export
 from surgery_r1.models.load import resolve, weights_sha256
 from surgery_r1.models.processor import view_of
 from surgery_r1.models.save import recover, save_model
@@ -143,7 +144,9 @@ def test_deduplicating_processor_equals_the_stock_one(tiny):
 def test_deduplicating_processor_forgets_and_minds_its_settings(tiny):
     bundle = from_pretrained("tiny", with_model=False)
     ours = bundle.processor.image_processor
-    ours.keep_bytes = 1
+    one = ours(images=[picture(seed=3)], return_tensors="pt")["pixel_values"].nbytes
+    ours.__dict__.pop("_kept")
+    ours.keep_bytes = one
     first = ours(images=[picture(seed=1), picture(seed=2)], return_tensors="pt")
     assert len(ours._kept) == 1
     larger = ours(images=[picture(seed=2)], size={"shortest_edge": 56 * 56, "longest_edge": 56 * 56})
@@ -326,7 +329,7 @@ def published(folder: Path, family: str, tokenizer) -> torch.nn.Module:
     ],
 )
 def test_families(tiny, tmp_path, family, space, factor, least, most):
-    from surgery_r1.evaluate.generation import TransformersEngine
+    from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
 
     folder = tmp_path / "model"
     model = published(folder, family, tiny.tokenizer)
@@ -346,7 +349,7 @@ def test_families(tiny, tmp_path, family, space, factor, least, most):
     bundle = from_pretrained(folder, device="cpu", min_pixels=factor**2, max_pixels=16 * factor**2)
     asked = [Prompt((tmp_path / "frame.png",), text) for text in ("Why?", "Where is suction located?", "Who?")]
     one, all_three = (
-        [t for batch in TransformersEngine(bundle.model, bundle.processor, space, batch_size=n, max_new_tokens=6)
+        [t for batch in TransformersEngine(bundle.model, bundle.processor, space, GenerationOptions(n, 6))
          .generate(asked) for t in batch]
         for n in (1, 3)
     )  # fmt: skip
@@ -398,7 +401,7 @@ def test_adapter_loads_and_exports(tiny, adapter, tmp_path):
     assert bundle.info.stage == "sft" and not (adapter / "config.json").exists()
     with_adapter = logits(bundle, picture())
     assert not torch.allclose(with_adapter, logits(tiny, picture()), atol=1e-3)
-    assert stages.export(adapter, tmp_path / "out") == tmp_path / "out"
+    assert export(adapter, tmp_path / "out") == tmp_path / "out"
     merged = from_pretrained(tmp_path / "out", device="cpu")
     assert type(merged.model).__name__ == "Qwen2_5_VLForConditionalGeneration"
     assert merged.info == bundle.info
@@ -406,7 +409,7 @@ def test_adapter_loads_and_exports(tiny, adapter, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Research use only" in card and "norm100" in card and "stage: sft" in card
     with pytest.raises(SurgeryR1Error, match="not empty"):
-        stages.export(adapter, tmp_path / "out")
+        export(adapter, tmp_path / "out")
 
 
 def test_an_adapter_that_lacks_tensors_is_refused(adapter, tmp_path):

@@ -1,7 +1,8 @@
-"""PredictionLine and ``ask``: same texts in any batch, resumable, raw text kept; and the demo end to end."""
+"""Prediction and ``ask``: same texts in any batch, resumable, raw text kept; and the demo end to end."""
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -10,15 +11,17 @@ import pytest
 from PIL import Image
 from small import small
 
-from surgery_r1 import stages
 from surgery_r1.codec import CODEC_VERSION, View, read_reply, render, to_model
 from surgery_r1.demo import Demo
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.evaluate.generation import TransformersEngine
+from surgery_r1.evaluate import run as evaluate_run
+from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
 from surgery_r1.evaluate.predict import evenly_spaced, predict, prompt_of
 from surgery_r1.evaluate.score import score_predictions
-from surgery_r1.inference import ask
+from surgery_r1.inference import Reply, load
 from surgery_r1.models.processor import view_of
+from surgery_r1.train.fit import TrainResult
+from surgery_r1.train.stage import train
 
 
 class Scripted:
@@ -38,7 +41,9 @@ class Scripted:
 
 
 def run(dataset, engine, bundle, out, **changes):
-    options = {"model_name": "scripted", "weights_sha256": "abc", "settings": {"max_new_tokens": 9}, **changes}
+    reasoning = changes.pop("reasoning", True)
+    how = GenerationOptions(max_new_tokens=changes.pop("max_new_tokens", 9), reasoning=reasoning)
+    options = {"model_name": "scripted", "weights_sha256": "abc", "options": how, **changes}
     return predict(dataset, options.pop("split", "val"), engine, bundle.info, out, **options)
 
 
@@ -54,7 +59,7 @@ def test_batched_equals_one_by_one(tiny, dataset):
         [
             text
             for batch in TransformersEngine(
-                tiny.model, tiny.processor, tiny.info.box_space, batch_size=size, max_new_tokens=16
+                tiny.model, tiny.processor, tiny.info.box_space, GenerationOptions(size, 16)
             ).generate(asked)
             for text in batch
         ]
@@ -64,7 +69,7 @@ def test_batched_equals_one_by_one(tiny, dataset):
 
 
 def test_the_engine_leaves_the_model_as_it_was(tiny, dataset):
-    engine = TransformersEngine(tiny.model, tiny.processor, "norm100", max_new_tokens=2)
+    engine = TransformersEngine(tiny.model, tiny.processor, "norm100", GenerationOptions(max_new_tokens=2))
     for training in (True, False):
         tiny.model.train(training)
         list(engine.generate([prompt_of(dataset.split("val")[0], dataset)]))
@@ -123,7 +128,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny, dataset, tmp_path, torn):
     [
         ({"weights_sha256": "other"}, "was begun with weights_sha256='abc', now it is 'other'"),
         ({"reasoning": False}, "reasoning=True"),
-        ({"settings": {"max_new_tokens": 10}}, "max_new_tokens=9, now it is 10"),
+        ({"max_new_tokens": 10}, "max_new_tokens=9, now it is 10"),
         ({"split": "dev"}, "split='val'"),
     ],
 )
@@ -155,31 +160,33 @@ def test_limit_and_empty_split(tiny, dataset, tmp_path):
 
 def test_stage_predicts_and_scores_and_does_not_predict_again(dataset, tmp_path, monkeypatch):
     out = tmp_path / "scores"
-    options = {"limit": 3, "max_new_tokens": 8, "name": "base"}
-    metrics = stages.predict_and_score("tiny", dataset, "val", out, **options)
+    how = GenerationOptions(max_new_tokens=8)
+    options = {"limit": 3, "name": "base"}
+    metrics = evaluate_run.predict_and_score("tiny", dataset, "val", out, how, **options)
     assert metrics["n"] == len(dataset.split("val")) and metrics["parse_failures"]["missing"] == metrics["n"] - 3
     assert lines(out / "predictions.jsonl")[0]["model"] == "base"
-    monkeypatch.setattr(stages, "run_predict", None)
-    again = stages.predict_and_score("tiny", dataset, "val", out, **options)
+    monkeypatch.setattr(evaluate_run, "predict_with_model", None)
+    again = evaluate_run.predict_and_score("tiny", dataset, "val", out, how, **options)
     assert again["acc"] == metrics["acc"]
 
 
 def test_an_adapter_predicts(dataset, tmp_path):
     config = small(sft_max_steps=1, sft_eval_every=1, eval_dev_samples=1)
     config = replace(config, lora=replace(config.lora, enabled=True))
-    stages.train("sft", config, dataset, tmp_path / "run", quiet=True)
+    train("sft", config, dataset, tmp_path / "run", quiet=True)
     out = tmp_path / "p.jsonl"
-    assert stages.run_predict(tmp_path / "run", dataset, "val", out, limit=2, max_new_tokens=4) == 2
+    how = GenerationOptions(max_new_tokens=4)
+    assert evaluate_run.predict_with_model(tmp_path / "run", dataset, "val", out, how, limit=2) == 2
     assert {r["stage"] for r in lines(out)} == {"sft"}
 
 
 # ----------------------------------------------------------------------------------------------------------- ask
 
 
-def test_ask_writes_a_picture(dataset, tmp_path):
+def test_a_reply_shows_itself(dataset):
     sample = dataset.split("val")[0]
-    reply = ask(dataset.image_path(sample), sample.question, picture=tmp_path / "answer.png", max_new_tokens=12)
-    with Image.open(tmp_path / "answer.png") as image:
+    reply = load("tiny").ask(dataset.image_path(sample), sample.question, max_new_tokens=12)
+    with Image.open(io.BytesIO(reply._repr_png_())) as image:
         assert image.format == "PNG" and image.width >= sample.width
     data = reply.to_json()
     assert data["text"] == reply.text and set(data) == {"reasoning", "answer", "box_px", "problems", "text"}
@@ -195,20 +202,52 @@ def test_ask_writes_a_picture(dataset, tmp_path):
         "<think>x</think><answer>" + "a" * 150 + "</answer><box>[1, 2, 30, 40]</box>",
     ],
 )
-def test_ask_draws_whatever_the_model_says(dataset, tmp_path, monkeypatch, text):
+def test_a_reply_shows_whatever_the_model_says(dataset, monkeypatch, text):
     monkeypatch.setattr(TransformersEngine, "generate", lambda *_: iter([[text]]))
     sample = dataset.split("val")[0]
-    reply = ask(dataset.image_path(sample), "Where?", picture=tmp_path / "answer.png")
-    assert reply.text == text and (tmp_path / "answer.png").stat().st_size > 100
-    assert reply.reading == read_reply(text, "norm100", View(160, 128, 168, 140))
+    reply = load("tiny").ask(dataset.image_path(sample), "Where?")
+    assert reply.text == text and len(reply._repr_png_()) > 100
+    read = read_reply(text, "norm100", View(160, 128, 168, 140))
+    assert (reply.rationale, reply.answer, reply.box_px, reply.problems) == (
+        *(read.rationale, read.answer, read.box_px, read.problems),
+    )
+
+
+def test_many_questions_are_answered_as_one_by_one(dataset):
+    """Also about images in memory, of any mode, and in any order."""
+    model = load("tiny")
+    samples = evenly_spaced(dataset.split("val"), 4)
+    paths = [(dataset.image_path(sample), sample.question) for sample in samples]
+    with Image.open(paths[0][0]) as image:
+        in_memory = image.convert("RGBA")
+    asked = [*paths, (in_memory, samples[0].question), (str(paths[0][0]), samples[1].question)]
+    many = model.ask_many(asked, max_new_tokens=8, batch_size=3)
+    assert [reply.text for reply in many] == [model.ask(*one, max_new_tokens=8).text for one in asked]
+    assert many[4] == many[0] and [reply.question for reply in many] == [question for _, question in asked]
+    assert model.ask_many([]) == []
+
+
+def test_a_question_of_an_unknown_form_is_told(dataset, caplog):
+    path = dataset.image_path(dataset.split("val")[0])
+    load("tiny").ask(path, "Where is suction located?", max_new_tokens=2)
+    assert caplog.text == ""
+    load("tiny").ask(path, "How many tools are there?", max_new_tokens=2)
+    assert "'How many tools are there?' has none of the forms of EndoVis-VQLA (What organ" in caplog.text
+
+
+def test_a_reply_without_its_frame_has_no_picture():
+    reply = Reply("Where?", None, None, None, "")
+    assert reply._repr_png_() is None
+    with pytest.raises(ValueError, match="holds no frame"):
+        reply.picture()
 
 
 @pytest.mark.parametrize(("question", "message"), [("", "question is empty"), (" \n", "question is empty")])
 def test_ask_refuses(dataset, tmp_path, question, message):
     with pytest.raises(SurgeryR1Error, match=message):
-        ask(dataset.image_path(dataset.split("val")[0]), question)
+        load("tiny").ask(dataset.image_path(dataset.split("val")[0]), question)
     with pytest.raises(SurgeryR1Error, match="no such image"):
-        ask(tmp_path / "none.png", "Where?")
+        load("tiny").ask(tmp_path / "none.png", "Where?")
 
 
 # ---------------------------------------------------------------------------------------------------------- demo
@@ -257,7 +296,8 @@ def test_demo_stops_when_training_was_stopped(tmp_path, monkeypatch, dataset_fol
     for name in ("scenes18", "scenes17"):
         (tmp_path / "demo" / name).mkdir(parents=True)
     shutil.copytree(dataset_folder, tmp_path / "demo" / "dataset")
-    monkeypatch.setattr("surgery_r1.demo.train", lambda *_, **__: {"stopped": True, "steps": 7})
+    stopped = TrainResult(tmp_path, -1, -1.0, stopped=True, steps=7)
+    monkeypatch.setattr("surgery_r1.train.stage.train", lambda *_, **__: stopped)
     monkeypatch.setattr(Demo, "_score", lambda *_: None)
     with pytest.raises(SurgeryR1Error, match=r"sft: stopped at step 7; run the same command again"):
         demo.run()

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from small import small
 from transformers import TrainerCallback
 
-from surgery_r1 import stages
 from surgery_r1.data.dataset import open_dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models import from_pretrained
 from surgery_r1.models.tiny.architecture import TINY_BASE
 from surgery_r1.train import callbacks
-from surgery_r1.train.options import Permissions, last_checkpoint
+from surgery_r1.train import stage as stage_module
+from surgery_r1.train.checkpoints import last_checkpoint
+from surgery_r1.train.options import Permissions
 from surgery_r1.train.rft import generation_cycle, rft_arguments
 from surgery_r1.train.sft import sft_arguments
 
@@ -29,7 +30,7 @@ ALLOWED = Permissions(upload=True)
 
 
 def fit(stage, config, dataset, out, **more):
-    return stages.train(stage, config, dataset, out, quiet=True, **more)
+    return stage_module.train(stage, config, dataset, out, quiet=True, **more).to_json()
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -79,7 +80,7 @@ def kill_after(monkeypatch):
 def _add_callback(monkeypatch, callback) -> None:
     """Every trainer gets ``callback``, told of things before this project's own."""
     from surgery_r1.train import rft, sft
-    from surgery_r1.train.options import resumable
+    from surgery_r1.train.checkpoints import resumable
 
     def patched(kind):
         class Patched(resumable(kind)):
@@ -145,7 +146,7 @@ def test_sft_with_the_vision_tower(dataset, tmp_path):
 
 def test_sft_stops_when_dev_no_longer_improves(dataset, tmp_path, monkeypatch):
     values = iter([0.1, 0.3, 0.2, 0.3, 0.9])
-    monkeypatch.setattr(stages, "dev_evaluator", lambda *_: lambda model: {"joint": next(values)})
+    monkeypatch.setattr(stage_module, "dev_evaluator", lambda *_: lambda model: {"joint": next(values)})
     config = small(sft_max_steps=10, sft_eval_every=1, sft_patience=2)
     result = fit("sft", config, dataset, tmp_path / "run")
     assert (result["steps"], result["best_step"], result["dev/joint"], result["stopped"]) == (4, 2, 0.3, False)
@@ -154,7 +155,7 @@ def test_sft_stops_when_dev_no_longer_improves(dataset, tmp_path, monkeypatch):
 
 def test_training_on_dev_keeps_the_last_model(dataset, tmp_path, monkeypatch):
     values = iter([0.3, 0.2, 0.1])
-    monkeypatch.setattr(stages, "dev_evaluator", lambda *_: lambda model: {"joint": next(values)})
+    monkeypatch.setattr(stage_module, "dev_evaluator", lambda *_: lambda model: {"joint": next(values)})
     config = small(sft_max_steps=3, sft_eval_every=1, sft_patience=1, sft_flips=())
     result = fit("sft", config, dataset, tmp_path / "run", include_dev=True)
     assert (result["steps"], result["best_step"]) == (3, 3)
@@ -176,7 +177,7 @@ def test_sft_resumed_equals_uninterrupted(sft_run, dataset, tmp_path, kill_after
     assert_same(out, sft_run)
 
 
-def test_sft_resumes_from_the_checkpoint_before_a_torn_one(sft_run, dataset, tmp_path, capfd):
+def test_sft_resumes_from_the_checkpoint_before_a_torn_one(sft_run, dataset, tmp_path, caplog):
     out = tmp_path / "run"
     shutil.copytree(sft_run, out)
     (out / "result.json").unlink()
@@ -186,7 +187,7 @@ def test_sft_resumes_from_the_checkpoint_before_a_torn_one(sft_run, dataset, tmp
     with (out / "metrics.jsonl").open("a") as handle:
         handle.write('{"stage": "sft", "st')
     fit("sft", small(), dataset, out, resume=True)
-    assert "checkpoint-4 is incomplete and is passed over" in capfd.readouterr().err
+    assert "checkpoint-4 is incomplete and is passed over" in caplog.text
     assert_same(out, sft_run)
 
 
@@ -194,7 +195,7 @@ def test_sft_resumes_from_the_checkpoint_before_a_torn_one(sft_run, dataset, tmp
 def test_resume_of_a_run_that_lacks_only_its_end(dataset, tmp_path, monkeypatch, lora):
     """No step is added to what max_steps or patience have ended, and the model that was not kept yet is."""
     values = iter([0.1, 0.3, 0.2])
-    monkeypatch.setattr(stages, "dev_evaluator", lambda *_: lambda model: {"joint": next(values)})
+    monkeypatch.setattr(stage_module, "dev_evaluator", lambda *_: lambda model: {"joint": next(values)})
     config = small(sft_max_steps=2, sft_eval_every=1)
     config = replace(config, lora=replace(config.lora, enabled=lora))
     out = tmp_path / "run"
@@ -332,12 +333,12 @@ def test_rft_resumed_equals_uninterrupted(rft_run, dataset, tmp_path, kill_after
     assert_same(tmp_path / "run", rft_run)
 
 
-def test_rft_resumes_only_where_a_cycle_ends(rft_run, tmp_path, capfd):
+def test_rft_resumes_only_where_a_cycle_ends(rft_run, tmp_path, caplog):
     shutil.copytree(rft_run / "checkpoints", tmp_path / "checkpoints")
     for step in (2, 4):
         (tmp_path / "checkpoints" / f"checkpoint-{step}").rename(tmp_path / f"checkpoint-{step}")
     assert last_checkpoint(tmp_path, cycle=3) is None
-    assert "inside a generation cycle" in capfd.readouterr().err
+    assert "inside a generation cycle" in caplog.text
     assert last_checkpoint(tmp_path, cycle=4).name == "checkpoint-4"
 
 
@@ -406,16 +407,17 @@ def test_an_unknown_reward_leaves_no_run_folder(dataset, tmp_path):
         ("rft", "hub_strategy", "all_checkpoints"),
     ],
 )
-def test_what_would_send_data_away_is_held_off(tmp_path, capfd, stage, option, value):
+def test_what_would_send_data_away_is_held_off(tmp_path, caplog, stage, option, value):
     config = small(**{f"{stage}_trl": {option: value}})
     arguments = sft_arguments if stage == "sft" else rft_arguments
     args, held = arguments(config, tmp_path, Permissions(hub=True))
     assert held == [option]
-    assert f"{option} = {value!r} is held off" in capfd.readouterr().err
+    assert f"{option} = {value!r} is not set: it may send data" in caplog.text
     assert getattr(args, option) in (False, None, [], "none", "every_save")
+    caplog.clear()
     args, held = arguments(config, tmp_path, ALLOWED)
     assert held == [] and getattr(args, option) == ([value] if value == "wandb" else value)
-    assert capfd.readouterr().err == ""
+    assert caplog.text == ""
 
 
 def test_every_option_of_trl_that_names_a_hub_or_tracker_is_held_off():

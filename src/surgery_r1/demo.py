@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from surgery_r1._util.files import dump_json, read_json, write_json
+from surgery_r1._util.progress import ProgressBar
 from surgery_r1.data.dataset import Dataset, open_dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.compare import compare_scores
 from surgery_r1.evaluate.tables import text_table
 from surgery_r1.records import Sample
-from surgery_r1.stages import predict_and_score, train
 from surgery_r1.train.config import TrainConfig, load_config
 
 #: Everything that a demo writes into its folder; ``fresh`` removes these and nothing else.
@@ -113,7 +113,10 @@ class Demo:
         if folder.exists():
             self.say("   already there")
             return
-        made = make_scenes(folder, domain=domain, seed=self.seed, size=self.size, frames=self.frames, progress=_counter)
+        with ProgressBar("   drawing", "frames") as progress:
+            made = make_scenes(
+                folder, domain=domain, seed=self.seed, size=self.size, frames=self.frames, progress=progress
+            )
         self.say(f"   {made['frames']:,} frames, {made['questions']:,} questions: {folder}")
 
     def _build(self) -> None:
@@ -149,12 +152,14 @@ class Demo:
             if (run / "result.json").is_file() and not read_json(run / "result.json")["stopped"]:
                 self.say("   already trained")
                 return
+            from surgery_r1.train.stage import train
+
             result = train(stage, config, dataset, run, base=base, resume=(run / "run.json").is_file())
-            if result["stopped"]:
+            if result.stopped:
                 raise SurgeryR1Error(
-                    f"stopped at step {result['steps']}", where=str(run), fix="run the same command again to go on"
+                    f"stopped at step {result.steps}", where=str(run), fix="run the same command again to go on"
                 )
-            self.say(f"   best on dev: joint {result['dev/joint']:.3f} at step {result['best_step']}")
+            self.say(f"   best on dev: joint {result.dev_joint:.3f} at step {result.best_step}")
 
         titles = {
             "sft": "SFT: learning to answer and point",
@@ -166,19 +171,15 @@ class Demo:
 
     def _score(self, name: str, model: str | Path, dataset: Dataset) -> None:
         def work() -> None:
+            from surgery_r1.evaluate.generation import GenerationOptions
+            from surgery_r1.evaluate.run import predict_and_score
+
+            options = GenerationOptions(self.config.eval.batch_size, self.config.eval.max_new_tokens)
             for split in SPLITS:
                 out = self.out / "scores" / name / split
                 if not (out / "metrics.json").is_file():
-                    predict_and_score(
-                        model,
-                        dataset,
-                        split,
-                        out,
-                        batch_size=self.config.eval.batch_size,
-                        max_new_tokens=self.config.eval.max_new_tokens,
-                        name=name,
-                        progress=_counter,
-                    )
+                    with ProgressBar(f"   {split}", "questions") as progress:
+                        predict_and_score(model, dataset, split, out, options, name=name, progress=progress)
                 m = read_json(out / "metrics.json")
                 self.say(
                     f"   {split:5} n={m['n']:,}  Acc {m['acc']:.3f}  true mIoU {m['miou']:.3f}  "
@@ -249,12 +250,6 @@ def _shown(dataset: Dataset) -> Sample:
     """The question that the demo opens and closes with: where a tool is, if any is asked about."""
     val = dataset.split("val")
     return next((sample for sample in val if sample.kind == "location"), val[0])
-
-
-def _counter(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r   {done:,} of {total:,}{chr(10) if done == total else ''}")
-        sys.stderr.flush()
 
 
 def _terminal_picture(image: Any, columns: int = 72) -> str:

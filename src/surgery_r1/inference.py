@@ -1,69 +1,209 @@
-"""One question about one image."""
+"""A model that is asked questions: ``surgery_r1.load`` and what it answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from surgery_r1 import prompts
-from surgery_r1._util.files import atomic_write
-from surgery_r1.codec import Prediction, read_reply
+from surgery_r1 import prompts, vocab
+from surgery_r1.codec import read_reply
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.geometry import Box
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from surgery_r1.models.encode import MemoryImage
+    from surgery_r1.models.load import Bundle
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The raw text and what it says, box in pixels of the image."""
+    """What a model replied to one question about one frame. In a notebook it shows itself as a picture.
 
+    Attributes:
+        question: as it was asked.
+        answer: None where none could be read.
+        box_px: (x1, y1, x2, y2), 0-based in pixels of the frame; None where none could be read.
+        rationale: None where none was asked for, or none could be read.
+        text: the raw text.
+        problems: what was wrong with it, codes of :data:`surgery_r1.codec.PROBLEMS`; empty for a sound reply.
+        frame: the frame that was shown.
+    """
+
+    question: str
+    answer: str | None
+    box_px: Box | None
+    rationale: str | None
     text: str
-    reading: Prediction
+    problems: tuple[str, ...] = ()
+    frame: Image | None = field(default=None, repr=False, compare=False)
+
+    def picture(self) -> Image:
+        """The frame with the box drawn into it, answer and question beside it.
+
+        Raises:
+            ValueError: when the reply was made without its frame.
+        """
+        from surgery_r1.report.drawing import draw_boxes
+
+        if self.frame is None:
+            raise ValueError("this reply holds no frame")
+        answer = self.answer or "no answer"
+        return draw_boxes(self.frame, predicted_px=self.box_px, predicted_label=answer, caption=self.question)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict."""
-        box = self.reading.box_px
+        """A JSON-ready dict, without the frame."""
         return {
-            "reasoning": self.reading.rationale,
-            "answer": self.reading.answer,
-            "box_px": None if box is None else list(box),
-            "problems": list(self.reading.problems),
+            "reasoning": self.rationale,
+            "answer": self.answer,
+            "box_px": None if self.box_px is None else list(self.box_px),
+            "problems": list(self.problems),
             "text": self.text,
         }
 
+    def _repr_png_(self) -> bytes | None:
+        """What Jupyter shows."""
+        if self.frame is None:
+            return None
+        data = io.BytesIO()
+        self.picture().save(data, "PNG")
+        return data.getvalue()
 
-def ask(
-    image: Path,
-    question: str,
-    model: str | Path = "tiny",
-    *,
-    picture: Path | None = None,
-    reasoning: bool = True,
-    max_new_tokens: int = 256,
-    allow_hub: bool = False,
-) -> Reply:
-    """Ask a model; with ``picture``, draw the box into a copy of the image.
+
+class Model:
+    """A loaded model; see :func:`load`.
+
+    Attributes:
+        folder: where its weights lie.
+        stage: ``base``, ``sft`` or ``rft``.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        from surgery_r1.models.sharing.vision_features import keep_frozen_features
+
+        self._bundle = bundle
+        self.folder: Path = bundle.folder
+        self.stage: str = bundle.info.stage
+        # Further questions about a frame need not encode it again.
+        keep_frozen_features(bundle.model)
+
+    def ask(
+        self, image: str | Path | Image, question: str, *, reasoning: bool = True, max_new_tokens: int = 256
+    ) -> Reply:
+        """Ask one question about one frame, greedily.
+
+        Args:
+            image: a path, or a PIL image of any mode.
+            question: such as ``Where is bipolar_forceps located?``.
+            reasoning: ask for a rationale before answer and box.
+            max_new_tokens: upper bound of the reply, in tokens.
+
+        Raises:
+            SurgeryR1Error: for an empty question, one with a control token, or a missing or torn image.
+
+        >>> import surgery_r1
+        >>> from PIL import Image
+        >>> model = surgery_r1.load("tiny")   # the base, which was never taught to answer
+        >>> reply = model.ask(Image.new("RGB", (320, 256)), "Where is suction located?", max_new_tokens=4)
+        >>> reply.answer is None, reply.question
+        (True, 'Where is suction located?')
+        """
+        return self.ask_many([(image, question)], reasoning=reasoning, max_new_tokens=max_new_tokens)[0]
+
+    def ask_many(
+        self,
+        questions: Iterable[tuple[str | Path | Image, str]],
+        *,
+        reasoning: bool = True,
+        max_new_tokens: int = 256,
+        batch_size: int = 16,
+    ) -> list[Reply]:
+        """Replies to (image, question) pairs, in their order. Questions on one frame share its prefill.
+
+        Args:
+            batch_size: questions that are answered at a time.
+
+        Arguments and errors are otherwise those of :meth:`ask`.
+
+        >>> import surgery_r1
+        >>> from PIL import Image
+        >>> frame = Image.new("RGB", (320, 256))
+        >>> questions = [(frame, "Where is suction located?"), (frame, "What organ is being operated?")]
+        >>> len(surgery_r1.load("tiny").ask_many(questions, max_new_tokens=4))
+        2
+        """
+        from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
+        from surgery_r1.models.encode import Prompt, load_image
+        from surgery_r1.models.processor import view_of
+
+        sources = _Sources()
+        asked = [(sources(image), question.strip()) for image, question in questions]
+        for _, question in asked:
+            _check_question(question)
+        options = GenerationOptions(batch_size, max_new_tokens, reasoning)
+        space, processor = self._bundle.info.box_space, self._bundle.processor
+        engine = TransformersEngine(self._bundle.model, processor, space, options)
+        wanted = [Prompt((frame,), prompts.user_text(question, "cot", reasoning)) for frame, question in asked]
+        texts = [text for batch in engine.generate(wanted) for text in batch]
+        replies = []
+        for (frame, question), text in zip(asked, texts, strict=True):
+            image = load_image(frame)
+            read = read_reply(text, space, view_of(processor, *image.size))
+            replies.append(Reply(question, read.answer, read.box_px, read.rationale, text, read.problems, image))
+        return replies
+
+
+class _Sources:
+    """Images as prompts take them; an image object that comes again is the same one."""
+
+    def __init__(self) -> None:
+        self._in_memory: dict[int, MemoryImage] = {}
+
+    def __call__(self, image: str | Path | Image) -> Path | MemoryImage:
+        from surgery_r1.models.encode import MemoryImage
+
+        if isinstance(image, str | Path):
+            return Path(image)
+        return self._in_memory.setdefault(id(image), MemoryImage(image))
+
+
+def load(model: str | Path, *, device: str | None = None, dtype: str = "auto", allow_hub: bool = False) -> Model:
+    """Load a model to ask it questions.
+
+    Args:
+        model: a run folder (its best model), a model folder, ``tiny`` (the shipped base, which was never taught to
+            answer), or a hub name with ``allow_hub``.
+        device: such as ``cuda``; None takes CUDA where there is one.
+        dtype: ``auto`` (as saved), ``float32``, ``bfloat16`` or ``float16``.
+        allow_hub: fetch the model from the hub where it is not on this machine.
 
     Raises:
-        SurgeryR1Error: for an empty question, a missing or torn image, or no such model.
-    """
-    from surgery_r1.evaluate.generation import TransformersEngine
-    from surgery_r1.models.encode import Prompt, load_image
-    from surgery_r1.models.load import from_pretrained
-    from surgery_r1.models.processor import view_of
-    from surgery_r1.report.drawing import draw_boxes
+        SurgeryR1Error: when there is no such model, or it cannot be read.
 
-    if not question.strip():
+    >>> load("tiny").stage
+    'base'
+    """
+    from surgery_r1._util.offline import stay_offline
+    from surgery_r1.models.load import from_pretrained
+
+    stay_offline(allow_hub)
+    return Model(from_pretrained(model, device=device, dtype=dtype, allow_hub=allow_hub))
+
+
+def _check_question(question: str) -> None:
+    if not question:
         raise SurgeryR1Error("the question is empty", fix='ask for instance "What organ is being operated?"')
-    frame = load_image(image)
-    bundle = from_pretrained(model, allow_hub=allow_hub)
-    space = bundle.info.box_space
-    engine = TransformersEngine(bundle.model, bundle.processor, space, batch_size=1, max_new_tokens=max_new_tokens)
-    text = next(iter(engine.generate([Prompt((image,), prompts.user_text(question, "cot", reasoning))])))[0]
-    reading = read_reply(text, space, view_of(bundle.processor, *frame.size))
-    if picture is not None:
-        drawn = draw_boxes(
-            frame, predicted_px=reading.box_px, predicted_label=reading.answer or "no answer", caption=question
+    if vocab.classify_question(question)[0] is None:
+        logger.warning(
+            "%r has none of the forms of EndoVis-VQLA (%s): a model that was trained on those was never asked such a "
+            "question",
+            question,
+            ", ".join(vocab.QUESTION_EXAMPLES),
         )
-        with atomic_write(picture, "wb") as handle:
-            drawn.save(handle, format="PNG")
-    return Reply(text, reading)

@@ -1,4 +1,4 @@
-"""The records that stages exchange through files (DESIGN section 2): samples, frames, rows, predictions.
+"""The records that stages exchange through files: samples, frames, rows, predictions.
 
 Each record is a frozen dataclass with ``from_json`` (strict: unknown and missing keys are errors) and ``to_json``.
 """
@@ -94,9 +94,8 @@ class Sample(_Record):
     box_px: Box
     answers_accepted: tuple[str, ...] = ()
     boxes_accepted: tuple[Box, ...] = ()
-    images: tuple[str, ...] = ()
 
-    _optional: ClassVar[frozenset[str]] = frozenset({"answers_accepted", "boxes_accepted", "images"})
+    _optional: ClassVar[frozenset[str]] = frozenset({"answers_accepted", "boxes_accepted"})
 
     def __post_init__(self) -> None:
         if self.split not in vocab.SPLITS:

@@ -1,6 +1,6 @@
 """Class names, question kinds and official splits of EndoVis-VQLA. The only place they are written.
 
-Source: FACTS of the task as read in the public Surgical-VQLA repository; ``DEV_SEQUENCES`` is ours.
+Source: read in the public Surgical-VQLA repository; ``DEV_SEQUENCES`` is ours.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _QUESTION_FORMS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("organ", re.compile(r"what organ is being operated\s*\?", re.I)),
     ("state", re.compile(r"what is the state of (?P<subject>[a-z_ ]+?)\s*\?", re.I)),
     ("location", re.compile(r"where is (?P<subject>[a-z_ ]+?) located\s*\?", re.I)),
-    # "What tool is in {location}-style questions" (FACTS 2): the exact words of the extended set are second hand.
+    # The extended set asks "What tool is in {location}": its exact words are second hand.
     (
         "tool",
         re.compile(
@@ -69,6 +69,14 @@ _QUESTION_FORMS: tuple[tuple[str, re.Pattern[str]], ...] = (
             re.I,
         ),
     ),
+)
+
+
+#: One question of each form of EndoVis-18-VQLA.
+QUESTION_EXAMPLES: tuple[str, ...] = (
+    "What organ is being operated?",
+    "What is the state of bipolar_forceps?",
+    "Where is bipolar_forceps located?",
 )
 
 

@@ -157,7 +157,7 @@ def _serve(pipe: Any, name: str, work: Work, variant: str) -> None:
     import io
     import traceback
 
-    from surgery_r1.train.run_folder import stay_offline
+    from surgery_r1._util.offline import stay_offline
 
     stay_offline(False)
     # What trainers print would drown the result.

@@ -16,7 +16,7 @@ class PredictionBenchmark(Benchmark):
 
     def __init__(self, work: Work, variant: str) -> None:
         super().__init__(work, variant)
-        from surgery_r1.evaluate.generation import TransformersEngine
+        from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
         from surgery_r1.models.encode import Prompt
 
         path = Path(self.folder.name) / "frame.png"
@@ -26,8 +26,7 @@ class PredictionBenchmark(Benchmark):
             self.model,
             self.processor,
             BOX_SPACE,
-            batch_size=work.questions,
-            max_new_tokens=work.completion_tokens,
+            GenerationOptions(work.questions, work.completion_tokens),
             share_frames=self.optimised,
         )
         self.clock.wrap(self.engine.encoder, "tokens", "preprocess")

@@ -18,6 +18,7 @@ from surgery_r1.cli.data import Build, Check, MakeScenes
 from surgery_r1.cli.data_export import ExportData
 from surgery_r1.cli.demo import DemoCommand
 from surgery_r1.cli.evaluate import Report, Score
+from surgery_r1.cli.messages import messages
 from surgery_r1.cli.predict import Ask, PredictCommand
 from surgery_r1.cli.train import Export, TrainRft, TrainSft
 from surgery_r1.errors import SurgeryR1Error
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
-        status = _run(args)
+        with messages(debug):
+            status = _run(args)
         sys.stdout.flush()
     except SurgeryR1Error as error:
         return _fail(str(error), 2, debug)

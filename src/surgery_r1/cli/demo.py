@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgery_r1._util.files import dump_json
+from surgery_r1._util.offline import stay_offline
 from surgery_r1.cli.data import say
-from surgery_r1.train.run_folder import stay_offline
 
 
 @dataclass

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from surgery_r1._util.files import dump_json
+from surgery_r1._util.files import atomic_write, dump_json
+from surgery_r1._util.offline import stay_offline
+from surgery_r1._util.progress import ProgressBar
 from surgery_r1.cli.data import say
-from surgery_r1.train.run_folder import stay_offline
+from surgery_r1.errors import SurgeryR1Error
 
 
 @dataclass
 class PredictCommand:
-    """PredictCommand every question of a split; resumable after a kill, raw text is kept."""
+    """Predict every question of a split; resumable after a kill, raw text is kept."""
 
     model: str
     """A model folder, a run folder (its best), or tiny."""
@@ -37,7 +38,7 @@ class PredictCommand:
     no_reasoning: bool = False
     """Ask for answer and box without reasoning."""
     limit: int = 0
-    """PredictCommand only that many questions, evenly spread; scoring counts the others as wrong."""
+    """Predict only that many questions, evenly spread; scoring counts the others as wrong."""
     allow_hub: bool = False
     """Allow downloads from the model hub."""
 
@@ -49,21 +50,21 @@ class PredictCommand:
         # Before the libraries are imported, which takes seconds: a wrong path is told at once.
         dataset = open_dataset(self.data, images=self.images)
 
-        from surgery_r1.stages import run_predict
+        from surgery_r1.evaluate.generation import GenerationOptions
+        from surgery_r1.evaluate.run import predict_with_model
 
-        done = run_predict(
-            self.model,
-            dataset,
-            self.split,
-            self.out,
-            batch_size=self.batch_size,
-            max_new_tokens=self.max_new_tokens,
-            reasoning=not self.no_reasoning,
-            limit=self.limit,
-            dtype=self.dtype,
-            allow_hub=self.allow_hub,
-            progress=show_progress,
-        )
+        with ProgressBar("predicting", "questions") as progress:
+            done = predict_with_model(
+                self.model,
+                dataset,
+                self.split,
+                self.out,
+                GenerationOptions(self.batch_size, self.max_new_tokens, not self.no_reasoning),
+                limit=self.limit,
+                dtype=self.dtype,
+                allow_hub=self.allow_hub,
+                progress=progress,
+            )
         say(f"{done:,} questions predicted: {self.out}")
         return 0
 
@@ -76,8 +77,8 @@ class Ask:
     """The frame."""
     question: tyro.conf.Positional[str]
     """Such as "Where is bipolar_forceps located?"."""
-    model: str = "tiny"
-    """A model folder, a run folder, or tiny (the untrained base, which cannot do the task)."""
+    model: str | None = None
+    """A model folder, a run folder, or tiny (the untrained base, which cannot do the task); by default demo/rft."""
     out: Path | None = None
     """The picture to write; IMAGE.answer.png in the current folder by default."""
     no_reasoning: bool = False
@@ -92,33 +93,40 @@ class Ask:
     def run(self) -> int:
         """Exit status 0; errors are raised."""
         stay_offline(self.allow_hub)
-        from surgery_r1.inference import ask
+        if not self.image.exists():
+            raise SurgeryR1Error("no such image", where=str(self.image), fix="check the path")
+        model = self.model or last_demo()
+        from surgery_r1.inference import load
 
-        picture = self.out or Path(f"{self.image.stem}.answer.png")
-        reply = ask(
-            self.image,
-            self.question,
-            self.model,
-            picture=picture,
-            reasoning=not self.no_reasoning,
-            max_new_tokens=self.max_new_tokens,
-            allow_hub=self.allow_hub,
+        reply = load(model, allow_hub=self.allow_hub).ask(
+            self.image, self.question, reasoning=not self.no_reasoning, max_new_tokens=self.max_new_tokens
         )
+        picture = self.out or Path(f"{self.image.stem}.answer.png")
+        with atomic_write(picture, "wb") as handle:
+            reply.picture().save(handle, format="PNG")
         if self.json:
             say(dump_json({**reply.to_json(), "picture": str(picture)}, indent=2))
             return 0
-        say(f"reasoning: {reply.reading.rationale or '(none)'}")
-        say(f"answer:    {reply.reading.answer or '(none)'}")
-        box = reply.reading.box_px
-        say("box:       " + ("(none)" if box is None else ", ".join(f"{value:.1f}" for value in box) + "  (pixels)"))
-        if reply.reading.problems:
-            say(f"problems:  {', '.join(reply.reading.problems)}; the model wrote {reply.text!r}")
+        box = "(none)" if reply.box_px is None else ", ".join(f"{v:.1f}" for v in reply.box_px) + "  (pixels)"
+        say(f"rationale: {reply.rationale or '(none)'}")
+        say(f"answer:    {reply.answer or '(none)'}")
+        say(f"box:       {box}")
+        if reply.problems:
+            say(f"problems:  {', '.join(reply.problems)}; the model wrote {reply.text!r}")
         say(f"picture:   {picture}")
         return 0
 
 
-def show_progress(done: int, total: int) -> None:
-    """A counter on standard error: live on a terminal, the last line alone elsewhere."""
-    if sys.stderr.isatty() or done == total:
-        sys.stderr.write(f"\rpredicted {done:,} of {total:,}{chr(10) if done == total else ''}")
-        sys.stderr.flush()
+def last_demo() -> str:
+    """The RFT model of the demo in the current folder.
+
+    Raises:
+        SurgeryR1Error: when there is none.
+    """
+    model = Path("demo/rft")
+    if not (model / "result.json").is_file():
+        raise SurgeryR1Error(
+            "no model was named, and demo/rft is not there",
+            fix="make one with `surgery-r1 demo` (some minutes on a laptop), or give --model",
+        )
+    return str(model)

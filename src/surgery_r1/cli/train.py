@@ -9,8 +9,8 @@ from typing import Literal
 import tyro
 
 from surgery_r1._util.files import dump_json
+from surgery_r1._util.offline import stay_offline
 from surgery_r1.cli.data import say
-from surgery_r1.train.run_folder import stay_offline
 
 
 @dataclass(kw_only=True)
@@ -50,8 +50,8 @@ class _Train:
             config = replace(config, seed=self.seed)
         dataset = open_dataset(self.data, images=self.images)
 
-        from surgery_r1.stages import train
         from surgery_r1.train.options import Permissions
+        from surgery_r1.train.stage import train
 
         result = train(
             stage,
@@ -65,11 +65,11 @@ class _Train:
             quiet=self.json,
         )
         if self.json:
-            say(dump_json(result, indent=2))
-        elif result["stopped"]:
-            say(f"stopped at step {result['steps']}; go on with --resume")
+            say(dump_json(result.to_json(), indent=2))
+        elif result.stopped:
+            say(f"stopped at step {result.steps}; go on with --resume")
         else:
-            say(f"best on dev: joint {result['dev/joint']:.4f} at step {result['best_step']}: {result['best']}")
+            say(f"best on dev: joint {result.dev_joint:.4f} at step {result.best_step}: {result.best}")
         return 0
 
 
@@ -105,7 +105,7 @@ class Export:
     def run(self) -> int:
         """Exit status 0; errors are raised."""
         stay_offline(self.allow_hub)
-        from surgery_r1.stages import export
+        from surgery_r1.models.export import export
 
         say(f"exported: {export(self.source, self.out, allow_hub=self.allow_hub)}")
         return 0

@@ -92,10 +92,6 @@ class Dataset:
         """Path of the image of a sample or frame."""
         return self.image_root / sample.image
 
-    def image_paths(self, sample: Sample) -> tuple[Path, ...]:
-        """Paths of all images that a sample shows: one, or several where temporal context is given."""
-        return tuple(self.image_root / path for path in (sample.images or (sample.image,)))
-
     def frame_of(self, sample: Sample) -> Frame:
         """The frame that a sample asks about."""
         return self.frames[sample.frame_id]

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from surgery_r1.models.encode import Prompt, PromptEncoder
 from surgery_r1.models.sharing.attention import can_share
 from surgery_r1.models.sharing.prefill import prefill, prefix_length
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """How replies are generated.
+
+    Attributes:
+        batch_size: prompts per batch. Neighbouring prompts of one frame share its prefill.
+        max_new_tokens: upper bound of a reply, in tokens.
+        reasoning: ask for a rationale before answer and box.
+    """
+
+    batch_size: int = 16
+    max_new_tokens: int = 256
+    reasoning: bool = True
 
 
 class TransformersEngine:
@@ -16,8 +32,7 @@ class TransformersEngine:
     Args:
         model, processor: of a :class:`surgery_r1.models.load.Bundle`.
         box_space: of the model.
-        batch_size: prompts per batch. Neighbouring prompts of one frame share its decoding.
-        max_new_tokens: upper bound of a reply.
+        options: batch size and length of replies.
         share_frames: read each frame of a batch once, where the model's layers allow it.
     """
 
@@ -26,24 +41,23 @@ class TransformersEngine:
         model: Any,
         processor: Any,
         box_space: str,
+        options: GenerationOptions | None = None,
         *,
-        batch_size: int = 16,
-        max_new_tokens: int = 256,
         share_frames: bool = True,
     ):
         self.model = model
         self.share_frames = share_frames and can_share(model)
         self.encoder = PromptEncoder(processor, box_space)
-        self.batch_size = batch_size
-        self.max_new_tokens = max_new_tokens
+        self.options = options or GenerationOptions()
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[str]]:
         """Greedy replies, batch by batch, in the order of ``prompts``."""
         was_training = self.model.training
         self.model.eval()
         try:
-            for start in range(0, len(prompts), self.batch_size):
-                yield self._batch(prompts[start : start + self.batch_size])
+            size = self.options.batch_size
+            for start in range(0, len(prompts), size):
+                yield self._batch(prompts[start : start + size])
         finally:
             self.model.train(was_training)
 
@@ -72,7 +86,7 @@ class TransformersEngine:
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
-                max_new_tokens=self.max_new_tokens,
+                max_new_tokens=self.options.max_new_tokens,
                 do_sample=False,
                 # Training turns the cache off in the model's configuration.
                 use_cache=True,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from surgery_r1 import prompts
 from surgery_r1._util.files import atomic_write, dump_json, read_jsonl
+from surgery_r1._util.progress import Progress
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.evaluate.generation import GenerationOptions
 from surgery_r1.models.encode import Prompt
 from surgery_r1.models.processor import view_of
 
@@ -29,8 +31,8 @@ class Engine(Protocol):
 
 
 def prompt_of(sample: Sample, dataset: Dataset, *, reasoning: bool = True, task: str = "cot") -> Prompt:
-    """The prompt of a sample: its frame (or frames), its question, and the reply asked for."""
-    return Prompt(dataset.image_paths(sample), prompts.user_text(sample.question, task, reasoning))
+    """The prompt of a sample: its frame, its question, and the reply asked for."""
+    return Prompt((dataset.image_path(sample),), prompts.user_text(sample.question, task, reasoning))
 
 
 def evenly_spaced(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -53,18 +55,18 @@ def predict(
     *,
     model_name: str,
     weights_sha256: str,
-    settings: Mapping[str, Any] | None = None,
-    reasoning: bool = True,
+    options: GenerationOptions,
+    dtype: str = "auto",
     limit: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Predict every sample of a split; the number predicted in this call.
 
     Lines are appended to ``<out>.partial`` batch by batch, and the file takes its name when it is whole: a killed
-    run goes on where it was, if model, dataset, split and settings are the same.
+    run goes on where it was, if model, dataset, split and options are the same.
 
     Args:
-        settings: what else the texts depend on, such as ``max_new_tokens``; recorded in every line.
+        options, dtype: how ``engine`` generates; recorded in every line.
         limit: predict only that many samples, evenly spread (0: all). Scoring counts the others as wrong.
 
     Raises:
@@ -76,34 +78,18 @@ def predict(
     samples = evenly_spaced(dataset.split(split), limit)
     if not samples:
         raise SurgeryR1Error(f"split {split!r} has no samples", where=str(dataset.root), fix="check --split")
-    stamp = {
-        "model": model_name,
-        "weights_sha256": weights_sha256,
-        "stage": info.stage,
-        "codec_version": info.codec_version,
-        "prompt_version": info.prompt_version,
-        "box_space": info.box_space,
-        "reasoning": reasoning,
-        "split": split,
-        "dataset_hash": dataset.hash,
-        "min_pixels": info.min_pixels,
-        "max_pixels": info.max_pixels,
-        **(settings or {}),
-    }
+    stamp = _stamp(info, options, split, dataset.hash)
+    stamp = {"model": model_name, "weights_sha256": weights_sha256, **stamp, "dtype": dtype}
     partial = out.with_name(out.name + ".partial")
     done = _finished(partial, stamp) & {sample.id for sample in samples}
     todo = [sample for sample in samples if sample.id not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
-    views = {}
     count = 0
     with partial.open("a", encoding="utf-8", newline="\n") as handle:
-        for texts in engine.generate([prompt_of(sample, dataset, reasoning=reasoning) for sample in todo]):
+        prompts = [prompt_of(sample, dataset, reasoning=options.reasoning) for sample in todo]
+        for texts in engine.generate(prompts):
             for sample, text in zip(todo[count:], texts, strict=False):
-                size = (sample.width, sample.height)
-                if size not in views:
-                    views[size] = view_of(engine.encoder.processor, *size)
-                view = views[size]
-                seen = {"input_width": view.input_width, "input_height": view.input_height}
+                seen = _input_size(engine.encoder.processor, sample.width, sample.height)
                 handle.write(dump_json({"id": sample.id, "text": text, **seen, **stamp}) + "\n")
             count += len(texts)
             handle.flush()
@@ -113,6 +99,28 @@ def predict(
         raise SurgeryR1Error(f"the engine gave {count} replies to {len(todo)} prompts", fix="predict again")
     partial.replace(out)
     return count
+
+
+def _stamp(info: ModelInfo, options: GenerationOptions, split: str, dataset_hash: str) -> dict[str, Any]:
+    """What a reply depends on, beside the weights: a prediction file is resumed only where all of it is the same."""
+    return {
+        "stage": info.stage,
+        "codec_version": info.codec_version,
+        "prompt_version": info.prompt_version,
+        "box_space": info.box_space,
+        "reasoning": options.reasoning,
+        "split": split,
+        "dataset_hash": dataset_hash,
+        "min_pixels": info.min_pixels,
+        "max_pixels": info.max_pixels,
+        "max_new_tokens": options.max_new_tokens,
+    }
+
+
+def _input_size(processor: Any, width: int, height: int) -> dict[str, int]:
+    """The size in pixels at which the model saw a frame."""
+    view = view_of(processor, width, height)
+    return {"input_width": view.input_width, "input_height": view.input_height}
 
 
 def _finished(partial: Path, stamp: dict[str, Any]) -> set[str]:

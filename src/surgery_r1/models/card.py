@@ -6,7 +6,7 @@ from pathlib import Path
 
 from surgery_r1 import __version__
 from surgery_r1._util.files import read_json
-from surgery_r1.models.load import ModelInfo
+from surgery_r1.models.info import ModelInfo
 
 _CARD = """\
 ---

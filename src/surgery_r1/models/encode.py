@@ -13,25 +13,35 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from surgery_r1 import prompts
+from surgery_r1._util.byte_cache import ByteCache
 from surgery_r1.data.mirroring import flip_image
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing.prefill import ImagePatches, PromptTokens
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryImage:
+    """An image that lies in memory and not on disk; each is one of its own, whatever it shows."""
+
+    image: Image.Image
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A question to a model: one or more images and the text that follows them."""
 
-    images: tuple[Path, ...]
+    images: tuple[Path | MemoryImage, ...]
     text: str
 
 
-def load_image(path: Path) -> Image.Image:
-    """An image as RGB.
+def load_image(path: Path | MemoryImage) -> Image.Image:
+    """An image as RGB, from disk or from memory.
 
     Raises:
         SurgeryR1Error: when it is missing or cannot be decoded.
     """
+    if isinstance(path, MemoryImage):
+        return path.image.convert("RGB")
     with _opened(path) as image:
         return image.convert("RGB")
 
@@ -55,29 +65,18 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 class ImageCache:
-    """Decoded (and mirrored) images, the least recently used dropped beyond ``limit`` bytes of pixels."""
+    """Decoded (and flipped) images, the least recently used dropped beyond ``limit`` bytes of pixels."""
 
     def __init__(self, limit: int = 512 * 2**20) -> None:
-        self._limit = limit
-        self._bytes = 0
-        self._images: dict[tuple[str, str], Image.Image] = {}
+        self._images = ByteCache[tuple[str, str], Image.Image](limit, lambda image: 3 * image.width * image.height)
 
     def __call__(self, path: str | Path, flip: str = "none") -> Image.Image:
-        """The image at ``path`` as RGB (see :func:`load_image`), mirrored as ``flip`` says."""
+        """The image at ``path`` as RGB (see :func:`load_image`), flipped as ``flip`` says."""
         key = str(path), flip
-        image = self._images.pop(key, None)
+        image = self._images.get(key)
         if image is None:
-            image = flip_image(load_image(Path(path)), flip)
-            self._bytes += _size(image)
-        # Dictionaries keep insertion order: the first entry is the one used longest ago.
-        self._images[key] = image
-        while self._bytes > self._limit and len(self._images) > 1:
-            self._bytes -= _size(self._images.pop(next(iter(self._images))))
+            image = self._images[key] = flip_image(load_image(Path(path)), flip)
         return image
-
-
-def _size(image: Image.Image) -> int:
-    return 3 * image.width * image.height
 
 
 def expand_images(text: str, grids: Sequence[Any], processor: Any) -> str:
@@ -147,7 +146,7 @@ class PromptEncoder:
             SurgeryR1Error: as above.
         """
         unique = list(dict.fromkeys(path for prompt in batch for path in prompt.images))
-        processed = self.processor.image_processor(images=[load_image(p) for p in unique], return_tensors="pt")
+        processed = self.processor.image_processor(images=[load_image(image) for image in unique], return_tensors="pt")
         grids = processed["image_grid_thw"]
         patches = torch.split(processed["pixel_values"], grids.prod(-1).tolist())
         images = {path: ImagePatches(*parts) for path, *parts in zip(unique, patches, grids, strict=True)}

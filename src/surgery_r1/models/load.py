@@ -10,81 +10,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from surgery_r1 import codec, prompts
-from surgery_r1._util.files import read_json, sha256_file, write_json
+from surgery_r1 import codec
+from surgery_r1._util.files import read_json, sha256_file
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models.info import FAMILIES, INFO_FILE, ModelInfo
 from surgery_r1.models.tiny.architecture import TINY_BASE
-
-INFO_FILE = "surgery_r1.json"
-
-#: Model families: ``config.model_type`` -> box space that the published weights read and write (FACTS 4).
-FAMILIES: dict[str, str] = {
-    "qwen2_vl": "norm1000",
-    "qwen2_5_vl": "pixels",
-    "qwen3_vl": "norm1000",
-    "qwen3_vl_moe": "norm1000",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What ``surgery_r1.json`` records of a checkpoint (DESIGN section 2).
-
-    Attributes:
-        min_pixels, max_pixels: limits of the resized image in pixels; trainer and engine must use the same.
-        stage: ``base``, ``sft`` or ``rft``.
-        step: optimiser step of that stage after which it was saved.
-        template_sha256: of the chat template, so that a changed template is noticed.
-        base_sha256: of the base model's weights and configuration.
-    """
-
-    box_space: str
-    min_pixels: int
-    max_pixels: int
-    template_sha256: str
-    base_model: str
-    base_sha256: str
-    stage: str = "base"
-    dataset_sha256: str | None = None
-    codec_version: str = codec.CODEC_VERSION
-    prompt_version: str = prompts.PROMPT_VERSION
-    step: int | None = None
-
-    def save(self, folder: Path) -> None:
-        write_json(folder / INFO_FILE, asdict(self))
-
-    @classmethod
-    def read(cls, folder: Path) -> ModelInfo:
-        """Read ``surgery_r1.json``.
-
-        Raises:
-            SurgeryR1Error: when the file does not fit, or was written by another codec or prompt version.
-        """
-        path = folder / INFO_FILE
-        data = read_json(path)
-        try:
-            info = cls(**data)
-            if info.box_space not in codec.BOX_SPACES:
-                raise TypeError(f"box_space {info.box_space!r}")
-        except TypeError as error:
-            raise SurgeryR1Error(
-                f"does not describe a model: {error}", where=str(path), fix="export it again"
-            ) from None
-        for name, have, want in (
-            ("codec", info.codec_version, codec.CODEC_VERSION),
-            ("prompt", info.prompt_version, prompts.PROMPT_VERSION),
-        ):
-            if have != want:
-                raise SurgeryR1Error(
-                    f"written with {name} version {have}, this is {want}",
-                    where=str(path),
-                    fix="train again, or use the surgery-r1 version that wrote it",
-                )
-        return info
 
 
 @dataclass(slots=True)
@@ -190,68 +124,90 @@ def from_pretrained(
     """
     folder = resolve(name, allow_hub=allow_hub)
     base = _base_of(folder, allow_hub)
-    config = read_json(base / "config.json")
-    model_type = config.get("model_type")
-    if model_type not in FAMILIES:
-        raise SurgeryR1Error(
-            f"unknown model family {model_type!r}",
-            where=str(base / "config.json"),
-            fix=f"use one of {sorted(FAMILIES)}",
-        )
+    model_type = _family(base)
     from surgery_r1.models.processor import load_processor
 
     recorded = ModelInfo.read(folder) if (folder / INFO_FILE).is_file() else None
-    if box_space and (box_space not in codec.BOX_SPACES or (recorded and recorded.box_space != box_space)):
-        what = f"reads boxes in {recorded.box_space!r}, not" if recorded else "unknown box space"
-        raise SurgeryR1Error(
-            f"{what} {box_space!r}", where=str(folder), fix=f"leave box_space empty, or one of {[*codec.BOX_SPACES]}"
-        )
+    _check_box_space(box_space, recorded, folder)
     processor = load_processor(
         folder if (folder / "preprocessor_config.json").is_file() else base,
         model_type,
         min_pixels=min_pixels or (recorded.min_pixels if recorded else None),
         max_pixels=max_pixels or (recorded.max_pixels if recorded else None),
     )
+    found = _info_of(processor, name, box_space or FAMILIES[model_type])
+    info = _agreed(recorded, found, folder) if recorded else replace(found, base_sha256=weights_sha256(base))
+    model = _load_model(base, folder, dtype, device, attention) if with_model else None
+    return Bundle(model, processor, info, folder)
+
+
+def _family(base: Path) -> str:
+    """The model type of a folder, one of :data:`FAMILIES`."""
+    model_type = read_json(base / "config.json").get("model_type")
+    if model_type not in FAMILIES:
+        raise SurgeryR1Error(
+            f"unknown model family {model_type!r}",
+            where=str(base / "config.json"),
+            fix=f"use one of {sorted(FAMILIES)}",
+        )
+    return str(model_type)
+
+
+def _check_box_space(box_space: str | None, recorded: ModelInfo | None, folder: Path) -> None:
+    if box_space and (box_space not in codec.BOX_SPACES or (recorded and recorded.box_space != box_space)):
+        what = f"reads boxes in {recorded.box_space!r}, not" if recorded else "unknown box space"
+        raise SurgeryR1Error(
+            f"{what} {box_space!r}", where=str(folder), fix=f"leave box_space empty, or one of {[*codec.BOX_SPACES]}"
+        )
+
+
+def _info_of(processor: Any, name: str | Path, box_space: str) -> ModelInfo:
+    """What can be said of a model from its processor."""
     size = processor.image_processor.size
     template = processor.chat_template or processor.tokenizer.chat_template
-    found = ModelInfo(
-        box_space=box_space or FAMILIES[model_type],
+    return ModelInfo(
+        box_space=box_space,
         min_pixels=size["shortest_edge"],
         max_pixels=size["longest_edge"],
         template_sha256=hashlib.sha256(str(template).encode()).hexdigest(),
-        base_model=str(name) if recorded is None else recorded.base_model,
-        base_sha256="" if recorded is None else recorded.base_sha256,
+        base_model=str(name),
+        base_sha256="",
     )
-    if recorded is None:
-        info = replace(found, base_sha256=weights_sha256(base))
-    else:
-        if recorded.template_sha256 != found.template_sha256:
-            raise SurgeryR1Error(
-                "the chat template is not the one that the model was trained with",
-                where=str(folder),
-                fix="restore chat_template.jinja and tokenizer_config.json of the checkpoint",
-            )
-        info = replace(recorded, min_pixels=found.min_pixels, max_pixels=found.max_pixels)
-    model = None
-    if with_model:
-        model = _load_model(base, folder, dtype, device, attention)
-    return Bundle(model, processor, info, folder)
+
+
+def _agreed(recorded: ModelInfo, found: ModelInfo, folder: Path) -> ModelInfo:
+    """What the checkpoint says of itself, with the pixel limits in force."""
+    if recorded.template_sha256 != found.template_sha256:
+        raise SurgeryR1Error(
+            "the chat template is not the one that the model was trained with",
+            where=str(folder),
+            fix="restore chat_template.jinja and tokenizer_config.json of the checkpoint",
+        )
+    return replace(recorded, min_pixels=found.min_pixels, max_pixels=found.max_pixels)
+
+
+def merged(model: Any) -> Any:
+    """The model with its LoRA adapter, if it has one, merged into its weights."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attention: str) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
+    from surgery_r1.models.quiet import without_progress_bars
+
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            base,
-            dtype=dtype,
-            attn_implementation=attention,
-            output_loading_info=True,
-            # Pickled weights can run code, and their bytes are not part of weights_sha256.
-            use_safetensors=True,
-            local_files_only=True,
-        )
+        with without_progress_bars():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                base,
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                # Pickled weights can run code, and their bytes are not part of weights_sha256.
+                use_safetensors=True,
+                local_files_only=True,
+            )
         model, report = loaded
         # transformers fills what a checkpoint lacks with random numbers and only warns.
         _refuse_missing(report["missing_keys"])

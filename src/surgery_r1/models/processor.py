@@ -21,6 +21,7 @@ from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.processing_utils import ProcessorMixin
 
+from surgery_r1._util.byte_cache import ByteCache
 from surgery_r1.codec import View
 from surgery_r1.errors import SurgeryR1Error
 
@@ -59,14 +60,17 @@ class ImageOnlyQwen3VLProcessor(_ImageOnly, Qwen3VLProcessor):
 _KEEPING = threading.Lock()
 
 
-class _Kept(dict[bytes, tuple[Any, Any]]):
+class _Kept(ByteCache[bytes, tuple[Any, Any]]):
     """Patches and grid by image; left behind when the processor is copied, saved or sent to another process."""
 
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit, lambda image: image[0].nbytes)
+
     def __deepcopy__(self, memo: Any) -> _Kept:
-        return _Kept()
+        return _Kept(int(self.maxsize))
 
     def __reduce__(self) -> Any:
-        return _Kept, ()
+        return _Kept, (self.maxsize,)
 
 
 def image_key(image: Any, settings: Mapping[str, Any]) -> bytes:
@@ -87,13 +91,14 @@ class DeduplicatingImageProcessor(Qwen2VLImageProcessorPil):
     keep_bytes = 256 * 2**20
 
     def _preprocess(self, images: list[np.ndarray], **settings: Any) -> BatchFeature:  # type: ignore[override]
-        kept: _Kept = self.__dict__.setdefault("_kept", _Kept())
+        kept: _Kept = self.__dict__.setdefault("_kept", _Kept(self.keep_bytes))
         tensor_type = settings.pop("return_tensors", None)
         keys = [image_key(image, settings) for image in images]
         # Threads may do this at once: what this call needs is held here, whatever the others drop.
         done: dict[bytes, tuple[Any, Any]] = {}
         for key, image in zip(keys, images, strict=True):
-            found = done.get(key) or kept.get(key)
+            with _KEEPING:
+                found = done.get(key) or kept.get(key)
             if found is None:
                 result = super()._preprocess([image], return_tensors=None, **settings)
                 found = (np.asarray(result["pixel_values"]), np.asarray(result["image_grid_thw"]))
@@ -103,9 +108,7 @@ class DeduplicatingImageProcessor(Qwen2VLImageProcessorPil):
             "image_grid_thw": np.concatenate([done[key][1] for key in keys]),
         }
         with _KEEPING:
-            kept |= done
-            while sum(pixels.nbytes for pixels, _ in kept.values()) > self.keep_bytes and len(kept) > 1:
-                kept.pop(next(iter(kept)))
+            kept.update(done)
         return BatchFeature(data=data, tensor_type=tensor_type)
 
     def to_dict(self) -> dict[str, Any]:

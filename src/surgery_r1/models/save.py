@@ -8,7 +8,8 @@ from typing import Any
 
 from surgery_r1._util.files import read_json, write_json
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models.load import ModelInfo
+from surgery_r1.models.info import ModelInfo
+from surgery_r1.models.quiet import without_progress_bars
 
 #: Stock processor by model type, which other engines look up by this name.
 _PROCESSOR_CLASS = {
@@ -33,7 +34,8 @@ def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> Non
         recover(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        model.save_pretrained(partial)
+        with without_progress_bars():
+            model.save_pretrained(partial)
         save_processor(processor, model.config.model_type, partial)
         info.save(partial)
         for path in partial.iterdir():

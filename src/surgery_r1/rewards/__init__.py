@@ -7,7 +7,6 @@ No module here imports torch.
 from surgery_r1.rewards.bindings import compute_score, compute_score_easyr1, trl_reward, trl_rewards
 from surgery_r1.rewards.components import (
     REWARDS,
-    Reward,
     answer_reward,
     box_dense_reward,
     box_reward,
@@ -18,6 +17,7 @@ from surgery_r1.rewards.components import (
     random_reward,
     reward_named,
 )
+from surgery_r1.rewards.custom import Reward
 from surgery_r1.rewards.mixture import MIXTURES, Mixture
 from surgery_r1.rewards.truth import MIN_AGREEMENT, Truth
 

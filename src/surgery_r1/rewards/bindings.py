@@ -13,6 +13,7 @@ from typing import Any
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.rewards.components import random_reward, reward_named
+from surgery_r1.rewards.custom import short_name
 from surgery_r1.rewards.mixture import MIXTURES, Mixture
 from surgery_r1.rewards.truth import Truth
 
@@ -46,10 +47,11 @@ def completion_text(completion: Any) -> str:
 def trl_reward(name: str, *, seed: int = 0) -> Callable[..., list[float | None]]:
     """A reward function for TRL's GRPOTrainer that reads the dataset's ``truth`` column (:meth:`Truth.to_json`).
 
-    Its ``__name__`` is ``name``, which is what TRL logs it as. How to weight several: see :class:`Mixture`.
+    TRL logs it by its ``__name__``: ``name``, or the function's name for one of one's own. How to weight several: see
+    :class:`Mixture`.
 
     Args:
-        name: a key of :data:`surgery_r1.rewards.REWARDS`.
+        name: a key of :data:`surgery_r1.rewards.REWARDS`, or ``path.py:function``.
         seed: of the random control.
 
     Raises:
@@ -63,7 +65,7 @@ def trl_reward(name: str, *, seed: int = 0) -> Callable[..., list[float | None]]
             for completion, item in zip(completions, truth, strict=True)
         ]
 
-    score.__name__ = score.__qualname__ = name
+    score.__name__ = score.__qualname__ = short_name(name)
     return score
 
 

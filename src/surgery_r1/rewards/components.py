@@ -11,14 +11,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-from collections.abc import Callable
 
 from surgery_r1 import codec, geometry
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.matching import Match, match
+from surgery_r1.rewards.custom import Reward, is_custom, load_reward
 from surgery_r1.rewards.truth import Truth
-
-Reward = Callable[[str, Truth], float | None]
 
 
 def _read(text: str, truth: Truth) -> codec.Prediction:
@@ -165,11 +163,14 @@ REWARDS: dict[str, Reward] = {
 
 
 def reward_named(name: str) -> Reward:
-    """The reward of that name.
+    """The reward of that name, or the function of ``path.py:function``.
 
     Raises:
-        SurgeryR1Error: when there is none, with the nearest name.
+        SurgeryR1Error: when there is none, with the nearest name; for a function see
+            :func:`surgery_r1.rewards.custom.load_reward`.
     """
+    if is_custom(name):
+        return load_reward(name)
     if name not in REWARDS:
         near = difflib.get_close_matches(name, REWARDS, n=1)
         fix = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(REWARDS)}"

@@ -16,7 +16,7 @@ from surgery_r1.synthetic.scene import seeded
 
 Record = tuple[tuple[str, str, str], ...]
 
-FACTS = Path(__file__).with_name("train_facts.tsv")
+TABLE = Path(__file__).with_name("train_facts.tsv")
 
 HEADER = (
     "# Facts counted from the public record text of the MIT-licensed Surgical-VQLA repository: how often each set",
@@ -55,7 +55,7 @@ def decode(text: str) -> Record:
 @lru_cache(maxsize=1)
 def _blocks() -> dict[int, tuple[tuple[Record, int], ...]]:
     blocks: dict[int, list[tuple[Record, int]]] = {}
-    for line in FACTS.read_text(encoding="utf-8").splitlines():
+    for line in TABLE.read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             sequence, count, labels = line.split("\t")
             blocks.setdefault(int(sequence), []).append((decode(labels), int(count)))

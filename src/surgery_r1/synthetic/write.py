@@ -7,7 +7,7 @@ import math
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -156,56 +156,54 @@ def make_scenes(
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # ours alone: what a killed run left
     partial.mkdir()
-    jobs = []
-    for sequence, span in chosen.items():
-        for first in range(span.start, span.stop, CHUNK):
-            stop = min(first + CHUNK, span.stop)
-            jobs.append((str(partial), domain, seed, tuple(size), sequence, records[sequence], first, stop))
-    total = sum(map(len, chosen.values()))
+    jobs = [
+        (str(partial), domain, seed, tuple(size), sequence, records[sequence], first, min(first + CHUNK, span.stop))
+        for sequence, span in chosen.items()
+        for first in range(span.start, span.stop, CHUNK)
+    ]
     by_sequence = {f"seq_{s}": {"frames": 0, "questions": 0} for s in sorted(chosen)}
-    done = 0
-
-    def note(job: tuple, counts: dict) -> None:
-        nonlocal done
+    done, total = 0, sum(map(len, chosen.values()))
+    for job, counts in _drawn(jobs, workers):
         for key, n in counts.items():
             by_sequence[f"seq_{job[4]}"][key] += n
         done += counts["frames"]
         if progress:
             progress(done, total)
-
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    if workers <= 1:
-        for job in jobs:
-            note(job, _draw_chunk(job))
-    else:
-        # spawn, not fork: the caller may hold threads (torch) that do not survive a fork.
-        try:
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                for job, counts in zip(jobs, pool.map(_draw_chunk, jobs), strict=True):
-                    note(job, counts)
-        except BrokenProcessPool as error:
-            fix = "call make_scenes under `if __name__ == '__main__':`, or with workers=1"
-            raise SurgeryR1Error("a drawing process died", fix=fix) from error
-
-    def count(sequences) -> dict:
-        rows = [by_sequence[f"seq_{s}"] for s in sequences if f"seq_{s}" in by_sequence]
-        return {key: sum(row[key] for row in rows) for key in ("frames", "questions")}
-
-    if domain == 17:
-        splits = {"test": count(chosen)}
-    else:
-        splits = {"train": count(vocab.TRAIN_SEQUENCES), "val": count(vocab.VAL_SEQUENCES)}
-    result = {
-        "generator_version": GENERATOR_VERSION,
-        "domain": domain,
-        "seed": seed,
-        "size": list(size),
-        **count(chosen),
-        "splits": splits,
-        "sequences": by_sequence,
-    }
+    facts = {"generator_version": GENERATOR_VERSION, "domain": domain, "seed": seed, "size": list(size)}
+    result = {**facts, **_totals(by_sequence, domain)}
     (partial / "scenes.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8", newline="\n")
     if out.exists():
         out.rmdir()
     partial.rename(out)
     return result
+
+
+def _drawn(jobs: list[tuple], workers: int | None) -> Iterator[tuple[tuple, dict[str, int]]]:
+    """Each job and what was counted, in the order of the jobs, drawn by ``workers`` processes (None: one a core)."""
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    if workers <= 1:
+        for job in jobs:
+            yield job, _draw_chunk(job)
+        return
+    # spawn, not fork: the caller may hold threads (torch) that do not survive a fork.
+    try:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            yield from zip(jobs, pool.map(_draw_chunk, jobs), strict=True)
+    except BrokenProcessPool as error:
+        fix = "call make_scenes under `if __name__ == '__main__':`, or with workers=1"
+        raise SurgeryR1Error("a drawing process died", fix=fix) from error
+
+
+def _totals(by_sequence: dict[str, dict[str, int]], domain: int) -> dict:
+    """Counts in all, by split and by sequence, as ``scenes.json`` has them."""
+
+    def count(names: Iterable[str]) -> dict[str, int]:
+        rows = [by_sequence[name] for name in names if name in by_sequence]
+        return {key: sum(row[key] for row in rows) for key in ("frames", "questions")}
+
+    official = {"train": vocab.TRAIN_SEQUENCES, "val": vocab.VAL_SEQUENCES}
+    if domain == 17:
+        splits = {"test": count(by_sequence)}
+    else:
+        splits = {split: count(f"seq_{number}" for number in numbers) for split, numbers in official.items()}
+    return {**count(by_sequence), "splits": splits, "sequences": by_sequence}

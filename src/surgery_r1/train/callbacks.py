@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from transformers import TrainerCallback
+
+from surgery_r1._util.progress import progress_bar
+from surgery_r1.train.dev import Metrics
+
+logger = logging.getLogger(__name__)
 
 #: Of TRL's logs, what the progress bar shows.
 _SHOWN = ("loss", "reward", "rewards/answer/mean", "rewards/box/mean", "rewards/coherence/mean")
-
-Metrics = dict[str, float]
 
 
 class Recorder(TrainerCallback):
@@ -29,8 +30,7 @@ class Recorder(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            shown = not self.quiet
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.stage, disable=not shown)
+            self.bar = progress_bar(state.max_steps, self.stage, "steps", initial=state.global_step, quiet=self.quiet)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar is not None:
@@ -174,7 +174,7 @@ class StopOnSignal(TrainerCallback):
             return
 
         def handle(*_: Any) -> None:
-            sys.stderr.write("SIGTERM: saving a checkpoint at the end of the step\n")
+            logger.warning("SIGTERM: saving a checkpoint at the end of the step")
             self.asked = True
 
         previous = signal.signal(signal.SIGTERM, handle)
@@ -182,8 +182,3 @@ class StopOnSignal(TrainerCallback):
             yield
         finally:
             signal.signal(signal.SIGTERM, previous)
-
-
-def finish(folder: Path, dev: DevCallback, stopped: bool) -> dict[str, Any]:
-    """What a stage reports when it ends."""
-    return {"best": str(folder / "best"), "best_step": dev.best_step, f"dev/{dev.metric}": dev.best, "stopped": stopped}

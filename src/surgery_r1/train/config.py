@@ -87,7 +87,7 @@ class RftConfig:
     """``[rft]``: the second stage, TRL's GRPOTrainer.
 
     Attributes:
-        rewards: reward name -> weight, see ``surgery_r1.rewards``.
+        rewards: reward name -> weight, see ``surgery_r1.rewards``; ``path.py:function`` for one of your own.
         prompts: questions per device and optimiser step.
         generations: completions per question (the group, G).
         micro_batch: completions per forward and backward pass; 0 means all of a step.
@@ -135,6 +135,7 @@ class EvalConfig:
     dev_samples: int = 0
     batch_size: int = 16
     max_new_tokens: int = 256
+    reasoning: bool = True
     choose: Literal["best", "last"] = "best"
 
 

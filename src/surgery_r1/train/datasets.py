@@ -171,10 +171,9 @@ def train_samples(dataset: Dataset, include_dev: bool) -> list[Sample]:
 
 
 def _show(columns: dict[str, list[Any]], dataset: Dataset, sample: Sample, flip: str) -> None:
-    """Add the images of ``sample`` to the columns that :func:`lazy` reads."""
-    paths = [str(path) for path in dataset.image_paths(sample)]
-    columns["images"].append(paths)
-    columns["flips"].append([flip] * len(paths))
+    """Add the image of ``sample`` to the columns that :func:`lazy` reads."""
+    columns["images"].append([str(dataset.image_path(sample))])
+    columns["flips"].append([flip])
 
 
 def lazy(columns: dict[str, list[Any]]) -> HFDataset:

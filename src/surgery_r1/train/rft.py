@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models.sharing import attention
 from surgery_r1.rewards import Mixture, trl_rewards
-from surgery_r1.train.callbacks import DevCallback, Metrics, Recorder, StopOnSignal, finish
+from surgery_r1.train.checkpoints import resumable
 from surgery_r1.train.config import TrainConfig
-from surgery_r1.train.options import (
-    Permissions,
-    freeze,
-    lora_of,
-    resumable,
-    resume_point,
-    run_trainer,
-    tracker,
-    trl_config,
-    trl_options,
-)
+from surgery_r1.train.fit import FitOptions, TrainResult, fit
+from surgery_r1.train.options import Permissions, freeze, lora_of, tracker, trl_config, trl_options
+from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
@@ -35,8 +29,6 @@ def rft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
         SurgeryR1Error: for unknown rewards, options that TRL does not know or refuses, options that do not fit
             together, or a tracker that is not allowed.
     """
-    from trl import GRPOConfig
-
     rft = config.rft
     completions = rft.prompts * rft.generations
     micro = rft.micro_batch or completions
@@ -77,58 +69,32 @@ def rft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
 
 
 def train_rft(
-    config: TrainConfig,
-    arguments: Any,
-    model: Any,
-    processor: Any,
-    prompts: HFDataset,
-    out: Path,
-    *,
-    evaluate: Callable[[Any], Metrics],
-    keep: Callable[[Any, int], None],
-    write: Callable[[dict[str, Any]], None],
-    resume: bool = False,
-    quiet: bool = False,
-    last: bool = False,
-) -> dict[str, Any]:
+    config: TrainConfig, arguments: Any, model: Any, processor: Any, prompts: HFDataset, options: FitOptions
+) -> TrainResult:
     """GRPO on ``prompts`` for ``rft.max_steps`` steps; dev chooses the checkpoint, the starting model included.
 
     Args:
         arguments: from :func:`rft_arguments`.
         prompts: from :func:`surgery_r1.train.datasets.rft_dataset`.
-        out, evaluate, keep, write, last: see :func:`surgery_r1.train.sft.train_sft`.
-
-    Returns:
-        Where the best model lies, its step and its value on dev.
     """
-    from transformers import PrinterCallback
-    from trl import GRPOTrainer
+    freeze(model, config)
+    share = config.rft.share_frames and attention.enable(model)
+    kind = SharedFrameGRPOTrainer if share else GRPOTrainer
 
-    from surgery_r1.models.sharing import attention as tree_attention
-    from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
+    def trainer_with(callbacks: list[TrainerCallback]) -> GRPOTrainer:
+        return resumable(kind)(
+            model=model,
+            args=arguments,
+            reward_funcs=[*trl_rewards(config.rft.rewards, seed=config.seed)],
+            train_dataset=prompts,
+            processing_class=processor,
+            peft_config=lora_of(config),
+            callbacks=callbacks,
+            **({"keep_order": config.rft.questions_per_frame > 1} if share else {}),
+        )
 
     cycle = generation_cycle(arguments)
-    freeze(model, config)
-    dev = DevCallback("rft", evaluate, keep, write, every=config.rft.eval_every, baseline=True, last=last)
-    stop = StopOnSignal(cycle)
-    recorder = Recorder("rft", write, quiet=quiet)
-    share = config.rft.share_frames and tree_attention.enable(model)
-    kind = SharedFrameGRPOTrainer if share else GRPOTrainer
-    trainer = resumable(kind)(
-        model=model,
-        args=arguments,
-        reward_funcs=[*trl_rewards(config.rft.rewards, seed=config.seed)],
-        train_dataset=prompts,
-        processing_class=processor,
-        peft_config=lora_of(config),
-        callbacks=[dev, stop, recorder],
-        **({"keep_order": config.rft.questions_per_frame > 1} if share else {}),
-    )
-    trainer.remove_callback(PrinterCallback)
-    checkpoint = resume_point(out, dev, resume=resume, cycle=cycle)
-    with stop.listening(), contextlib.closing(recorder):
-        steps = run_trainer(trainer, dev, checkpoint)
-    return {**finish(out, dev, stop.stopped), "steps": steps}
+    return fit("rft", trainer_with, options, eval_every=config.rft.eval_every, baseline=True, cycle=cycle)
 
 
 def generation_cycle(args: Any) -> int:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery_r1.train.callbacks import DevCallback, Metrics, Recorder, StopOnSignal, finish
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from surgery_r1.models.sharing import attention
+from surgery_r1.train.checkpoints import resumable
 from surgery_r1.train.config import TrainConfig
-from surgery_r1.train.options import (
-    Permissions,
-    freeze,
-    lora_of,
-    resumable,
-    resume_point,
-    run_trainer,
-    tracker,
-    trl_config,
-    trl_options,
-)
+from surgery_r1.train.fit import FitOptions, TrainResult, fit
+from surgery_r1.train.options import Permissions, freeze, lora_of, tracker, trl_config, trl_options
+from surgery_r1.train.sharing.sft_packing import FramePackCollator, PlainPackCollator, packed
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
@@ -31,8 +25,6 @@ def sft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
     Raises:
         SurgeryR1Error: for options that TRL does not know or refuses, or a tracker that is not allowed.
     """
-    from trl import SFTConfig
-
     sft = config.sft
     options, held = trl_options(
         SFTConfig,
@@ -60,61 +52,31 @@ def sft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
 
 
 def train_sft(
-    config: TrainConfig,
-    arguments: Any,
-    model: Any,
-    processor: Any,
-    rows: HFDataset,
-    out: Path,
-    *,
-    evaluate: Callable[[Any], Metrics],
-    keep: Callable[[Any, int], None],
-    write: Callable[[dict[str, Any]], None],
-    resume: bool = False,
-    quiet: bool = False,
-    last: bool = False,
-) -> dict[str, Any]:
+    config: TrainConfig, arguments: Any, model: Any, processor: Any, rows: HFDataset, options: FitOptions
+) -> TrainResult:
     """Train on ``rows`` until dev no longer improves or ``sft.max_steps`` is reached.
 
     Args:
         arguments: from :func:`sft_arguments`.
         rows: from :func:`surgery_r1.train.datasets.sft_dataset`.
-        out: run folder; trainer checkpoints go to ``out/checkpoints``.
-        evaluate, keep, write, last: see :class:`surgery_r1.train.callbacks.DevCallback`.
-
-    Returns:
-        Where the best model lies, its step and its value on dev.
     """
-    from transformers import PrinterCallback
-    from trl import SFTTrainer
-
-    from surgery_r1.models.sharing import attention as tree_attention
-    from surgery_r1.train.sharing.sft_packing import FramePackCollator, PlainPackCollator, packed
-
     freeze(model, config)
-    dev = DevCallback(
-        "sft", evaluate, keep, write, every=config.sft.eval_every, patience=config.sft.patience, last=last
-    )
-    stop = StopOnSignal()
-    recorder = Recorder("sft", write, quiet=quiet)
     collator = None
     if config.sft.rows_per_frame:
         system = rows[0]["prompt"][0]["content"]
-        kind = FramePackCollator if tree_attention.enable(model) else PlainPackCollator
+        kind = FramePackCollator if attention.enable(model) else PlainPackCollator
         collator = kind(processor, system, model.model.get_rope_index)
         rows = packed(rows, collator, config)
-    trainer = resumable(SFTTrainer)(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        data_collator=collator,
-        processing_class=processor,
-        peft_config=lora_of(config),
-        # Dev goes first, so that the checkpoint of a step holds what was decided there.
-        callbacks=[dev, stop, recorder],
-    )
-    trainer.remove_callback(PrinterCallback)
-    checkpoint = resume_point(out, dev, resume=resume)
-    with stop.listening(), contextlib.closing(recorder):
-        steps = run_trainer(trainer, dev, checkpoint)
-    return {**finish(out, dev, stop.stopped), "steps": steps}
+
+    def trainer_with(callbacks: list[TrainerCallback]) -> SFTTrainer:
+        return resumable(SFTTrainer)(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=collator,
+            processing_class=processor,
+            peft_config=lora_of(config),
+            callbacks=callbacks,
+        )
+
+    return fit("sft", trainer_with, options, eval_every=config.sft.eval_every, patience=config.sft.patience)

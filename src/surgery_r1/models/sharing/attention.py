@@ -7,7 +7,7 @@ backward pass of a part takes the merged output and log-sum-exp and is exact.
 
 from __future__ import annotations
 
-import sys
+import logging
 from functools import cache, lru_cache
 from typing import Any
 
@@ -18,6 +18,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing.prefix_tree import TreeLayout
+
+logger = logging.getLogger(__name__)
 
 #: Model families whose language model sees frames and text by plain causal attention and M-RoPE.
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -206,14 +208,14 @@ def can_share(model: Any) -> bool:
     """Whether rows of this model can share their beginnings; where not, one warning says why."""
     reason = obstacle(model)
     if reason is not None:
-        _warn(f"warning: frames are not shared, rows are computed one by one: {reason}\n")
+        _warn(f"frames are not shared, rows are computed one by one: {reason}")
     return reason is None
 
 
 @cache
 def _warn(message: str) -> None:
     """Once a process."""
-    sys.stderr.write(message)
+    logger.warning(message)
 
 
 def enable(model: Any) -> bool:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cachetools import FIFOCache
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from surgery_r1._util.byte_cache import ByteCache
 from surgery_r1._util.files import atomic_write
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing.attention import core
@@ -48,6 +50,28 @@ def tower_hash(tower: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+class _FileSizes(FIFOCache[str, int]):
+    """Sizes of files by name; what is dropped is deleted, the file that was written longest ago first."""
+
+    def __init__(self, limit: int, folder: Path) -> None:
+        super().__init__(limit, lambda size: size)
+        self._folder = folder
+
+    def add(self, path: Path) -> None:
+        """Count a file in; one that is larger than all may be together is deleted at once."""
+        size = path.stat().st_size
+        if size <= self.maxsize:
+            self[path.name] = size
+        else:
+            path.unlink(missing_ok=True)
+
+    def popitem(self) -> tuple[str, int]:
+        name, size = super().popitem()
+        # Another process may have deleted it.
+        (self._folder / name).unlink(missing_ok=True)
+        return name, size
+
+
 class FeatureFolder:
     """Features on disk, one safetensors file for an image, under the hash of the tower's weights.
 
@@ -59,15 +83,15 @@ class FeatureFolder:
 
     def __init__(self, folder: Path, tower: torch.nn.Module, limit: int) -> None:
         self.folder = folder / tower_hash(tower)
-        self._limit = limit
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SurgeryR1Error(
                 f"no folder for vision features: {error.strerror}", where=str(folder), fix="change model.vision_cache"
             ) from None
-        files = sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
-        self._sizes = {path.name: path.stat().st_size for path in files}
+        self._sizes = _FileSizes(limit, self.folder)
+        for path in sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns):
+            self._sizes.add(path)
 
     def get(self, key: bytes) -> torch.Tensor | None:
         """Features of an image; None when there are none, or the file is torn (it is then written again)."""
@@ -82,12 +106,7 @@ class FeatureFolder:
         path = self._path(key)
         with atomic_write(path, "wb") as file:
             file.write(save({"features": features.detach().cpu().contiguous()}))
-        self._sizes[path.name] = path.stat().st_size
-        while sum(self._sizes.values()) > self._limit and len(self._sizes) > 1:
-            oldest = next(iter(self._sizes))
-            del self._sizes[oldest]
-            # Another process may have deleted it.
-            (self.folder / oldest).unlink(missing_ok=True)
+        self._sizes.add(path)
 
     def _path(self, key: bytes) -> Path:
         return self.folder / f"{key.hex()}.safetensors"
@@ -110,11 +129,10 @@ class VisionCache:
         self._forward = tower.forward
         self._merge = tower.spatial_merge_size**2
         self._tower = tower
-        self._limit = limit
         self._files = files
         self._offload = offload
-        self._bytes = 0
-        self._kept: dict[bytes, torch.Tensor] = {}
+        self._kept = ByteCache[bytes, torch.Tensor](limit, lambda part: part.nbytes)
+        self._last: dict[bytes, torch.Tensor] = {}
         self.computed = self.reused = 0
 
     def __call__(self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs: Any) -> Any:
@@ -126,42 +144,64 @@ class VisionCache:
         if self._sharded:
             # Every rank must run the tower in every pass, or the others wait for its shards for ever.
             self.forget()
-        keys = content_keys(hidden_states, grid_thw)
-        files = None if self._sharded else self._files
-        if files is not None:
-            # Autocast makes other features of the same pixels.
-            device = hidden_states.device.type
-            cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-            keys = [hashlib.blake2b(key + str(cast).encode(), digest_size=16).digest() for key in keys]
-            found = {key: files.get(key) for key in dict.fromkeys(keys) if key not in self._kept}
-            self._kept |= {key: part.to(hidden_states.device) for key, part in found.items() if part is not None}
-        fresh = [i for i, key in enumerate(keys) if key not in self._kept and key not in keys[:i]]
+        keys = self._keys(hidden_states, grid_thw)
+        # Held here until they are joined, whatever the cache has room for.
+        batch = {
+            key: part for key in dict.fromkeys(keys) if (part := self._known(key, hidden_states.device)) is not None
+        }
+        fresh = [i for i, key in enumerate(keys) if key not in batch and key not in keys[:i]]
         self.computed += len(fresh)
         self.reused += len(keys) - len(fresh)
-        batch = {key: self._kept.pop(key) for key in dict.fromkeys(keys) if key in self._kept}
         if fresh:
-            sizes = grid_thw.prod(-1).tolist()
-            pixels = torch.split(hidden_states, sizes)
-            # Tensors made in inference mode could not be used in a later backward pass.
-            with torch.inference_mode(False), torch.no_grad():
-                chosen = torch.cat([pixels[i] for i in fresh]).clone()
-                if self._offload:
-                    self._tower.to(chosen.device)
-                output = self._forward(chosen, grid_thw=grid_thw[fresh].clone(), **kwargs).pooler_output
-            parts = torch.split(output, [sizes[i] // self._merge for i in fresh])
-            for i, part in zip(fresh, parts, strict=True):
-                batch[keys[i]] = part.clone()
-                if files is not None:
-                    files.put(keys[i], part)
+            computed = self._compute(hidden_states, grid_thw, fresh, kwargs)
+            batch |= {keys[i]: part for i, part in zip(fresh, computed, strict=True)}
+            for i in fresh if self._reads_files else ():
+                self._files.put(keys[i], batch[keys[i]])  # type: ignore[union-attr]
         if self._offload:
             self._tower.to("cpu")
-        self._keep(batch)
+        # Passes over one batch follow each other: the last one is kept whole, however large it is.
+        self._last = batch
+        self._kept.update(batch)
         return BaseModelOutputWithPooling(pooler_output=torch.cat([batch[key] for key in keys]))
+
+    @property
+    def _reads_files(self) -> bool:
+        return self._files is not None and not self._sharded
+
+    def _keys(self, hidden_states: torch.Tensor, grid_thw: torch.Tensor) -> list[bytes]:
+        keys = content_keys(hidden_states, grid_thw)
+        if not self._reads_files:
+            return keys
+        # Autocast makes other features of the same pixels.
+        device = hidden_states.device.type
+        cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return [hashlib.blake2b(key + str(cast).encode(), digest_size=16).digest() for key in keys]
+
+    def _known(self, key: bytes, device: torch.device) -> torch.Tensor | None:
+        """Features that need not be computed, from memory or from disk."""
+        part = self._kept.get(key, self._last.get(key))
+        if part is None and self._files is not None and self._reads_files:
+            part = self._files.get(key)
+        return None if part is None else part.to(device)
+
+    def _compute(
+        self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, images: list[int], kwargs: dict[str, Any]
+    ) -> list[torch.Tensor]:
+        """Features of the images with these numbers, by the tower."""
+        sizes = grid_thw.prod(-1).tolist()
+        pixels = torch.split(hidden_states, sizes)
+        # Tensors made in inference mode could not be used in a later backward pass.
+        with torch.inference_mode(False), torch.no_grad():
+            chosen = torch.cat([pixels[i] for i in images]).clone()
+            if self._offload:
+                self._tower.to(chosen.device)
+            output = self._forward(chosen, grid_thw=grid_thw[images].clone(), **kwargs).pooler_output
+            return [part.clone() for part in torch.split(output, [sizes[i] // self._merge for i in images])]
 
     def forget(self) -> None:
         """Drop all features."""
         self._kept.clear()
-        self._bytes = 0
+        self._last = {}
 
     @property
     def _sharded(self) -> bool:
@@ -172,12 +212,6 @@ class VisionCache:
             type(parameter).__name__ in ("DTensor", "FlatParameter") or hasattr(parameter, "ds_id")
             for parameter in self._tower.parameters()
         ) or any(type(module).__name__ == "FullyShardedDataParallel" for module in self._tower.modules())
-
-    def _keep(self, batch: dict[bytes, torch.Tensor]) -> None:
-        self._kept.update(batch)
-        self._bytes = sum(part.nbytes for part in self._kept.values())
-        while self._bytes > self._limit and len(self._kept) > len(batch):
-            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
 
 
 def _ranks() -> int:

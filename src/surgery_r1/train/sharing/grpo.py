@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
+from surgery_r1._util.overriding import overriding
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.models.sharing.attention import core, enable, enabled
@@ -44,7 +44,7 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
         def shuffle(batch: dict[str, Any]) -> dict[str, Any]:
             return batch if self._keep_order else shuffle_groups(batch, self.num_generations or 1)
 
-        with mock.patch.object(grpo_trainer, "shuffle_sequence_dict", shuffle):
+        with overriding(grpo_trainer, "shuffle_sequence_dict", shuffle):
             return super()._prepare_inputs(generation_batch)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
@@ -66,7 +66,7 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
         """TRL's own, but for the start of ``model.generate``: a frame is read once, not for every completion."""
         model = self.accelerator.unwrap_model(self.model_wrapped)
         shared = partial(generate_shared, model, model.generate, self._images)
-        with mock.patch.object(model, "generate", shared):
+        with overriding(model, "generate", shared):
             return super()._generate_single_turn(*args, **kwargs)
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from transformers import BatchFeature
 
+from surgery_r1._util.overriding import overriding
 from surgery_r1.models.processor import image_key
 from surgery_r1.models.sharing.prefill import ImagePatches
 
@@ -87,7 +87,7 @@ class ImageIds:
     @contextmanager
     def standing_in(self, processor: Any) -> Iterator[None]:
         """Have ``processor`` give numbers for images."""
-        with mock.patch.object(processor, "image_processor", self):
+        with overriding(processor, "image_processor", self):
             yield
 
 

@@ -1,0 +1,84 @@
+"""One style of progress: a bar in place on a terminal, a line every half minute elsewhere; on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+#: Called with what is done and what there is in all.
+Progress = Callable[[int, int], None]
+
+#: Seconds between lines where standard error is no terminal, such as a log file.
+_BETWEEN_LINES = 30.0
+
+
+class _Lines(tqdm):
+    """A bar for log files: each state is a line of its own."""
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        def write(text: str) -> None:
+            if text.strip():
+                file.write(text.strip() + "\n")
+                file.flush()
+
+        return write
+
+
+def progress_bar(total: int, description: str, unit: str, *, initial: int = 0, quiet: bool = False) -> tqdm:
+    """A bar on standard error.
+
+    Args:
+        initial: what was done before, by an interrupted run.
+        quiet: show nothing.
+    """
+    terminal = sys.stderr.isatty()
+    kind = tqdm if terminal else _Lines
+    return kind(
+        total=total,
+        desc=description,
+        unit=f" {unit}",
+        initial=initial,
+        disable=quiet,
+        file=sys.stderr,
+        mininterval=0.1 if terminal else _BETWEEN_LINES,
+        maxinterval=10.0 if terminal else 2 * _BETWEEN_LINES,
+        dynamic_ncols=True,
+    )
+
+
+class ProgressBar:
+    """:func:`progress_bar` as a function of what is done and what there is in all; it ends itself.
+
+    Args:
+        details: what stands behind the bar, asked for at every call.
+    """
+
+    def __init__(self, description: str, unit: str, details: Callable[[], str] | None = None) -> None:
+        self._description, self._unit, self._details = description, unit, details
+        self._bar: tqdm | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = progress_bar(total, self._description, self._unit)
+        if self._details is not None:
+            self._bar.set_postfix_str(self._details(), refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self.close()
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # What is told of an error stands below the bar.
+        self.close()
+
+    def close(self) -> None:
+        """End the bar's line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,78 @@
+"""From a model to its predictions and its numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from surgery_r1._util.progress import Progress
+from surgery_r1.data.dataset import Dataset
+from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
+from surgery_r1.evaluate.predict import predict
+from surgery_r1.evaluate.score import score_predictions
+from surgery_r1.models.load import from_pretrained, weights_sha256
+from surgery_r1.models.sharing.vision_features import keep_frozen_features
+
+
+def predict_with_model(
+    model: str | Path,
+    dataset: Dataset,
+    split: str,
+    out: Path,
+    options: GenerationOptions | None = None,
+    *,
+    limit: int = 0,
+    dtype: str = "auto",
+    name: str | None = None,
+    allow_hub: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Load a model and write ``predictions.jsonl``; the number of predictions made in this call.
+
+    Args:
+        model: see :func:`surgery_r1.models.load.resolve`.
+        limit: predict only that many questions, evenly spread (0: all).
+        dtype: of the weights, see :func:`surgery_r1.models.load.from_pretrained`.
+        name: what the lines call the model; its path by default.
+
+    Raises:
+        SurgeryR1Error: for no such model, or as :func:`surgery_r1.evaluate.predict.predict`.
+    """
+    options = options or GenerationOptions()
+    bundle = from_pretrained(model, dtype=dtype, allow_hub=allow_hub)
+    keep_frozen_features(bundle.model)
+    engine = TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)
+    return predict(
+        dataset,
+        split,
+        engine,
+        bundle.info,
+        out,
+        model_name=name or str(model),
+        weights_sha256=weights_sha256(bundle.folder),
+        options=options,
+        dtype=dtype,
+        limit=limit,
+        progress=progress,
+    )
+
+
+def predict_and_score(
+    model: str | Path,
+    dataset: Dataset,
+    split: str,
+    out: Path,
+    options: GenerationOptions | None = None,
+    *,
+    limit: int = 0,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Predict a split with a model, where ``out`` holds no predictions yet, and score it into ``out``; the metrics.
+
+    Arguments and errors as in :func:`predict_with_model` and :func:`surgery_r1.evaluate.score.score_predictions`.
+    """
+    predictions = out / "predictions.jsonl"
+    if not predictions.exists():
+        predict_with_model(model, dataset, split, predictions, options, limit=limit, name=name, progress=progress)
+    return score_predictions(predictions, dataset, split, out)

@@ -1,0 +1,61 @@
+"""Evaluation on dev while training: the only questions on which anything is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from surgery_r1.codec import read_reply
+from surgery_r1.data.dataset import Dataset
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
+from surgery_r1.evaluate.predict import evenly_spaced, prompt_of
+from surgery_r1.matching import match
+from surgery_r1.models.load import Bundle
+from surgery_r1.models.processor import view_of
+from surgery_r1.train.config import EvalConfig
+
+#: Values by name, all in [0, 1].
+Metrics = dict[str, float]
+
+
+def dev_evaluator(config: EvalConfig, dataset: Dataset, bundle: Bundle) -> Callable[[Any], Metrics]:
+    """A function model -> acc, miou, joint, joint_at_iou50 and parse_failure_rate on dev.
+
+    ``joint`` is the mean over questions of the IoU where the answer is right, else 0.
+
+    Args:
+        bundle: the processor and box space of the models that will be evaluated.
+
+    Raises:
+        SurgeryR1Error: when the dataset has no dev questions.
+    """
+    samples = evenly_spaced(dataset.split("dev"), config.dev_samples)
+    if not samples:
+        raise SurgeryR1Error(
+            "the dataset has no dev questions to choose on",
+            where=str(dataset.root),
+            fix="build it from label folders that hold the dev sequences (see surgery_r1.vocab.DEV_SEQUENCES)",
+        )
+    options = GenerationOptions(config.batch_size, config.max_new_tokens, config.reasoning)
+    prompts = [prompt_of(sample, dataset, reasoning=options.reasoning) for sample in samples]
+    space = bundle.info.box_space
+
+    def evaluate(model: Any) -> Metrics:
+        engine = TransformersEngine(model, bundle.processor, space, options)
+        texts = [text for batch in engine.generate(prompts) for text in batch]
+        predictions = [
+            read_reply(text, space, view_of(bundle.processor, s.width, s.height))
+            for text, s in zip(texts, samples, strict=True)
+        ]
+        matches = [match(prediction, s.accepted) for prediction, s in zip(predictions, samples, strict=True)]
+        n = len(matches)
+        return {
+            "acc": sum(m.answer_right for m in matches) / n,
+            "miou": sum(m.iou for m in matches) / n,
+            "joint": sum(m.joint for m in matches) / n,
+            "joint_at_iou50": sum(m.joint_at_iou50 for m in matches) / n,
+            "parse_failure_rate": sum(p.answer is None or p.box_px is None for p in predictions) / n,
+        }
+
+    return evaluate

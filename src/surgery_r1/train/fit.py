@@ -1,0 +1,108 @@
+"""Running a TRL trainer to its end: callbacks, resuming, what a stage reports."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback
+
+from surgery_r1.train.callbacks import DevCallback, Recorder, StopOnSignal
+from surgery_r1.train.checkpoints import resume_point, run_trainer
+from surgery_r1.train.dev import Metrics
+from surgery_r1.train.run_folder import metrics_writer
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """How a stage is run, beside its config.
+
+    Attributes:
+        out: run folder; trainer checkpoints go to ``out/checkpoints``.
+        evaluate: model -> metrics on dev, all in [0, 1].
+        keep: called with the model and its step when dev is better than ever.
+        resume: go on from the last checkpoint.
+        quiet: no progress bar.
+        keep_last: keep the last evaluated model instead of the best one, and never stop early.
+    """
+
+    out: Path
+    evaluate: Callable[[Any], Metrics]
+    keep: Callable[[Any, int], None]
+    resume: bool = False
+    quiet: bool = False
+    keep_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a stage reports when it ends: ``result.json``.
+
+    Attributes:
+        best: folder of the model that was kept.
+        best_step: optimiser step after which it was saved; -1 when none was.
+        dev_joint: its ``joint`` on dev in [0, 1].
+        stopped: SIGTERM ended training early; resume to go on.
+        steps: optimiser steps done in all.
+        held_off: pass-through options that would have sent data away, and were not set.
+    """
+
+    best: Path
+    best_step: int
+    dev_joint: float
+    stopped: bool
+    steps: int
+    held_off: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``result.json`` has it."""
+        return {
+            "best": str(self.best),
+            "best_step": self.best_step,
+            "dev/joint": self.dev_joint,
+            "stopped": self.stopped,
+            "steps": self.steps,
+            "held_off": list(self.held_off),
+        }
+
+
+def fit(
+    stage: str,
+    trainer_with: Callable[[list[TrainerCallback]], Any],
+    options: FitOptions,
+    *,
+    eval_every: int,
+    patience: int = 0,
+    baseline: bool = False,
+    cycle: int = 1,
+) -> TrainResult:
+    """Train until the trainer's last step, or until dev no longer improves.
+
+    Args:
+        trainer_with: makes the trainer, given its callbacks.
+        eval_every, patience, baseline: see :class:`surgery_r1.train.callbacks.DevCallback`.
+        cycle: optimiser steps between places where the trainer can resume.
+    """
+    write = metrics_writer(options.out)
+    dev = DevCallback(
+        stage,
+        options.evaluate,
+        options.keep,
+        write,
+        every=eval_every,
+        patience=patience,
+        baseline=baseline,
+        last=options.keep_last,
+    )
+    stop = StopOnSignal(cycle)
+    recorder = Recorder(stage, write, quiet=options.quiet)
+    # Dev goes first, so that the checkpoint of a step holds what was decided there.
+    trainer = trainer_with([dev, stop, recorder])
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = resume_point(options.out, dev, resume=options.resume, cycle=cycle)
+    with stop.listening(), contextlib.closing(recorder):
+        steps = run_trainer(trainer, dev, checkpoint)
+    return TrainResult(options.out / "best", dev.best_step, dev.best, stop.stopped, steps)

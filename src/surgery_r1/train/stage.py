@@ -1,0 +1,171 @@
+"""One training stage, from a config and a dataset to a run folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from surgery_r1._util.files import write_json
+from surgery_r1._util.offline import stay_offline
+from surgery_r1.data.dataset import Dataset
+from surgery_r1.models.load import Bundle, from_pretrained, merged, weights_sha256
+from surgery_r1.models.save import save_model
+from surgery_r1.models.sharing.vision_features import keep_frozen_features
+from surgery_r1.rewards.custom import reward_files
+from surgery_r1.train.config import ModelConfig, TrainConfig
+from surgery_r1.train.datasets import rft_dataset, sft_dataset
+from surgery_r1.train.dev import dev_evaluator
+from surgery_r1.train.fit import FitOptions, TrainResult
+from surgery_r1.train.options import Permissions
+from surgery_r1.train.rft import rft_arguments, train_rft
+from surgery_r1.train.run_folder import seed_everything, start_run
+from surgery_r1.train.sft import sft_arguments, train_sft
+
+Stage = Literal["sft", "rft"]
+
+#: Config values that may differ when a run is resumed: they change speed or length, and no result before the end.
+_FREE = (
+    *("threads", "tracker", "eval.batch_size", "sft.patience"),
+    *("model.vision_cache", "model.vision_cache_gib", "model.vision_memory_mib", "model.offload_vision"),
+)
+
+
+def train(
+    stage: Stage,
+    config: TrainConfig,
+    dataset: Dataset,
+    out: Path,
+    *,
+    base: str | Path | None = None,
+    include_dev: bool = False,
+    resume: bool = False,
+    allowed: Permissions | None = None,
+    quiet: bool = False,
+) -> TrainResult:
+    """Run one training stage into the run folder ``out``; ``out/best`` is the model that dev chose.
+
+    Args:
+        base: model to start from; None takes ``model.base`` of the config. RFT starts from a run of SFT.
+        include_dev: train on the dev sequences too, for a final run after everything has been chosen. Dev can then
+            neither choose nor stop: the last model is kept.
+        resume: go on with the run in ``out``.
+        allowed: what may leave the machine; nothing by default.
+        quiet: no progress bar.
+
+    Raises:
+        SurgeryR1Error: for bad input, a run folder that is taken, or nothing to resume.
+    """
+    allowed = allowed or Permissions()
+    # Also for callers from Python: TRL's trainers send telemetry unless they are told not to.
+    stay_offline(allowed.hub)
+    # First what needs no model and leaves no trace: a wrong option must not cost a load or a taken run folder.
+    arguments, held_off = (sft_arguments if stage == "sft" else rft_arguments)(config, out, allowed)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    seed_everything(config.seed)
+    bundle = _load(config.model, base, allowed)
+    # The next stage gets an adapter of its own on top of the merged weights.
+    model = merged(bundle.model)
+    rows = _training_rows(stage, config, dataset, bundle, include_dev)
+    _keep_vision_features(model, config.model)
+    evaluate = dev_evaluator(config.eval, dataset, bundle)
+    _start(stage, config, dataset, bundle, out, rows=len(rows), include_dev=include_dev, resume=resume)
+    if config.lora.enabled:
+        # An adapter names its base by path; a merged SFT model is kept beside it, so that the run is whole.
+        _keep_base(model, bundle, out)
+    info = replace(bundle.info, stage=stage, dataset_sha256=dataset.hash)
+
+    def keep(chosen: Any, step: int) -> None:
+        save_model(chosen, bundle.processor, replace(info, step=step), out / "best")
+
+    options = FitOptions(out, evaluate, keep, resume, quiet, include_dev or config.eval.choose == "last")
+    train_stage = train_sft if stage == "sft" else train_rft
+    result = replace(train_stage(config, arguments, model, bundle.processor, rows, options), held_off=tuple(held_off))
+    write_json(out / "result.json", result.to_json())
+    return result
+
+
+def _load(config: ModelConfig, base: str | Path | None, allowed: Permissions) -> Bundle:
+    return from_pretrained(
+        base or config.base,
+        dtype=config.dtype,
+        attention=config.attention,
+        min_pixels=config.min_pixels or None,
+        max_pixels=config.max_pixels or None,
+        box_space=config.box_space or None,
+        allow_hub=allowed.hub,
+    )
+
+
+def _training_rows(stage: Stage, config: TrainConfig, dataset: Dataset, bundle: Bundle, include_dev: bool) -> Any:
+    """The rows that SFT trains on, or the prompts that RFT asks (a ``datasets.Dataset``)."""
+    if stage == "sft":
+        return sft_dataset(
+            dataset,
+            bundle.processor,
+            bundle.info.box_space,
+            tasks=config.sft.tasks,
+            direct_answers=config.sft.direct_answers,
+            include_dev=include_dev,
+            flips=config.sft.flips,
+            seed=config.seed,
+        )
+    return rft_dataset(
+        dataset,
+        bundle.processor,
+        bundle.info.box_space,
+        reasoning=config.rft.reasoning,
+        include_dev=include_dev,
+        flips=config.rft.flips,
+        questions_per_frame=config.rft.questions_per_frame,
+        seed=config.seed,
+    )
+
+
+def _keep_vision_features(model: Any, config: ModelConfig) -> None:
+    if config.freeze_vision:
+        keep_frozen_features(
+            model,
+            config.vision_memory_mib * 2**20,
+            folder=Path(config.vision_cache) if config.vision_cache else None,
+            offload=config.offload_vision,
+            disk=config.vision_cache_gib * 2**30,
+        )
+
+
+def _start(
+    stage: Stage,
+    config: TrainConfig,
+    dataset: Dataset,
+    bundle: Bundle,
+    out: Path,
+    *,
+    rows: int,
+    include_dev: bool,
+    resume: bool,
+) -> None:
+    """Take the run folder, or go on with the run that it holds."""
+    facts = {
+        "stage": stage,
+        "base_sha256": weights_sha256(bundle.folder),
+        "dataset_sha256": dataset.hash,
+        "rows": rows,
+        "include_dev": include_dev,
+        **({"reward_files": files} if stage == "rft" and (files := reward_files(config.rft.rewards)) else {}),
+    }
+    notes = {"base": str(bundle.folder), "dataset": str(dataset.root), "seed": config.seed}
+    start_run(out, config.to_json(), facts, notes, resume=resume, free=(*_FREE, f"{stage}.max_steps"))
+
+
+def _keep_base(model: Any, bundle: Bundle, out: Path) -> None:
+    if (bundle.folder / "adapter_config.json").is_file():
+        folder = out / "base"
+        if not folder.exists():
+            save_model(model, bundle.processor, bundle.info, folder)
+    else:
+        folder = bundle.folder
+    model.name_or_path = str(folder.resolve())
+    model.config._name_or_path = str(folder.resolve())
