@@ -42,6 +42,7 @@ LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units}
 #: Libraries that take seconds to import.
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "huggingface_hub"}
 LONGEST_FILE = 330
+LONGEST_FUNCTION = 60
 
 
 def unit_of(module: str) -> str:
@@ -152,3 +153,26 @@ def test_a_file_can_be_read_in_one_sitting(module):
 def test_every_file_says_what_it_is(module):
     if MODULES[module].read_text().strip():
         assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+def test_every_doctest_is_collected():
+    """A folder whose name a tool takes for generated files would be passed over in silence."""
+    import subprocess
+    import sys
+
+    written = {path for path in MODULES.values() if ">>> " in path.read_text(encoding="utf-8")}
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts=--doctest-modules", str(ROOT)]
+    done = subprocess.run(command, cwd=ROOT.parents[1], capture_output=True, text=True, check=False)
+    collected = {ROOT.parents[1] / line.split("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert written and collected >= written, sorted(map(str, written - collected))
+
+
+def test_functions_can_be_seen_on_one_screen():
+    long = []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > LONGEST_FUNCTION:
+                    long.append(f"{module}.{node.name}: {lines} lines")
+    assert not long

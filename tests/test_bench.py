@@ -69,11 +69,11 @@ def test_prompts_have_the_length_asked_for():
 
 def test_what_cannot_be_run_is_refused():
     with pytest.raises(SurgeryR1Error, match="prompt_tokens = 10"):
-        Work(prompt_tokens=10).check()
+        Work(prompt_tokens=10).of("rft").check()
     with pytest.raises(SurgeryR1Error, match="micro_batch = 24 cannot hold whole groups"):
-        Work(questions=5, micro_batch=24).check()
+        Work(questions=5, micro_batch=24).of("rft").check()
     with pytest.raises(SurgeryR1Error, match="unknown shape 'huge'"):
-        Work(shape="huge").check()
+        Work(shape="huge").of("rft").check()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Rewards of one's own: found by ``path.py:function``, tried out before training, wrong ones refused with their path."""
+"""Rewards of one's own: found by ``path.py:function``, tried out before training, refused with their path."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import label_folders as lf
 import pytest
 
 from surgery_r1.cli import main
-from surgery_r1.cli.teacher_progress import TeacherProgress
+from surgery_r1.cli.teacher_progress import teacher_progress
 from surgery_r1.data.assemble import build_dataset
 from surgery_r1.data.dataset import open_dataset
 from surgery_r1.data.rationales.teacher import endpoint as where
@@ -391,12 +391,12 @@ def test_replies_on_a_full_disk(tmp_path, monkeypatch):
             ResponseCache(tmp_path / "r.jsonl")
 
 
-def test_time_left():
+def test_what_the_teacher_costs_is_shown():
     from types import SimpleNamespace
 
     teacher = SimpleNamespace(asked=50, reused=5, tokens=12_000)
-    line = TeacherProgress(teacher).line(10, 40, 100.0)
-    assert line == "frames 10 of 40: 50 requests (0.5/s), 5 kept replies, 12,000 tokens spent, 5 min left"
+    details = teacher_progress(teacher)._details
+    assert details() == "50 requests, 5 kept replies, 12,000 tokens spent"
 
 
 def test_recipe_without_its_teacher(folder, tmp_path):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
-from typing import Any
 
 from tqdm import tqdm
 
@@ -15,17 +15,19 @@ Progress = Callable[[int, int], None]
 _BETWEEN_LINES = 30.0
 
 
-class _Lines(tqdm):
-    """A bar for log files: each state is a line of its own."""
+#: Seconds before anything is shown: what takes no longer needs no bar.
+_DELAY = 0.5
 
-    @staticmethod
-    def status_printer(file: Any) -> Callable[[str], None]:
-        def write(text: str) -> None:
-            if text.strip():
-                file.write(text.strip() + "\n")
-                file.flush()
 
-        return write
+class _LogFile:
+    """Standard error that is a log file: each state of a bar is a line of its own."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def progress_bar(total: int, description: str, unit: str, *, initial: int = 0, quiet: bool = False) -> tqdm:
@@ -36,14 +38,14 @@ def progress_bar(total: int, description: str, unit: str, *, initial: int = 0, q
         quiet: show nothing.
     """
     terminal = sys.stderr.isatty()
-    kind = tqdm if terminal else _Lines
-    return kind(
+    return tqdm(
         total=total,
         desc=description,
         unit=f" {unit}",
         initial=initial,
         disable=quiet,
-        file=sys.stderr,
+        file=sys.stderr if terminal else _LogFile(),
+        delay=_DELAY,
         mininterval=0.1 if terminal else _BETWEEN_LINES,
         maxinterval=10.0 if terminal else 2 * _BETWEEN_LINES,
         dynamic_ncols=True,
@@ -60,10 +62,13 @@ class ProgressBar:
     def __init__(self, description: str, unit: str, details: Callable[[], str] | None = None) -> None:
         self._description, self._unit, self._details = description, unit, details
         self._bar: tqdm | None = None
+        self._start = time.time()
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:
             self._bar = progress_bar(total, self._description, self._unit)
+            # The first call comes after the first piece of work.
+            self._bar.start_t = self._start
         if self._details is not None:
             self._bar.set_postfix_str(self._details(), refresh=False)
         self._bar.update(done - self._bar.n)

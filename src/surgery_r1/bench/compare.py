@@ -33,6 +33,7 @@ def bench(name: str, work: Work, pairs: int = 5, say: Callable[[str], None] = pr
     Raises:
         SurgeryR1Error: for work that cannot be run, or a variant that failed.
     """
+    work = work.of(name)
     work.check()
     if pairs < 1:
         raise SurgeryR1Error(f"pairs = {pairs}", fix="give 1 or more")

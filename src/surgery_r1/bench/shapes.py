@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from surgery_r1.errors import SurgeryR1Error
@@ -60,34 +60,43 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Work:
-    """What is computed.
+    """What is computed. The vision tower is frozen always."""
 
-    Attributes:
-        shape: a name of :data:`SHAPES`.
-        image_tokens: tokens of the frame; rounded to a grid of about 5:4.
-        prompt_tokens: text tokens of a prompt, system text and chat marks included.
-        completion_tokens: of a completion, a reply or a prediction.
-        questions: on the one frame.
-        generations: completions of a question (RFT).
-        rows: training rows of a question (SFT).
-        micro_batch: rows of a pass of the baseline; 0 takes ``generations`` (RFT) or 6 (SFT).
-        lora: train an adapter of rank 16 instead of the language model. The vision tower is frozen always.
-        checkpointing: recompute activations in the backward pass.
-    """
-
-    shape: str = "cpu"
+    shape: Literal["cpu", "3b", "7b"] = "cpu"
+    """Size of the model, whose weights are random."""
     image_tokens: int = 1280
+    """Tokens of the frame; rounded to a grid of about 5:4."""
     prompt_tokens: int = 150
-    completion_tokens: int = 128
-    questions: int = 1
+    """Text tokens of a prompt, system text and chat marks included."""
+    completion_tokens: int = 0
+    """Tokens of a completion; 0: 128 for rft, 60 for sft, 32 for predict."""
+    questions: int = 0
+    """Questions on the frame; 0: 1 for rft, 6 for sft and predict."""
     generations: int = 8
+    """Completions of a question (rft)."""
     rows: int = 3
+    """Training rows of a question (sft)."""
     micro_batch: int = 0
+    """Rows in a pass of the baseline; 0: one group (rft) or 6 rows (sft)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations."""
     device: str = "cpu"
+    """cpu or cuda."""
     lora: bool = False
+    """Train an adapter of rank 16 instead of the language model."""
     checkpointing: bool = False
+    """Recompute activations in the backward pass."""
     threads: int = 0
+    """Threads of each process; 0: as many as torch takes."""
+
+    def of(self, name: str) -> Work:
+        """The same with the usual numbers of the benchmark ``name`` where there are zeros.
+
+        >>> Work().of("rft").completion_tokens, Work(questions=2).of("sft").questions
+        (128, 2)
+        """
+        tokens = self.completion_tokens or {"rft": 128, "sft": 60, "predict": 32}[name]
+        return replace(self, completion_tokens=tokens, questions=self.questions or (1 if name == "rft" else 6))
 
     @property
     def grid(self) -> tuple[int, int]:

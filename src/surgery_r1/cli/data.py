@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from surgery_r1._util.files import dump_json
-from surgery_r1.cli.teacher_progress import TeacherProgress
+from surgery_r1._util.progress import ProgressBar
+from surgery_r1.cli.teacher_progress import teacher_progress
 from surgery_r1.errors import SurgeryR1Error
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Build:
                 embed_images=self.embed_images,
                 overwrite=self.overwrite,
                 writers={TEACHER: teacher} if teacher else None,
-                progress=TeacherProgress(teacher) if teacher else None,
+                progress=teacher_progress(teacher) if teacher else None,
                 open_source=opener(self.adapter),
             )
         if self.json:
@@ -207,15 +208,16 @@ class MakeScenes:
         """Exit status 0; errors are raised."""
         from surgery_r1.synthetic import make_scenes
 
-        made = make_scenes(
-            self.out,
-            domain=self.domain,
-            seed=self.seed,
-            size=parse_size(self.size),
-            frames=self.frames,
-            workers=self.workers,
-            progress=_show_progress if sys.stderr.isatty() else None,
-        )
+        with ProgressBar("drawing", "frames") as progress:
+            made = make_scenes(
+                self.out,
+                domain=self.domain,
+                seed=self.seed,
+                size=parse_size(self.size),
+                frames=self.frames,
+                workers=self.workers,
+                progress=progress,
+            )
         if self.json:
             say(dump_json(made, indent=2))
         else:
@@ -255,12 +257,6 @@ def parse_size(text: str) -> tuple[int, int]:
 def say(text: str) -> None:
     """Write a line to standard output."""
     sys.stdout.write(text + "\n")
-
-
-def _show_progress(done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    sys.stderr.write(f"\rdrawing {done:,} of {total:,} frames{end}")
-    sys.stderr.flush()
 
 
 def format_table(rows: Sequence[Sequence[Any]]) -> str:

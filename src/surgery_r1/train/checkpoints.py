@@ -40,7 +40,9 @@ def run_trainer(trainer: Any, dev: DevCallback, checkpoint: str | None) -> int:
         trainer.state.global_step = done
         dev.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
     else:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        # transformers would show one for every checkpoint, in the middle of ours.
+        with without_progress_bars():
+            trainer.train(resume_from_checkpoint=checkpoint)
     return int(trainer.state.global_step)
 
 
