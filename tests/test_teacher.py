@@ -135,7 +135,7 @@ def test_a_teacher_writes_the_reasoning(folder, serve, tmp_path, capsys):
     assert (about["replies"], about["prompt_tokens"], about["completion_tokens"]) == (40, 4000, 800)
     card = (tmp_path / "ds/README.md").read_text()
     assert f"teacher:m was sent: frames and annotations to {server.endpoint} (this machine)." in card
-    assert "frames 6 of 6: 40 requests" in output.err and "4,800 tokens spent" in output.err
+    assert ": 40 requests" in output.err and "4,800 tokens spent" in output.err
     assert "rejected" not in output.out and "accepted" in output.out
     assert len(server.requests) == 40 and all(request["image"] for request in server.requests)
 
@@ -391,12 +391,15 @@ def test_replies_on_a_full_disk(tmp_path, monkeypatch):
             ResponseCache(tmp_path / "r.jsonl")
 
 
-def test_what_the_teacher_costs_is_shown():
+def test_what_the_teacher_costs_is_shown(caplog):
+    caplog.set_level("INFO")
     from types import SimpleNamespace
 
-    teacher = SimpleNamespace(asked=50, reused=5, tokens=12_000)
-    details = teacher_progress(teacher)._details
-    assert details() == "50 requests, 5 kept replies, 12,000 tokens spent"
+    teacher = SimpleNamespace(name="teacher:m", asked=50, reused=5, tokens=12_000)
+    with teacher_progress(teacher) as progress:
+        progress(1, 2)
+        assert progress._bar.postfix == "50 requests, 5 kept replies, 12,000 tokens spent"
+    assert caplog.messages == ["teacher:m: 50 requests, 5 kept replies, 12,000 tokens spent"]
 
 
 def test_recipe_without_its_teacher(folder, tmp_path):

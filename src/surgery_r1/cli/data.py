@@ -137,6 +137,7 @@ class Build:
         recipe = load_recipe(self.config) if self.config else Recipe()
         with contextlib.ExitStack() as stack:
             teacher = stack.enter_context(self._teacher(recipe)) if recipe.asks_teacher else None
+            progress = stack.enter_context(teacher_progress(teacher)) if teacher else None
             manifest = build_dataset(
                 self.folders,
                 self.out,
@@ -147,7 +148,7 @@ class Build:
                 embed_images=self.embed_images,
                 overwrite=self.overwrite,
                 writers={TEACHER: teacher} if teacher else None,
-                progress=teacher_progress(teacher) if teacher else None,
+                progress=progress,
                 open_source=opener(self.adapter),
             )
         if self.json:

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+logger = logging.getLogger(__name__)
+
 #: Libraries whose warnings are about their own code, and not about what the user gave.
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub")
 

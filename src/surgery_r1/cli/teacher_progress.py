@@ -1,19 +1,27 @@
-"""How far a teacher is, on standard error."""
+"""How far a teacher is, and what it has cost, on standard error."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from surgery_r1._util.progress import ProgressBar
+from surgery_r1.cli.messages import logger
 
 if TYPE_CHECKING:
     from surgery_r1.data.rationales.teacher.writer import TeacherWriter
 
 
-def teacher_progress(teacher: TeacherWriter) -> ProgressBar:
-    """A bar over frames, with what the teacher was asked and what that cost."""
+@contextmanager
+def teacher_progress(teacher: TeacherWriter) -> Iterator[ProgressBar]:
+    """A bar over frames; what was asked and spent stands behind it, and is told at the end, also after an error."""
 
-    def details() -> str:
+    def cost() -> str:
         return f"{teacher.asked:,} requests, {teacher.reused:,} kept replies, {teacher.tokens:,} tokens spent"
 
-    return ProgressBar("rationales", "frames", details)
+    try:
+        with ProgressBar("rationales", "frames", cost) as progress:
+            yield progress
+    finally:
+        logger.info("%s: %s", teacher.name, cost())
