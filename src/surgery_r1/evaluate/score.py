@@ -26,8 +26,7 @@ from surgery_r1.evaluate.metrics import (
     wrong_referents,
 )
 from surgery_r1.evaluate.predictions import PredictionLine, clean, read_predictions
-from surgery_r1.geometry import Box, iou
-from surgery_r1.matching import IOU_RIGHT, match
+from surgery_r1.matching import IOU_RIGHT, match, wrong_referent
 from surgery_r1.prompts import PROMPT_VERSION
 from surgery_r1.records import Frame, Sample
 
@@ -39,22 +38,6 @@ _LONGEST_TEXT = 2000
 
 #: Metrics whose difference to the no-image floor is reported with an interval.
 _ABOVE_FLOOR = ("acc", "f_score", "miou", "joint", "joint_at_iou50")
-
-
-def wrong_referent(box_px: Box | None, sample: Sample, frame: Frame | None) -> bool | None:
-    """Whether the box fits another annotated object of the frame better than the one asked about (ours).
-
-    None without a box, or where the frame has no other annotated object. A box on empty tissue is none:
-    it fits nothing better.
-    """
-    if box_px is None or frame is None:
-        return None
-    asked = set(sample.answers_accepted or (sample.answer,)) if sample.kind == "tool" else {sample.subject}
-    boxes = [box for _, box in sample.accepted]
-    others = [o.box_px for o in frame.objects if o.name not in asked and tuple(o.box_px) not in boxes]
-    if not others:
-        return None
-    return max(iou(box_px, other) for other in others) > max(iou(box_px, box) for box in boxes)
 
 
 def _coherence(answer_right: bool, box_right: bool) -> str:
@@ -89,7 +72,7 @@ def score_line(
         "joint": matched.joint,
         "joint_at_iou50": matched.joint_at_iou50,
         "coherence": _coherence(matched.answer_right, matched.iou >= IOU_RIGHT),
-        "referent_illusion": wrong_referent(reading.box_px, sample, frame),
+        "referent_illusion": wrong_referent(reading.box_px, sample, () if frame is None else frame.objects),
         "box_px": None if reading.box_px is None else list(reading.box_px),
         "box_true_px": list(truth_box),
         "width": sample.width,
