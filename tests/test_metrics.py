@@ -14,7 +14,7 @@ from surgery_r1 import vocab
 from surgery_r1._util.files import write_jsonl
 from surgery_r1.codec import Prediction
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.evaluate.bootstrap import block_ids, draws, intervals, natural
+from surgery_r1.evaluate.bootstrap import block_ids, draws, intervals, natural_key
 from surgery_r1.evaluate.compare import compare_lines, compare_scores
 from surgery_r1.evaluate.floor import NoImageFloor
 from surgery_r1.evaluate.metrics import METRICS, by_answer, confusions, published, summarise, tally, wrong_referents
@@ -165,7 +165,7 @@ def test_published_iou_is_a_rate_wherever_the_box_is(box):
 
 
 def test_natural_order_of_frames():
-    assert sorted(["frame10", "frame9", "frame010", "a", "12"], key=natural) == [
+    assert sorted(["frame10", "frame9", "frame010", "a", "12"], key=natural_key) == [
         "12",
         "a",
         "frame9",
@@ -184,6 +184,13 @@ def test_blocks_are_runs_of_ten_frames_of_one_sequence():
     # Where the lines stand does not matter to which of them are drawn together.
     other = block_ids(lines[::-1])[::-1]
     assert len(set(zip(blocks, other, strict=True))) == 30
+
+
+def test_frames_whose_numbers_are_equal_are_always_in_the_same_blocks():
+    names = [f"frame{'0' * zeros}{i}" for i in range(7) for zeros in range(3)]
+    expected = [rank // 10 for rank in range(21)]
+    ordered = sorted(sorted(names), key=natural_key)
+    assert block_ids([line(frame=name) for name in ordered]) == expected
 
 
 def test_the_same_sequence_name_of_two_sources_is_two_sequences():

@@ -20,6 +20,7 @@ from surgery_r1 import codec, geometry, prompts, rewards, vocab
 from surgery_r1 import records as schema
 from surgery_r1.codec import View, render, to_model
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.matching import other_objects
 from surgery_r1.rewards import MIXTURES, REWARDS, Mixture, Truth
 from surgery_r1.rewards import bindings as adapters
 
@@ -137,23 +138,39 @@ def test_referent_refuses_the_box_that_fits_another_instrument_better():
     assert rewards.coherence_referent(honest, TRUTH) == rewards.coherence_joint(honest, TRUTH) > 0.5
 
 
-def test_referent_wants_a_strictly_better_fit():
+def test_referent_refuses_only_a_strictly_better_fit_elsewhere():
+    # An object drawn with the very box that was asked for is no other object.
     twin = dataclasses.replace(FRAME, objects=(*OBJECTS, schema.AnnotatedObject("stapler", None, None, SUCTION)))
-    assert rewards.coherence_referent(reply("left-top", SUCTION), truth_of(frame=twin)) == 0
+    assert rewards.coherence_referent(reply("left-top", SUCTION), truth_of(frame=twin)) > 0.99
+    # The suction reaches from 100 to 500, this stapler from 300 to 700: halfway both fit equally well, which is paid.
+    beside = schema.AnnotatedObject("stapler", None, None, (300.0, 80.0, 700.0, 420.0))
+    truth = truth_of(frame=dataclasses.replace(FRAME, objects=(OBJECTS[1], beside)), space="source")
+    for shift, paid in ((-10, True), (0, True), (1, False), (10, False)):
+        text = reply("left-top", (200.0 + shift, 80.0, 600.0 + shift, 420.0), truth)
+        assert rewards.coherence_joint(text, truth) > 0.5
+        assert rewards.coherence_referent(text, truth) == (rewards.coherence_joint(text, truth) if paid else 0)
 
 
 def test_referent_with_two_instruments_of_one_kind():
     second = schema.AnnotatedObject("suction", "Idle", "right-bottom", (900.0, 700.0, 1200.0, 1000.0))
     truth = truth_of(frame=dataclasses.replace(FRAME, objects=(*OBJECTS, second)))
     assert rewards.coherence_referent(reply("left-top", SUCTION), truth) > 0.99
-    assert second in truth.others(0)
+    assert second in other_objects(truth, truth.objects)
+    between = schema.AnnotatedObject("suction", "Idle", "right-top", (300.0, 80.0, 700.0, 420.0))
+    truth = truth_of(frame=dataclasses.replace(FRAME, objects=(*OBJECTS, between)))
+    text = reply("left-top", (250.0, 80.0, 650.0, 420.0))
+    assert rewards.coherence_joint(text, truth) > 0.4 and rewards.coherence_referent(text, truth) == 0
 
 
-def test_referent_holds_an_answer_to_its_own_box_where_several_are_right():
+def test_referent_takes_a_box_on_any_object_that_is_asked_about():
     assert rewards.coherence_referent(reply("stapler", STAPLER), TOOL_TRUTH) > 0.99
+    # Right answer, box on the other right object: joint pays for their overlap, and it is no wrong referent.
     swapped = reply("stapler", SUCTION)
     assert rewards.coherence_joint(swapped, TOOL_TRUTH) > 0
-    assert rewards.coherence_referent(swapped, TOOL_TRUTH) == 0
+    assert rewards.coherence_referent(swapped, TOOL_TRUTH) == rewards.coherence_joint(swapped, TOOL_TRUTH)
+    on_the_kidney = reply("stapler", (310.0, 310.0, 1000.0, 900.0))
+    assert rewards.coherence_joint(on_the_kidney, TOOL_TRUTH) > 0
+    assert rewards.coherence_referent(on_the_kidney, TOOL_TRUTH) == 0
 
 
 def test_referent_is_none_where_nothing_else_is_annotated():

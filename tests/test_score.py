@@ -87,7 +87,7 @@ def score(tmp_path: Path, dataset: Dataset, records, **options):
     return metrics, lines
 
 
-def test_perfect_predictions_and_the_contract(tmp_path, dataset, capsys):
+def test_perfect_predictions_and_the_contract(tmp_path, dataset, capsys, caplog):
     metrics, lines = score(tmp_path, dataset, [truth(s) for s in dataset.split("val")])
     assert set(metrics) >= CONTRACT
     assert metrics == read_json(tmp_path / "out" / "metrics.json")
@@ -100,7 +100,7 @@ def test_perfect_predictions_and_the_contract(tmp_path, dataset, capsys):
     assert list(metrics["by_kind"]) == ["organ", "location"] and list(metrics["by_sequence"]) == ["seq_1"]
     assert metrics["by_sequence"]["seq_1"]["n"] == 24 and metrics["by_answer"]["kidney"]["acc"] == 1.0
     assert metrics["bootstrap"]["blocks"] == 2 and metrics["illusion_rate"] == 0.0
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "" and not caplog.records
 
 
 def test_the_floor_guesses_from_training_alone(tmp_path, dataset):
@@ -114,12 +114,16 @@ def test_the_floor_guesses_from_training_alone(tmp_path, dataset):
     assert {"acc", "f_score", "miou", "miou_published", "joint_at_iou50"} <= set(floor)
 
 
-def test_nothing_predicted_is_wrong_and_counted(tmp_path, dataset, capsys):
+def test_nothing_predicted_is_wrong_and_counted(tmp_path, dataset, caplog):
     metrics, lines = score(tmp_path, dataset, [])
     assert metrics["n"] == 24 and metrics["missing"] == 24 and metrics["parse_failure_rate"] == 1.0
     assert metrics["acc"] == metrics["f_score"] == metrics["miou"] == metrics["miou_published"] == 0.0
     assert all(line["missing"] and line["problems"] == ["missing"] for line in lines)
-    assert "24 of 24 questions of split 'val' have no prediction" in capsys.readouterr().err
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING" and warning.name == "surgery_r1.evaluate.score"
+    assert warning.getMessage() == (
+        f"{tmp_path / 'predictions.jsonl'}: 24 of 24 questions of split 'val' have no prediction; they count as wrong"
+    )
 
 
 def test_denominators_never_shrink(tmp_path, dataset):
@@ -157,7 +161,7 @@ def test_numbers_that_are_no_box(tmp_path, dataset, box):
     assert metrics["parse_failures"]["no_box"] == 1
 
 
-def test_text_is_read_in_its_box_space(tmp_path, dataset, capsys):
+def test_text_is_read_in_its_box_space(tmp_path, dataset, caplog):
     val = dataset.split("val")
     reply = "<think>seen</think><answer>left-top</answer><box>[{}]</box>"
     lines = [
@@ -169,15 +173,17 @@ def test_text_is_read_in_its_box_space(tmp_path, dataset, capsys):
     assert scored[1]["box_px"] == pytest.approx([9.92, 9.984, 110.08, 90.112])
     assert scored[3]["iou"] == 1.0 and scored[3]["reasoning"] == "seen"
     assert metrics["box_space"] == ["norm1000", "pixels"] and metrics["model"] == "m"
-    assert "box_space" not in capsys.readouterr().err
+    assert "box_space" not in caplog.text
 
 
-def test_text_without_a_box_space_is_read_as_source_pixels_and_says_so(tmp_path, dataset, capsys):
+def test_text_without_a_box_space_is_read_as_source_pixels_and_says_so(tmp_path, dataset, caplog):
     sample = dataset.split("val")[1]
     reply = {"id": sample.id, "text": "<answer>left-top</answer><box>[10, 10, 110, 90]</box>"}
     metrics, lines = score(tmp_path, dataset, [reply])
     assert metrics["box_space"] == "source (assumed)" and lines[1]["iou"] == 1.0
-    assert "warning" in (err := capsys.readouterr().err) and "--box-space" in err
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    said = caplog.records[0].getMessage()
+    assert "1 text lines do not say their box_space" in said and "--box-space pixels|norm" in said
     metrics, lines = score(tmp_path, dataset, [reply], box_space="norm1000")
     assert lines[1]["box_px"] == pytest.approx([3.2, 2.56, 35.2, 23.04])
 

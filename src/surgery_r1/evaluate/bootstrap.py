@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from surgery_r1.data.formats.path_patterns import natural_key
 from surgery_r1.evaluate.metrics import Line, Tally, rates
 
 if TYPE_CHECKING:
@@ -13,11 +13,6 @@ if TYPE_CHECKING:
 
 #: Neighbouring frames of a sequence that are drawn together.
 FRAMES_PER_BLOCK = 10
-
-
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts ``frame9`` before ``frame10``."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def block_ids(lines: Sequence[Line]) -> list[int]:
@@ -36,7 +31,8 @@ def block_ids(lines: Sequence[Line]) -> list[int]:
     block: dict[tuple[str, str, str], int] = {}
     count = 0
     for key, names in frames.items():
-        for rank, name in enumerate(sorted(names, key=natural)):
+        # Sorted twice: names that count as equal, such as frame9 and frame09, must not keep the chance order of a set.
+        for rank, name in enumerate(sorted(sorted(names), key=natural_key)):
             block[*key, name] = count + rank // FRAMES_PER_BLOCK
         count += -(-len(names) // FRAMES_PER_BLOCK)
     return [block[line["source"], line["sequence"], line["frame"]] for line in lines]

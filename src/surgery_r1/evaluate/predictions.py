@@ -1,9 +1,9 @@
-"""Prediction ``predictions.jsonl``: raw model text, or an answer and a box from any other system (DESIGN section 2)."""
+"""Reading ``predictions.jsonl``: raw model text, or an answer and a box from any other system."""
 
 from __future__ import annotations
 
 import json
-import sys
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,8 @@ from surgery_r1.codec import BOX_SPACES, CODEC_VERSION, Prediction, View, read_r
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import Box, is_box
 from surgery_r1.records import Sample
+
+logger = logging.getLogger(__name__)
 
 #: Fields of a prediction line that describe the run that wrote it; recorded in ``metrics.json``.
 META: tuple[str, ...] = (
@@ -81,40 +83,52 @@ def read_predictions(
     assumed = 0
     for where, record in _records(path):
         sample = _sample_of(record, samples, split, where)
-        canonical = json.dumps(record, sort_keys=True)
-        if sample.id in seen:
-            if seen[sample.id][0] != canonical:
-                raise SurgeryR1Error(
-                    f"a second, different prediction for id {sample.id!r}; the first is at {seen[sample.id][1]}",
-                    where=where,
-                    fix="keep one line for each id",
-                )
+        if _is_repeat(record, sample.id, seen, where):
             result.duplicates += 1
             continue
-        seen[sample.id] = canonical, where
         _check_origin(record, split, dataset_hash, where)
         space = _space(record, box_space, where)
-        text_line = "text" in record
-        assumed += text_line and space is None
-        reading = _read_text(record, sample, space, where) if text_line else _read_fields(record, where)
-        text = record.get("text")
-        result.by_id[sample.id] = PredictionLine(
-            int(where.rpartition(":")[2]), reading, text if isinstance(text, str) else None
-        )
-        if text_line and space is None:
+        result.by_id[sample.id] = _read_line(record, sample, space, where)
+        if "text" in record and space is None:
+            assumed += 1
             record = {**record, "box_space": ASSUMED_SOURCE}
-        for key in META:
-            if key in record:
-                value = _plain(record[key])
-                meta.setdefault(key, {})[json.dumps(value)] = value
+        _note_meta(record, meta)
     if assumed:
-        sys.stderr.write(
-            f"warning: {path}: {assumed} text lines do not say their box_space; their boxes are read as source "
-            f"pixels. Pass --box-space {'|'.join(BOX_SPACES)} if that is wrong\n"
+        logger.warning(
+            "%s: %d text lines do not say their box_space; their boxes are read as source pixels. "
+            "Pass --box-space %s if that is wrong",
+            *(path, assumed, "|".join(BOX_SPACES)),
         )
     for key, values in meta.items():
         result.meta[key] = next(iter(values.values())) if len(values) == 1 else [values[k] for k in sorted(values)]
     return result
+
+
+def _is_repeat(record: dict[str, Any], identity: str, seen: dict[str, tuple[str, str]], where: str) -> bool:
+    """Whether the same line stood in the file before; ``seen`` maps an id to its line as text and to its place."""
+    canonical = json.dumps(record, sort_keys=True)
+    before, at = seen.setdefault(identity, (canonical, where))
+    if before != canonical:
+        raise SurgeryR1Error(
+            f"a second, different prediction for id {identity!r}; the first is at {at}",
+            where=where,
+            fix="keep one line for each id",
+        )
+    return at != where
+
+
+def _read_line(record: dict[str, Any], sample: Sample, space: str | None, where: str) -> PredictionLine:
+    text = record.get("text")
+    reading = _read_text(record, sample, space, where) if "text" in record else _read_fields(record, where)
+    return PredictionLine(int(where.rpartition(":")[2]), reading, text if isinstance(text, str) else None)
+
+
+def _note_meta(record: dict[str, Any], meta: dict[str, dict[str, Any]]) -> None:
+    """Add what the line says of its run to ``meta``: field -> value as JSON text -> value."""
+    for key in META:
+        if key in record:
+            value = _plain(record[key])
+            meta.setdefault(key, {})[json.dumps(value)] = value
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,9 +1,9 @@
-"""``predictions.jsonl`` + dataset -> ``scores.jsonl`` + ``metrics.json`` (DESIGN section 2)."""
+"""Scoring: ``predictions.jsonl`` and a dataset become ``scores.jsonl`` and ``metrics.json``."""
 
 from __future__ import annotations
 
+import logging
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,36 +25,21 @@ from surgery_r1.evaluate.metrics import (
     tally,
     wrong_referents,
 )
-from surgery_r1.evaluate.predictions import PredictionLine, clean, read_predictions
-from surgery_r1.geometry import Box, iou
-from surgery_r1.matching import IOU_RIGHT, match
+from surgery_r1.evaluate.predictions import PredictionFile, PredictionLine, clean, read_predictions
+from surgery_r1.matching import IOU_RIGHT, match, wrong_referent
 from surgery_r1.prompts import PROMPT_VERSION
 from surgery_r1.records import Frame, Sample
 
 if TYPE_CHECKING:
     from surgery_r1.data.dataset import Dataset
 
+logger = logging.getLogger(__name__)
+
 _MISSING = Prediction(None, None, None, ("missing",))
 _LONGEST_TEXT = 2000
 
 #: Metrics whose difference to the no-image floor is reported with an interval.
 _ABOVE_FLOOR = ("acc", "f_score", "miou", "joint", "joint_at_iou50")
-
-
-def wrong_referent(box_px: Box | None, sample: Sample, frame: Frame | None) -> bool | None:
-    """Whether the box fits another annotated object of the frame better than the one asked about (ours).
-
-    None without a box, or where the frame has no other annotated object. A box on empty tissue is none:
-    it fits nothing better.
-    """
-    if box_px is None or frame is None:
-        return None
-    asked = set(sample.answers_accepted or (sample.answer,)) if sample.kind == "tool" else {sample.subject}
-    boxes = [box for _, box in sample.accepted]
-    others = [o.box_px for o in frame.objects if o.name not in asked and tuple(o.box_px) not in boxes]
-    if not others:
-        return None
-    return max(iou(box_px, other) for other in others) > max(iou(box_px, box) for box in boxes)
 
 
 def _coherence(answer_right: bool, box_right: bool) -> str:
@@ -89,7 +74,7 @@ def score_line(
         "joint": matched.joint,
         "joint_at_iou50": matched.joint_at_iou50,
         "coherence": _coherence(matched.answer_right, matched.iou >= IOU_RIGHT),
-        "referent_illusion": wrong_referent(reading.box_px, sample, frame),
+        "referent_illusion": wrong_referent(reading.box_px, sample, () if frame is None else frame.objects),
         "box_px": None if reading.box_px is None else list(reading.box_px),
         "box_true_px": list(truth_box),
         "width": sample.width,
@@ -120,7 +105,7 @@ def score_samples(
 def metrics_of(
     lines: Sequence[Line], floor_lines: Sequence[Line] | None = None, *, bootstrap: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """The contract's metrics of score lines, without anything about where they came from.
+    """The metrics of score lines as ``metrics.json`` holds them, without anything about where the lines came from.
 
     Args:
         floor_lines: the same questions as answered by :class:`surgery_r1.evaluate.floor.NoImageFloor`.
@@ -192,21 +177,16 @@ def score_predictions(
     Raises:
         SurgeryR1Error: for an unknown or empty split, or a prediction file that does not fit (as ``path:line``).
     """
-    samples = dataset.split(split) if split in vocab.SPLITS else []
-    if not samples:
-        held = {name: len(dataset.split(name)) for name in vocab.SPLITS}
-        raise SurgeryR1Error(
-            f"split {split!r} has no questions; the dataset holds {held}", where=str(dataset.root), fix="check --split"
-        )
+    samples = _samples(dataset, split)
     read = read_predictions(
         predictions, {s.id: s for s in samples}, split=split, dataset_hash=dataset.hash, box_space=box_space
     )
     lines = score_samples(samples, dataset.frames, read.by_id)
     missing = sum(line["missing"] for line in lines)
     if missing:
-        sys.stderr.write(
-            f"warning: {predictions}: {missing} of {len(lines)} questions of split {split!r} have no prediction; "
-            "they count as wrong\n"
+        logger.warning(
+            "%s: %d of %d questions of split %r have no prediction; they count as wrong",
+            *(predictions, missing, len(lines), split),
         )
     floor = NoImageFloor.fit(dataset.split("train"))
     floor_lines = None
@@ -220,10 +200,33 @@ def score_predictions(
         "sources": sorted({line["source"] for line in lines}),
         "frames": len({(line["source"], line["sequence"], line["frame"]) for line in lines}),
         "missing": missing,
+        **_provenance(predictions, read, dataset),
+    }
+    assert all(name in metrics for name in METRICS)
+    write_jsonl(out / "scores.jsonl", lines)
+    write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def _samples(dataset: Dataset, split: str) -> list[Sample]:
+    """The questions of a split, of which there must be some."""
+    samples = dataset.split(split) if split in vocab.SPLITS else []
+    if not samples:
+        held = {name: len(dataset.split(name)) for name in vocab.SPLITS}
+        raise SurgeryR1Error(
+            f"split {split!r} has no questions; the dataset holds {held}", where=str(dataset.root), fix="check --split"
+        )
+    return samples
+
+
+def _provenance(predictions: Path, read: PredictionFile, dataset: Dataset) -> dict[str, Any]:
+    """What ``metrics.json`` says of where the figures come from: prediction file, model, dataset and versions."""
+    run = {key: value for key, value in read.meta.items() if key not in ("model", "box_space")}
+    return {
         "duplicates": read.duplicates,
-        "model": read.meta.pop("model", None),
-        "box_space": read.meta.pop("box_space", "source"),
-        "predicted_with": read.meta,
+        "model": read.meta.get("model"),
+        "box_space": read.meta.get("box_space", "source"),
+        "predicted_with": run,
         "predictions": {"file": predictions.name, "sha256": sha256_file(predictions)},
         "dataset_hash": dataset.hash,
         "versions": {
@@ -233,7 +236,3 @@ def score_predictions(
             "python": platform.python_version(),
         },
     }
-    assert all(name in metrics for name in METRICS)
-    write_jsonl(out / "scores.jsonl", lines)
-    write_json(out / "metrics.json", metrics)
-    return metrics

@@ -14,7 +14,7 @@ import hashlib
 
 from surgery_r1 import codec, geometry
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.matching import Match, match
+from surgery_r1.matching import Match, match, other_objects, wrong_referent
 from surgery_r1.rewards.custom import Reward, is_custom, load_reward
 from surgery_r1.rewards.truth import Truth
 
@@ -104,22 +104,21 @@ def coherence_joint(text: str, truth: Truth) -> float | None:
 
 
 def coherence_referent(text: str, truth: Truth) -> float | None:
-    """:func:`coherence_joint`, but 0 unless the box fits its object strictly better than any other of the frame.
+    """:func:`coherence_joint`, but 0 where the box refers to another object (:func:`matching.wrong_referent`).
 
     A right answer with a box on the wrong instrument is the paper's positional illusion; joint pays for it wherever the
     two instruments overlap. None where the frame has no other annotated object. Ours.
+
+    Evaluation counts by the same function. Before November 2026 this reward had a meaning of its own: it also gave 0
+    where another object fitted the box exactly as well, and it held the box to the object of the given answer alone.
+    Now a tie is paid, and where several objects are right, a box on any of them refers rightly.
     """
-    if not _asks_for_both(truth) or not any(truth.others(pair) for pair in range(len(truth.accepted))):
+    if not _asks_for_both(truth) or not other_objects(truth, truth.objects):
         return None
     reading = _read(text, truth)
-    matched = _match(reading, truth)
-    if reading.box_px is None or matched.joint == 0.0:
+    if reading.box_px is None or wrong_referent(reading.box_px, truth, truth.objects):
         return 0.0
-    fit = geometry.iou(reading.box_px, truth.accepted[matched.truth][1])
-    nearest_other = max(
-        (geometry.iou(reading.box_px, item.box_px) for item in truth.others(matched.truth)), default=0.0
-    )
-    return matched.joint if fit > nearest_other else 0.0
+    return _match(reading, truth).joint
 
 
 def coherence_spatial(text: str, truth: Truth) -> float | None:

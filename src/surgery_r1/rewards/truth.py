@@ -120,18 +120,6 @@ class Truth:
         rule = geometry.location_rule(self.location_rule)
         return None if rule.reference == "organ" and self.organ_box is None else rule
 
-    def others(self, pair: int) -> tuple[AnnotatedObject, ...]:
-        """The annotated objects that are not what accepted pair number ``pair`` points at.
-
-        A pair points at the object of the right name (the subject, or the answer where a tool was asked for) that
-        overlaps its box most: two instruments of one kind can be in a frame.
-        """
-        answer, box = self.accepted[pair]
-        name = answer if self.kind == "tool" else self.subject
-        fits = [(geometry.iou(item.box_px, box), -i) for i, item in enumerate(self.objects) if item.name == name]
-        best, index = max(fits, default=(0.0, 0))
-        return tuple(item for i, item in enumerate(self.objects) if best == 0.0 or i != -index)
-
     def to_json(self) -> str:
         """One line of JSON: the ``truth`` column of a trainer's dataset, or verl's and EasyR1's ``ground_truth``."""
         view = self.view
