@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,3 +237,45 @@ def _provenance(predictions: Path, read: PredictionFile, dataset: Dataset) -> di
             "python": platform.python_version(),
         },
     }
+
+
+def score(
+    predictions: str | Path | Iterable[Mapping[str, Any]],
+    dataset: Dataset | str | Path,
+    split: str,
+    *,
+    box_space: str | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The metrics of predictions on every question of a split; nothing is written.
+
+    Args:
+        predictions: a ``predictions.jsonl``, or its lines as dicts: ``{"id", "text"}`` for raw model text, or
+            ``{"id", "answer", "box_px"}`` with the box as xyxy in 0-based pixels of the source frame.
+        dataset: what :func:`surgery_r1.open_dataset` gave, or its folder.
+        box_space, bootstrap, seed: see :func:`score_predictions`.
+
+    Returns:
+        What ``metrics.json`` holds. Every rate is in [0, 1].
+
+    Raises:
+        SurgeryR1Error: as :func:`score_predictions`; a line that was given as a dict is named ``predictions:line``.
+
+    >>> score([], "no/such/dataset", "val")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    surgery_r1.errors.SurgeryR1Error: no/such/dataset: no such dataset folder; surgery-r1 data build FOLDER... --out ...
+    """
+    from surgery_r1.data.dataset import open_dataset
+
+    if isinstance(dataset, str | Path):
+        dataset = open_dataset(Path(dataset), check_images=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        if isinstance(predictions, str | Path):
+            path = Path(predictions)
+        else:
+            path = Path(scratch) / "predictions"
+            write_jsonl(path, (dict(line) for line in predictions))
+        out = Path(scratch) / "scores"
+        return score_predictions(path, dataset, split, out, box_space=box_space, bootstrap=bootstrap, seed=seed)
