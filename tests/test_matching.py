@@ -118,14 +118,14 @@ def test_the_reward_pays_exactly_where_the_score_sees_no_wrong_referent(dataset)
 
         reward = coherence_referent(text, truth)
         line = score_line(sample, frame, read_reply(text, space, view))
-        wrong = line["referent_illusion"]
+        wrong = line.referent_illusion
         assert (reward is None) == (not other_objects(sample, frame.objects))
         if reward is None:
             assert wrong is None
             continue
-        assert (reward > 0) == (line["answer_right"] and line["iou"] > 0 and wrong is False)
-        assert reward in (0.0, pytest.approx(line["joint"]))
-        seen[line["answer_right"], line["iou"] > 0, wrong] += 1
+        assert (reward > 0) == (line.answer_right and line.iou > 0 and wrong is False)
+        assert reward in (0.0, pytest.approx(line.joint))
+        seen[line.answer_right, line.iou > 0, wrong] += 1
     assert min(seen[True, True, wrong] for wrong in (True, False)) > 50 and seen[True, False, True] > 20
     assert seen[True, False, None] > 5 and len(seen) >= 7
 
@@ -136,4 +136,4 @@ def test_without_a_frame_neither_says_anything(dataset):
     text = render("it is seen", sample.answer, sample.box_px)
     truth = Truth.from_sample(sample, None, view=view, box_space="source", rule=None, agreement=None)
     assert coherence_referent(text, truth) is None
-    assert score_line(sample, None, read_reply(text, "source", view))["referent_illusion"] is None
+    assert score_line(sample, None, read_reply(text, "source", view)).referent_illusion is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -18,31 +19,32 @@ from surgery_r1.evaluate.bootstrap import block_ids, draws, intervals, natural_k
 from surgery_r1.evaluate.compare import compare_lines, compare_scores
 from surgery_r1.evaluate.floor import NoImageFloor
 from surgery_r1.evaluate.metrics import METRICS, by_answer, confusions, published, summarise, tally, wrong_referents
+from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.evaluate.tables import markdown_table, number, signed, text_table
 from surgery_r1.records import Sample
 
 
 def line(true="kidney", answer="kidney", iou=1.0, frame="frame000", sequence="seq_1", identity="x", **more):
-    """A score line with only what the metrics read."""
+    """A score record with only what the metrics read."""
     right = answer == true
-    return {
-        "id": identity,
-        "source": "endovis18",
-        "sequence": sequence,
-        "frame": frame,
-        "kind": "organ",
-        "answer_true": true,
-        "answer": answer,
-        "answer_right": right,
-        "iou": iou,
-        "iou_published": iou,
-        "joint": iou if right else 0.0,
-        "joint_at_iou50": right and iou >= 0.5,
-        "box_px": [0, 0, 1, 1],
-        "referent_illusion": None,
-        "missing": False,
-        **more,
-    }
+    return ScoreRecord(
+        **{
+            "id": identity,
+            "source": "endovis18",
+            "sequence": sequence,
+            "frame": frame,
+            "kind": "organ",
+            "answer_true": true,
+            "answer": answer,
+            "answer_right": right,
+            "iou": iou,
+            "iou_published": iou,
+            "joint": iou if right else 0.0,
+            "joint_at_iou50": right and iou >= 0.5,
+            "box_px": (0, 0, 1, 1),
+        }
+        | more
+    )
 
 
 def sample(identity="s", question="What organ is being operated?", answer="kidney", box=(0, 0, 10, 10), **more):
@@ -286,8 +288,8 @@ def _pair(gain: float):
 
 def test_paired_comparison_sees_a_gain_that_two_intervals_hide(tmp_path: Path):
     a, b = _pair(0.03)
-    write_jsonl(tmp_path / "a.jsonl", a)
-    write_jsonl(tmp_path / "b.jsonl", b[::-1])
+    write_jsonl(tmp_path / "a.jsonl", [record.to_json() for record in a])
+    write_jsonl(tmp_path / "b.jsonl", [record.to_json() for record in b[::-1]])
     result = compare_scores(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
     assert result["difference"] == pytest.approx(0.03)
     assert result["ci95"] == pytest.approx([0.03, 0.03])
@@ -298,11 +300,12 @@ def test_paired_comparison_sees_a_gain_that_two_intervals_hide(tmp_path: Path):
 def test_paired_comparison_is_by_block():
     # Ten blocks of ten frames; the gain sits in one block: an interval over frames would exclude 0, over blocks not.
     b = [line(iou=0.0, frame=f"f{i:03d}", identity=str(i)) for i in range(100)]
-    a = [entry | {"iou": 1.0, "joint": 1.0} if i < 10 else entry for i, entry in enumerate(b)]
+    a = [dataclasses.replace(entry, iou=1.0, joint=1.0) if i < 10 else entry for i, entry in enumerate(b)]
     result = compare_lines(a, b, "joint")
-    assert result["difference"] == pytest.approx(0.1)
-    assert result["ci95"][0] == 0.0
+    assert result.difference == pytest.approx(0.1)
+    assert result.ci95[0] == 0.0
     assert result == compare_lines(a, b, "joint")
+    assert result.to_json() == {"difference": result.difference, "ci95": [0.0, result.ci95[1]], "n": 100, "blocks": 10}
 
 
 def test_comparing_needs_the_same_questions_and_a_known_metric(tmp_path: Path):

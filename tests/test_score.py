@@ -13,7 +13,9 @@ from surgery_r1._util.files import read_json, read_jsonl
 from surgery_r1.codec import CODEC_VERSION
 from surgery_r1.data.dataset import Dataset
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.evaluate.compare import load_scores
 from surgery_r1.evaluate.score import score_predictions
+from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.records import AnnotatedObject, Frame, Sample
 
 CONTRACT = {
@@ -295,6 +297,44 @@ def test_same_input_same_bytes(tmp_path, dataset):
     before = [(tmp_path / "out" / name).read_bytes() for name in ("scores.jsonl", "metrics.json")]
     score(tmp_path, dataset, records)
     assert before == [(tmp_path / "out" / name).read_bytes() for name in ("scores.jsonl", "metrics.json")]
+
+
+KEYS = [
+    *("id", "kind", "source", "sequence", "frame", "question", "subject", "answer_true", "answer", "answer_right"),
+    *("iou", "iou_published", "joint", "joint_at_iou50", "coherence", "referent_illusion", "box_px", "box_true_px"),
+    *("width", "height", "reasoning", "problems", "missing", "line"),
+]
+NEEDED = [
+    *("id", "source", "sequence", "frame", "answer_true", "answer", "answer_right"),
+    *("iou", "iou_published", "joint", "joint_at_iou50", "box_px"),
+]
+
+
+def test_score_lines_are_read_as_they_were_written(tmp_path, dataset):
+    val = dataset.split("val")
+    unreadable = [{"id": val[1].id, "text": ""}, {"id": val[2].id, "text": "the kidney, I think"}]
+    _, lines = score(tmp_path, dataset, [truth(val[0]), *unreadable])
+    # The text stands only where there was one and no answer or box could be read in it; an empty one is a text.
+    assert [list(line) == KEYS for line in lines[:4]] == [True, False, False, True]
+    assert list(lines[1]) == list(lines[2]) == [*KEYS, "text", "text_length"]
+    assert (lines[1]["text"], lines[1]["text_length"], lines[2]["text_length"]) == ("", 0, 19)
+    records = load_scores(tmp_path / "out")
+    assert [json.dumps(record.to_json()) for record in records] == [json.dumps(line) for line in lines]
+    assert [record.failed for record in records[:4]] == [False, True, True, True]
+    assert records[0].frame_id == val[0].frame_id in dataset.frames
+
+
+def test_older_score_lines_are_read_and_what_no_metric_can_do_without_is_named(tmp_path, dataset):
+    score(tmp_path, dataset, [truth(s) for s in dataset.split("val")])
+    (_, line), *_ = read_jsonl(tmp_path / "out" / "scores.jsonl")
+    older = ScoreRecord.from_json({key: line[key] for key in NEEDED} | {"a key of old": 1})
+    assert (older.iou, older.referent_illusion, older.problems, older.text) == (1.0, None, (), None)
+    for key in NEEDED:
+        path = write(tmp_path / "scores.jsonl", [line, {k: v for k, v in line.items() if k != key}])
+        with pytest.raises(SurgeryR1Error) as caught:
+            load_scores(path)
+        assert str(caught.value).startswith(f"{path}:2: a score line without {key}")
+        assert "score again" in str(caught.value)
 
 
 JSON = st.recursive(

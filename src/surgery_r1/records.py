@@ -15,8 +15,8 @@ from surgery_r1.geometry import Box, is_box
 TASKS: tuple[str, ...] = ("visual_qa", "grounding_qa", "cot")
 
 
-class _Record:
-    """JSON round trip shared by the records. ``_optional`` fields are left out of JSON while they are empty."""
+class Record:
+    """JSON round trip shared by the records. ``_optional`` fields are left out while they hold their default."""
 
     _optional: ClassVar[frozenset[str]] = frozenset()
 
@@ -42,11 +42,11 @@ class _Record:
             raise SurgeryR1Error(f"bad {cls.__name__}: {error}", where=where, fix="rebuild the dataset") from None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict; empty optional fields are left out."""
+        """A JSON-ready dict with the fields as keys, in order; optional fields at their default are left out."""
         data = {}
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
-            if f.name in self._optional and not value:
+            if f.name in self._optional and value == f.default:
                 continue
             data[f.name] = _thawed(value)
         return data
@@ -63,7 +63,7 @@ def _frozen(name: str, value: Any) -> Any:
 def _thawed(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_thawed(item) for item in value]
-    return value.to_json() if isinstance(value, _Record) else value
+    return value.to_json() if isinstance(value, Record) else value
 
 
 def _check_box(name: str, box: Box) -> None:
@@ -72,7 +72,7 @@ def _check_box(name: str, box: Box) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample(_Record):
+class Sample(Record):
     """One question on one frame: a line of ``samples.jsonl``.
 
     ``box_px`` is 0-based xyxy in source pixels. ``answers_accepted`` and ``boxes_accepted`` (same length) are set
@@ -118,7 +118,7 @@ class Sample(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class AnnotatedObject(_Record):
+class AnnotatedObject(Record):
     """An annotated object of a frame. ``state`` and ``location`` are None for the organ or where not annotated."""
 
     name: str
@@ -136,7 +136,7 @@ class AnnotatedObject(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Frame(_Record):
+class Frame(Record):
     """One image with every annotated object: a line of ``frames.jsonl``."""
 
     frame_id: str
@@ -153,7 +153,7 @@ class Frame(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingRow(_Record):
+class TrainingRow(Record):
     """One training row: a line of ``rows.jsonl``. What the task lacks is None."""
 
     id: str

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from surgery_r1.data.formats.path_patterns import natural_key
-from surgery_r1.evaluate.metrics import Line, Tally, rates
+from surgery_r1.evaluate.metrics import Tally, rates
+from surgery_r1.evaluate.score_record import ScoreRecord
+from surgery_r1.records import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,19 +18,37 @@ if TYPE_CHECKING:
 FRAMES_PER_BLOCK = 10
 
 
-def block_ids(lines: Sequence[Line]) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Difference(Record):
+    """How much one system is better than another at a metric, on the same questions.
+
+    Attributes:
+        difference: in [-1, 1].
+        ci95: low and high end of its 95 % interval; (-1, 1) where fewer than two blocks say nothing.
+        n: questions.
+        blocks: blocks of neighbouring frames they are in.
+    """
+
+    difference: float
+    ci95: tuple[float, float]
+    n: int
+    blocks: int
+
+
+def block_ids(lines: Sequence[ScoreRecord]) -> list[int]:
     """The block of each line, numbered from 0.
 
     The frames of a sequence are put in order and cut into runs of :data:`FRAMES_PER_BLOCK`; the last run may be
     shorter. All questions of a frame are in one block, and no block spans two sequences.
 
-    >>> lines = [{"source": "s", "sequence": "seq_1", "frame": f"frame{i}"} for i in range(12)]
+    >>> from types import SimpleNamespace
+    >>> lines = [SimpleNamespace(source="s", sequence="seq_1", frame=f"frame{i}") for i in range(12)]
     >>> block_ids(lines)
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
     """
     frames: dict[tuple[str, str], set[str]] = {}
     for line in lines:
-        frames.setdefault((line["source"], line["sequence"]), set()).add(line["frame"])
+        frames.setdefault((line.source, line.sequence), set()).add(line.frame)
     block: dict[tuple[str, str, str], int] = {}
     count = 0
     for key, names in frames.items():
@@ -35,7 +56,7 @@ def block_ids(lines: Sequence[Line]) -> list[int]:
         for rank, name in enumerate(sorted(sorted(names), key=natural_key)):
             block[*key, name] = count + rank // FRAMES_PER_BLOCK
         count += -(-len(names) // FRAMES_PER_BLOCK)
-    return [block[line["source"], line["sequence"], line["frame"]] for line in lines]
+    return [block[line.source, line.sequence, line.frame] for line in lines]
 
 
 def draws(blocks: int, resamples: int, seed: int) -> np.ndarray:
@@ -69,7 +90,7 @@ def intervals(sums: Tally, resamples: int, seed: int) -> dict[str, list[float]]:
     return {name: interval(values) for name, values in rates(sums, draws(blocks, resamples, seed)).items()}
 
 
-def paired(a: Tally, b: Tally, metric: str, resamples: int, seed: int) -> dict[str, Any]:
+def paired(a: Tally, b: Tally, metric: str, resamples: int, seed: int) -> Difference:
     """Difference ``a - b`` of a metric on the same questions, with a 95 % interval from drawing the same blocks.
 
     Args:
@@ -80,9 +101,8 @@ def paired(a: Tally, b: Tally, metric: str, resamples: int, seed: int) -> dict[s
     blocks = len(a.n)
     ones = np.ones((1, blocks))
     difference = float(rates(a, ones)[metric][0] - rates(b, ones)[metric][0])
-    if blocks < 2 or resamples < 1:
-        ci95 = [-1.0, 1.0]
-    else:
+    low, high = -1.0, 1.0
+    if blocks >= 2 and resamples >= 1:
         weights = draws(blocks, resamples, seed)
-        ci95 = interval(rates(a, weights)[metric] - rates(b, weights)[metric])
-    return {"difference": difference, "ci95": ci95, "n": int(a.n.sum()), "blocks": blocks}
+        low, high = interval(rates(a, weights)[metric] - rates(b, weights)[metric])
+    return Difference(difference, (low, high), int(a.n.sum()), blocks)

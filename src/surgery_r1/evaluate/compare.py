@@ -7,27 +7,20 @@ from typing import Any
 
 from surgery_r1._util.files import read_jsonl
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.evaluate.bootstrap import block_ids, paired
-from surgery_r1.evaluate.metrics import METRICS, Line, tally
+from surgery_r1.evaluate.bootstrap import Difference, block_ids, paired
+from surgery_r1.evaluate.metrics import METRICS, tally
+from surgery_r1.evaluate.score_record import ScoreRecord
 
 
-def load_scores(path: Path) -> list[Line]:
-    """The lines of a ``scores.jsonl``, or of the one in a folder.
+def load_scores(path: Path) -> list[ScoreRecord]:
+    """The records of a ``scores.jsonl``, or of the one in a folder.
 
     Raises:
-        SurgeryR1Error: when it is missing or a line is not one of ours.
+        SurgeryR1Error: when it is missing, or a line lacks what the metrics need.
     """
     if path.is_dir():
         path = path / "scores.jsonl"
-    lines = []
-    for where, line in read_jsonl(path):
-        absent = [
-            key for key in ("id", "answer_true", "iou", "joint", "source", "sequence", "frame") if key not in line
-        ]
-        if absent:
-            raise SurgeryR1Error(f"a score line without {', '.join(absent)}", where=where, fix="score again")
-        lines.append(line)
-    return lines
+    return [ScoreRecord.from_json(line, where) for where, line in read_jsonl(path)]
 
 
 def compare_scores(
@@ -42,29 +35,30 @@ def compare_scores(
         kind: only questions of that kind.
 
     Returns:
-        ``{"difference", "ci95", "n", "blocks"}``; the difference in [-1, 1].
+        The :class:`surgery_r1.evaluate.bootstrap.Difference` as JSON: ``{"difference", "ci95", "n", "blocks"}``.
 
     Raises:
         SurgeryR1Error: when the metric is unknown or the files do not hold the same questions.
     """
     if metric not in METRICS:
         raise SurgeryR1Error(f"unknown metric {metric!r}", fix=f"use one of {list(METRICS)}")
-    return compare_lines(load_scores(a), load_scores(b), metric, bootstrap, seed, kind, names=(str(a), str(b)))
+    names = (str(a), str(b))
+    return compare_lines(load_scores(a), load_scores(b), metric, bootstrap, seed, kind, names).to_json()
 
 
 def compare_lines(
-    a: list[Line],
-    b: list[Line],
+    a: list[ScoreRecord],
+    b: list[ScoreRecord],
     metric: str,
     bootstrap: int = 1000,
     seed: int = 0,
     kind: str | None = None,
     names: tuple[str, str] = ("a", "b"),
-) -> dict[str, Any]:
-    """:func:`compare_scores` on lines that are already read."""
+) -> Difference:
+    """:func:`compare_scores` on records that are already read."""
     if kind is not None:
-        a, b = [line for line in a if line["kind"] == kind], [line for line in b if line["kind"] == kind]
-    ids = {line["id"] for line in a} ^ {line["id"] for line in b}
+        a, b = [line for line in a if line.kind == kind], [line for line in b if line.kind == kind]
+    ids = {line.id for line in a} ^ {line.id for line in b}
     if ids or len(a) != len(b) or not a:
         example = f", for example {min(ids)!r}" if ids else ""
         raise SurgeryR1Error(
@@ -72,7 +66,7 @@ def compare_lines(
             f"{len(ids)} in only one of them{example}",
             fix="score both on the same dataset and split",
         )
-    place = {line["id"]: i for i, line in enumerate(a)}
-    b = sorted(b, key=lambda line: place[line["id"]])
+    place = {line.id: i for i, line in enumerate(a)}
+    b = sorted(b, key=lambda line: place[line.id])
     blocks = block_ids(a)
     return paired(tally(a, blocks), tally(b, blocks), metric, bootstrap, seed)

@@ -1,6 +1,7 @@
-"""Metrics over score lines (FACTS section 3). Point values and resamples go through the same few matrix products.
+"""Metrics over score records: accuracy, macro F1, IoU (true and as published) and both together.
 
-A score line is one record of ``scores.jsonl``, as :func:`surgery_r1.evaluate.score.score_line` makes it.
+Point values and resamples go through the same few matrix products. The records are made by
+:func:`surgery_r1.evaluate.score.score_line`.
 """
 
 from __future__ import annotations
@@ -11,23 +12,22 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgery_r1 import vocab
+from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.geometry import Box, iou_published, is_box
 from surgery_r1.matching import IOU_RIGHT
 
 if TYPE_CHECKING:
     import numpy as np
 
-Line = dict[str, Any]
-
-#: Metrics that are means over questions: name -> value of a score line, in [0, 1].
-MEANS: dict[str, Callable[[Line], float]] = {
-    "acc": lambda line: float(line["answer_right"]),
-    "miou": lambda line: line["iou"],
-    "miou_published": lambda line: line["iou_published"],
-    "acc_at_iou50": lambda line: float(line["iou"] >= IOU_RIGHT),
-    "joint": lambda line: line["joint"],
-    "joint_at_iou50": lambda line: float(line["joint_at_iou50"]),
-    "parse_failure_rate": lambda line: float(line["answer"] is None or line["box_px"] is None),
+#: Metrics that are means over questions: name -> value of a score record, in [0, 1].
+MEANS: dict[str, Callable[[ScoreRecord], float]] = {
+    "acc": lambda line: float(line.answer_right),
+    "miou": lambda line: line.iou,
+    "miou_published": lambda line: line.iou_published,
+    "acc_at_iou50": lambda line: float(line.iou >= IOU_RIGHT),
+    "joint": lambda line: line.joint,
+    "joint_at_iou50": lambda line: float(line.joint_at_iou50),
+    "parse_failure_rate": lambda line: float(line.failed),
 }
 
 #: Every metric that :func:`rates` returns, in the order tables list them.
@@ -70,7 +70,7 @@ class Tally(NamedTuple):
     in_vocabulary: np.ndarray
 
 
-def tally(lines: Sequence[Line], blocks: Sequence[int] | None = None) -> Tally:
+def tally(lines: Sequence[ScoreRecord], blocks: Sequence[int] | None = None) -> Tally:
     """Sums by block; without ``blocks`` all lines are one block.
 
     Args:
@@ -80,7 +80,7 @@ def tally(lines: Sequence[Line], blocks: Sequence[int] | None = None) -> Tally:
 
     index = np.zeros(len(lines), dtype=np.intp) if blocks is None else np.asarray(blocks, dtype=np.intp)
     count = int(index.max()) + 1 if len(lines) else 1
-    names = {line["answer_true"] for line in lines} | {line["answer"] for line in lines}
+    names = {line.answer_true for line in lines} | {line.answer for line in lines}
     classes = sorted(name for name in names if name is not None)
     code = {name: i for i, name in enumerate(classes)}
 
@@ -89,11 +89,11 @@ def tally(lines: Sequence[Line], blocks: Sequence[int] | None = None) -> Tally:
     if lines:
         np.add.at(sums, index, np.array([[value(line) for value in MEANS.values()] for line in lines]))
     for block, line in zip(index, lines, strict=True):
-        support[block, code[line["answer_true"]]] += 1
-        if line["answer"] is not None:
-            predicted[block, code[line["answer"]]] += 1
-        if line["answer_right"]:
-            right[block, code[line["answer_true"]]] += 1
+        support[block, code[line.answer_true]] += 1
+        if line.answer is not None:
+            predicted[block, code[line.answer]] += 1
+        if line.answer_right:
+            right[block, code[line.answer_true]] += 1
     return Tally(
         np.bincount(index, minlength=count).astype(float),
         sums,
@@ -136,13 +136,16 @@ def _masked_mean(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask, values, 0.0).sum(axis=1) / np.maximum(count, 1)
 
 
-def summarise(lines: Sequence[Line]) -> dict[str, Any]:
+def summarise(lines: Sequence[ScoreRecord]) -> dict[str, float]:
     """``n`` and every metric of :data:`METRICS`, as plain numbers; rates in [0, 1], 0 where there are no lines.
 
-    >>> line = {"answer_true": "kidney", "answer": "kidney", "answer_right": True, "box_px": [0, 0, 1, 1],
-    ...         "iou": 0.75, "iou_published": 0.9, "joint": 0.75, "joint_at_iou50": True}
-    >>> miss = line | {"answer": None, "answer_right": False, "joint": 0.0, "joint_at_iou50": False}
-    >>> summary = summarise([line, miss])
+    >>> import dataclasses
+    >>> right = ScoreRecord(
+    ...     id="1", source="s", sequence="seq_1", frame="f", answer_true="kidney", answer="kidney", answer_right=True,
+    ...     iou=0.75, iou_published=0.9, joint=0.75, joint_at_iou50=True, box_px=(0, 0, 1, 1),
+    ... )
+    >>> miss = dataclasses.replace(right, answer=None, answer_right=False, joint=0.0, joint_at_iou50=False)
+    >>> summary = summarise([right, miss])
     >>> summary["acc"], summary["miou"], summary["joint"], round(summary["f_score"], 4)
     (0.5, 0.75, 0.375, 0.6667)
     """
@@ -152,37 +155,39 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
     return {"n": len(lines), **{name: float(value[0]) for name, value in values.items()}}
 
 
-def grouped(lines: Sequence[Line], key: Callable[[Line], str], order: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+def grouped(
+    lines: Sequence[ScoreRecord], key: Callable[[ScoreRecord], str], order: Iterable[str] = ()
+) -> dict[str, dict[str, Any]]:
     """:func:`summarise` for each group of lines, in ``order`` first and then as met."""
-    groups: dict[str, list[Line]] = {name: [] for name in order}
+    groups: dict[str, list[ScoreRecord]] = {name: [] for name in order}
     for line in lines:
         groups.setdefault(key(line), []).append(line)
     return {name: _group(members) for name, members in groups.items() if members}
 
 
-def _group(lines: Sequence[Line]) -> dict[str, Any]:
+def _group(lines: Sequence[ScoreRecord]) -> dict[str, Any]:
     # The F scores of a part average over few classes and invite misreading; parts are listed by answer instead.
     return {k: v for k, v in summarise(lines).items() if k not in ("f_score", "f_score_18")} | wrong_referents(lines)
 
 
-def by_answer(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
+def by_answer(lines: Sequence[ScoreRecord]) -> dict[str, dict[str, Any]]:
     """For each true answer in class order: n, acc (its recall), how often it was predicted, its F1, and the boxes."""
-    groups = grouped(lines, lambda line: line["answer_true"], vocab.ANSWERS_EXTENDED)
-    predicted = Counter(line["answer"] for line in lines if line["answer"] is not None)
+    groups = grouped(lines, lambda line: line.answer_true, vocab.ANSWERS_EXTENDED)
+    predicted = Counter(line.answer for line in lines if line.answer is not None)
     for name, group in groups.items():
         group["predicted"] = predicted[name]
         group["f1"] = 2 * group["acc"] * group["n"] / (group["n"] + predicted[name])
     return groups
 
 
-def wrong_referents(lines: Sequence[Line]) -> dict[str, Any]:
+def wrong_referents(lines: Sequence[ScoreRecord]) -> dict[str, float | None]:
     """Share of boxes that fit another annotated object better than the one asked about, where that can be told."""
-    known = [line["referent_illusion"] for line in lines if line.get("referent_illusion") is not None]
+    known = [line.referent_illusion for line in lines if line.referent_illusion is not None]
     return {"illusion_rate": sum(known) / len(known) if known else None, "illusion_n": len(known)}
 
 
-def confusions(lines: Sequence[Line], most: int = 20) -> list[dict[str, Any]]:
+def confusions(lines: Sequence[ScoreRecord], most: int = 20) -> list[dict[str, Any]]:
     """The most frequent wrong answers: ``{"true", "predicted", "n"}``; predicted is None where none was readable."""
-    wrong = Counter((line["answer_true"], line["answer"]) for line in lines if not line["answer_right"])
+    wrong = Counter((line.answer_true, line.answer) for line in lines if not line.answer_right)
     ordered = sorted(wrong.items(), key=lambda item: (-item[1], item[0][0], item[0][1] or ""))
     return [{"true": true, "predicted": answer, "n": n} for (true, answer), n in ordered[:most]]

@@ -17,7 +17,6 @@ from surgery_r1.evaluate.bootstrap import FRAMES_PER_BLOCK, block_ids, intervals
 from surgery_r1.evaluate.floor import NoImageFloor
 from surgery_r1.evaluate.metrics import (
     METRICS,
-    Line,
     by_answer,
     confusions,
     grouped,
@@ -27,6 +26,7 @@ from surgery_r1.evaluate.metrics import (
     wrong_referents,
 )
 from surgery_r1.evaluate.predictions import PredictionFile, PredictionLine, clean, read_predictions
+from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.matching import IOU_RIGHT, match, wrong_referent
 from surgery_r1.prompts import PROMPT_VERSION
 from surgery_r1.records import Frame, Sample
@@ -51,50 +51,52 @@ def _coherence(answer_right: bool, box_right: bool) -> str:
 
 def score_line(
     sample: Sample, frame: Frame | None, reading: Prediction, prediction: PredictionLine | None = None
-) -> Line:
-    """One record of ``scores.jsonl``: the prediction matched with the accepted answer and box it comes closest to.
+) -> ScoreRecord:
+    """The record of a question: its prediction matched with the accepted answer and box that it comes closest to.
 
-    ``iou``, ``iou_published`` and ``joint`` are in [0, 1]; boxes are xyxy in source pixels. ``text`` is kept (cut to
-    2,000 characters) only where no answer or no box could be read in it; ``line`` refers to the prediction file.
+    Args:
+        frame: the sample's frame, or None where its other objects are unknown.
+        reading: the prediction, in source terms.
+        prediction: the line of the prediction file, or None where there is none (missing, or the floor's guess).
     """
     matched = match(reading, sample.accepted)
     truth, truth_box = sample.accepted[matched.truth]
-    line: Line = {
-        "id": sample.id,
-        "kind": sample.kind,
-        "source": sample.source,
-        "sequence": sample.sequence,
-        "frame": sample.frame,
-        "question": sample.question,
-        "subject": sample.subject,
-        "answer_true": truth,
-        "answer": None if reading.answer is None else clean(reading.answer),
-        "answer_right": matched.answer_right,
-        "iou": matched.iou,
-        "iou_published": published(reading.box_px, truth_box, sample.width, sample.height),
-        "joint": matched.joint,
-        "joint_at_iou50": matched.joint_at_iou50,
-        "coherence": _coherence(matched.answer_right, matched.iou >= IOU_RIGHT),
-        "referent_illusion": wrong_referent(reading.box_px, sample, () if frame is None else frame.objects),
-        "box_px": None if reading.box_px is None else list(reading.box_px),
-        "box_true_px": list(truth_box),
-        "width": sample.width,
-        "height": sample.height,
-        "reasoning": None if reading.rationale is None else clean(reading.rationale, _LONGEST_TEXT),
-        "problems": list(reading.problems),
-        "missing": reading is _MISSING,
-        "line": None if prediction is None else prediction.line,
-    }
-    if prediction is not None and prediction.text is not None and (line["answer"] is None or line["box_px"] is None):
-        line["text"] = clean(prediction.text, _LONGEST_TEXT)
-        line["text_length"] = len(prediction.text)
-    return line
+    failed = reading.answer is None or reading.box_px is None
+    text = prediction.text if prediction is not None and failed else None
+    return ScoreRecord(
+        id=sample.id,
+        kind=sample.kind,
+        source=sample.source,
+        sequence=sample.sequence,
+        frame=sample.frame,
+        question=sample.question,
+        subject=sample.subject,
+        answer_true=truth,
+        answer=None if reading.answer is None else clean(reading.answer),
+        answer_right=matched.answer_right,
+        iou=matched.iou,
+        iou_published=published(reading.box_px, truth_box, sample.width, sample.height),
+        joint=matched.joint,
+        joint_at_iou50=matched.joint_at_iou50,
+        coherence=_coherence(matched.answer_right, matched.iou >= IOU_RIGHT),
+        referent_illusion=wrong_referent(reading.box_px, sample, () if frame is None else frame.objects),
+        box_px=reading.box_px,
+        box_true_px=truth_box,
+        width=sample.width,
+        height=sample.height,
+        reasoning=None if reading.rationale is None else clean(reading.rationale, _LONGEST_TEXT),
+        problems=reading.problems,
+        missing=reading is _MISSING,
+        line=None if prediction is None else prediction.line,
+        text=None if text is None else clean(text, _LONGEST_TEXT),
+        text_length=None if text is None else len(text),
+    )
 
 
 def score_samples(
     samples: Sequence[Sample], frames: Mapping[str, Frame], predictions: Mapping[str, PredictionLine]
-) -> list[Line]:
-    """Score lines in the order of ``samples``; a sample without a prediction is wrong and stays in the denominator."""
+) -> list[ScoreRecord]:
+    """Records in the order of ``samples``; a sample without a prediction is wrong and stays in the denominator."""
     lines = []
     for sample in samples:
         prediction = predictions.get(sample.id)
@@ -104,7 +106,11 @@ def score_samples(
 
 
 def metrics_of(
-    lines: Sequence[Line], floor_lines: Sequence[Line] | None = None, *, bootstrap: int = 1000, seed: int = 0
+    lines: Sequence[ScoreRecord],
+    floor_lines: Sequence[ScoreRecord] | None = None,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The metrics of score lines as ``metrics.json`` holds them, without anything about where the lines came from.
 
@@ -114,31 +120,29 @@ def metrics_of(
     """
     blocks = block_ids(lines)
     sums = tally(lines, blocks)
-    failed = [line for line in lines if line["answer"] is None or line["box_px"] is None]
+    failed = [line for line in lines if line.failed]
     floor: dict[str, Any] = {"n": 0, "note": "the dataset has no training split to compute the floor from"}
     if floor_lines is not None:
         floor_sums = tally(floor_lines, blocks)
         floor = {k: v for k, v in summarise(floor_lines).items() if k != "parse_failure_rate"}
         floor["ci95"] = intervals(floor_sums, bootstrap, seed)
-        floor["by_kind"] = grouped(floor_lines, lambda line: line["kind"], vocab.KINDS)
-        floor["above"] = {name: paired(sums, floor_sums, name, bootstrap, seed) for name in _ABOVE_FLOOR}
-    one_source = len({line["source"] for line in lines}) == 1
+        floor["by_kind"] = grouped(floor_lines, lambda line: line.kind, vocab.KINDS)
+        floor["above"] = {name: paired(sums, floor_sums, name, bootstrap, seed).to_json() for name in _ABOVE_FLOOR}
+    one_source = len({line.source for line in lines}) == 1
     return {
         **summarise(lines),
         **wrong_referents(lines),
-        "f_score_18_classes": len({line["answer_true"] for line in lines} & set(vocab.ANSWERS_EXTENDED)),
+        "f_score_18_classes": len({line.answer_true for line in lines} & set(vocab.ANSWERS_EXTENDED)),
         "parse_failures": {
-            "missing": sum(line["missing"] for line in lines),
-            "no_answer": sum(line["answer"] is None and not line["missing"] for line in failed),
-            "no_box": sum(line["box_px"] is None and not line["missing"] for line in failed),
+            "missing": sum(line.missing for line in lines),
+            "no_answer": sum(line.answer is None and not line.missing for line in failed),
+            "no_box": sum(line.box_px is None and not line.missing for line in failed),
         },
         "answers_outside_vocabulary": sum(
-            line["answer"] is not None and line["answer"] not in vocab.ANSWERS_EXTENDED for line in lines
+            line.answer is not None and line.answer not in vocab.ANSWERS_EXTENDED for line in lines
         ),
-        "by_kind": grouped(lines, lambda line: line["kind"], vocab.KINDS),
-        "by_sequence": grouped(
-            lines, lambda line: line["sequence"] if one_source else f"{line['source']}/{line['sequence']}"
-        ),
+        "by_kind": grouped(lines, lambda line: line.kind, vocab.KINDS),
+        "by_sequence": grouped(lines, lambda line: line.sequence if one_source else f"{line.source}/{line.sequence}"),
         "by_answer": by_answer(lines),
         "confusions": confusions(lines),
         "ci95": intervals(sums, bootstrap, seed),
@@ -183,7 +187,7 @@ def score_predictions(
         predictions, {s.id: s for s in samples}, split=split, dataset_hash=dataset.hash, box_space=box_space
     )
     lines = score_samples(samples, dataset.frames, read.by_id)
-    missing = sum(line["missing"] for line in lines)
+    missing = sum(line.missing for line in lines)
     if missing:
         logger.warning(
             "%s: %d of %d questions of split %r have no prediction; they count as wrong",
@@ -198,13 +202,13 @@ def score_predictions(
         metrics["no_image_floor"]["training_questions"] = floor.n
     metrics |= {
         "split": split,
-        "sources": sorted({line["source"] for line in lines}),
-        "frames": len({(line["source"], line["sequence"], line["frame"]) for line in lines}),
+        "sources": sorted({line.source for line in lines}),
+        "frames": len({line.frame_id for line in lines}),
         "missing": missing,
         **_provenance(predictions, read, dataset),
     }
     assert all(name in metrics for name in METRICS)
-    write_jsonl(out / "scores.jsonl", lines)
+    write_jsonl(out / "scores.jsonl", (line.to_json() for line in lines))
     write_json(out / "metrics.json", metrics)
     return metrics
 

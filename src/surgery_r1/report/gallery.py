@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from surgery_r1.evaluate.metrics import Line
 from surgery_r1.report.inputs import Group
+
+if TYPE_CHECKING:
+    from surgery_r1.evaluate.score_record import ScoreRecord
 
 #: Questions that a page can hold; failures are taken first.
 MOST_QUESTIONS = 8000
@@ -44,11 +46,11 @@ def gallery(groups: Sequence[Group], most: int = MOST_QUESTIONS) -> Gallery:
         room = len(last) if total <= most else max(1, most * len(last) // total)
         order = list(range(len(last)))
         if room < len(last):
-            order.sort(key=lambda i: last[i]["joint_at_iou50"])
+            order.sort(key=lambda i: last[i].joint_at_iou50)
             result.left_out += len(last) - room
-        by_id = [{line["id"]: line for line in scored.lines} for scored in group.scored]
-        for i in _take_turns(sorted(order[:room]), [line["coherence"] for line in last]):
-            lines = [lookup.get(last[i]["id"]) for lookup in by_id]
+        by_id = [{line.id: line for line in scored.lines} for scored in group.scored]
+        for i in _take_turns(sorted(order[:room]), [line.coherence for line in last]):
+            lines = [lookup.get(last[i].id) for lookup in by_id]
             result.items.append(_item(number, last[i], lines))
     return result
 
@@ -65,42 +67,37 @@ def _spread(indices: Sequence[int], steps: int = 7) -> list[int]:
     return [i for start in range(steps) for i in indices[start::steps]]
 
 
-def _item(group: int, line: Line, lines: Iterable[Line | None]) -> dict[str, Any]:
+def _item(group: int, line: ScoreRecord, lines: Iterable[ScoreRecord | None]) -> dict[str, Any]:
     return {
-        "id": line["id"],
+        "id": line.id,
         "group": group,
-        "kind": line["kind"],
-        "sequence": line["sequence"],
-        "frame": frame_id(line),
-        "question": line["question"],
-        "size": [line["width"], line["height"]],
+        "kind": line.kind,
+        "sequence": line.sequence,
+        "frame": line.frame_id,
+        "question": line.question,
+        "size": [line.width, line.height],
         "by": [None if one is None else _prediction(one) for one in lines],
     }
 
 
-def frame_id(line: Line) -> str:
-    """Key of the frame of a score line, as in ``frames.jsonl``."""
-    return f"{line['source']}/{line['sequence']}/{line['frame']}"
-
-
-def _prediction(line: Line) -> dict[str, Any]:
-    """A system's prediction: the outcome words are the score line's own; nothing is computed again here."""
+def _prediction(line: ScoreRecord) -> dict[str, Any]:
+    """A system's prediction: the outcome words are the record's own; nothing is computed again here."""
     data: dict[str, Any] = {
-        "true": line["answer_true"],
-        "trueBox": _rounded(line["box_true_px"]),
-        "answer": _cut(line["answer"], 80),
-        "box": _rounded(line["box_px"]),
-        "iou": round(line["iou"], 3),
-        "right": bool(line["answer_right"]),
-        "outcome": line["coherence"],
-        "wrongReferent": bool(line["referent_illusion"]),
+        "true": line.answer_true,
+        "trueBox": _rounded(line.box_true_px),
+        "answer": _cut(line.answer, 80),
+        "box": _rounded(line.box_px),
+        "iou": round(line.iou, 3),
+        "right": line.answer_right,
+        "outcome": line.coherence,
+        "wrongReferent": bool(line.referent_illusion),
     }
-    if line["reasoning"]:
-        data["reasoning"] = _cut(line["reasoning"], _LONGEST_REASONING)
-    if line["answer"] is None or line["box_px"] is None:
-        data["problems"] = ", ".join(map(str, line["problems"]))
-        if line.get("text"):
-            data["text"] = _cut(line["text"], _LONGEST_TEXT)
+    if line.reasoning:
+        data["reasoning"] = _cut(line.reasoning, _LONGEST_REASONING)
+    if line.failed:
+        data["problems"] = ", ".join(line.problems)
+        if line.text:
+            data["text"] = _cut(line.text, _LONGEST_TEXT)
     return data
 
 

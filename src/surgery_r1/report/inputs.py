@@ -6,13 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import vocab
 from surgery_r1._util.files import read_json, read_jsonl
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.compare import load_scores
-from surgery_r1.evaluate.metrics import METRICS, Line
+from surgery_r1.evaluate.metrics import METRICS
+
+if TYPE_CHECKING:
+    from surgery_r1.evaluate.score_record import ScoreRecord
 
 #: Folder names that say nothing about which system was scored.
 _GENERIC = {"scores", "score", "eval", "evaluation", "out", "results", "predictions", ""}
@@ -25,7 +28,7 @@ class Scored:
     path: Path
     name: str
     metrics: dict[str, Any]
-    lines: list[Line]
+    lines: list[ScoreRecord]
 
 
 @dataclass(slots=True)
@@ -74,7 +77,7 @@ def read_inputs(sources: Sequence[Path]) -> tuple[list[Group], list[Run]]:
                 scored[folder] = _read_scores(folder)
             if (folder / "metrics.jsonl").is_file() and folder not in runs:
                 runs[folder] = _read_run(folder)
-    groups: dict[tuple[str, Any], Group] = {}
+    groups: dict[tuple[str, str | None], Group] = {}
     for item in scored.values():
         split, dataset_hash = str(item.metrics.get("split")), item.metrics.get("dataset_hash")
         groups.setdefault((split, dataset_hash), Group(split, dataset_hash)).scored.append(item)

@@ -16,8 +16,8 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.compare import compare_lines
 from surgery_r1.evaluate.tables import COLUMNS, FEW_BLOCKS, FLOOR, excludes_zero, format_interval, number, signed
 from surgery_r1.report.curves import curves_svg
-from surgery_r1.report.gallery import Gallery, frame_id, gallery
-from surgery_r1.report.inputs import Group, Scored, read_inputs
+from surgery_r1.report.gallery import Gallery, gallery
+from surgery_r1.report.inputs import Group, Run, Scored, read_inputs
 from surgery_r1.report.pictures import Pictures, thumbnails
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _group(group: Group) -> dict[str, Any]:
     return {
         "title": group.title,
         "n": first["n"],
-        "frames": len({frame_id(line) for line in group.scored[0].lines}),
+        "frames": len({line.frame_id for line in group.scored[0].lines}),
         "sequences": len(first["by_sequence"]),
         "bootstrap": first.get("bootstrap", {}),
         "few_blocks": first.get("bootstrap", {}).get("blocks", FEW_BLOCKS) < FEW_BLOCKS,
@@ -170,16 +170,20 @@ def _differences(scored: Sequence[Scored]) -> list[dict[str, Any]]:
     for j, later in enumerate(scored):
         earlier = scored[:j] if len(scored) <= _ALL_PAIRS else scored[max(j - 1, 0) : j]
         for other in earlier:
-            if {line["id"] for line in later.lines} != {line["id"] for line in other.lines}:
+            if {line.id for line in later.lines} != {line.id for line in other.lines}:
                 continue
-            cells = [compare_lines(later.lines, other.lines, metric) for metric in _COMPARED]
-            for cell in cells:
-                cell |= {
-                    "spread": format_interval(cell["ci95"], sign=True),
-                    "excludes_zero": excludes_zero(cell["ci95"]),
-                }
+            cells = [_difference(later, other, metric) for metric in _COMPARED]
             result.append({"name": f"{later.name} − {other.name}", "cells": cells})
     return result
+
+
+def _difference(later: Scored, other: Scored, metric: str) -> dict[str, Any]:
+    difference = compare_lines(later.lines, other.lines, metric)
+    return {
+        **difference.to_json(),
+        "spread": format_interval(difference.ci95, sign=True),
+        "excludes_zero": excludes_zero(difference.ci95),
+    }
 
 
 def _part(
@@ -217,7 +221,7 @@ def _provenance(scored: Scored) -> dict[str, Any]:
     return {"name": scored.name, "facts": {k: v for k, v in shown.items() if v not in (None, "")}}
 
 
-def _run_title(run: Any) -> str:
+def _run_title(run: Run) -> str:
     stage = (run.stage or run.name).upper()
     return stage if run.name.upper() == stage else f"{stage} · {run.name}"
 
