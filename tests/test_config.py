@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from surgery_r1._util.toml import bounded
 from surgery_r1.data import recipe
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.train.config import SHIPPED, TrainConfig, load_config, shipped_configs
@@ -88,6 +89,39 @@ def test_all_errors_at_once_with_line_and_suggestion(tmp_path):
 )
 def test_wrong_values(tmp_path, text, expected):
     assert expected in fails(tmp_path, text)
+
+
+def test_numbers_out_of_bounds_are_shown_beside_other_errors(tmp_path):
+    message = fails(tmp_path, "[rft]\ngenerations = 1\nprompts = 'many'\n\n[sft]\nlearning_rate = nan\n")
+    path = tmp_path / "c.toml"
+    assert f"{path}:2: rft.generations = 1, expected 2 or more: a group needs at least 2 completions" in message
+    assert f"{path}:3: rft.prompts = 'many', expected int" in message
+    assert f"{path}:6: sft.learning_rate = nan, expected 0 or more" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[rows]\ncot = -1", "2: rows.cot = -1, expected 0 or more"),
+        ("[reasoning]\nattempts = 0", "2: reasoning.attempts = 0, expected 1 or more"),
+        ("[teacher]\ntimeout = 0", "2: teacher.timeout = 0.0, expected seconds above 0"),
+        ("[teacher]\ntimeout = inf", "2: teacher.timeout = inf, expected seconds above 0"),
+        ("[teacher]\ntemperature = nan", "2: teacher.temperature = nan, expected 0 or more"),
+        ("teacher = { retries = -1 }", "1: teacher.retries = -1, expected 0 or more"),
+    ],
+)
+def test_bounds_of_recipes(tmp_path, text, expected):
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(SurgeryR1Error) as caught:
+        recipe.load_recipe(path)
+    assert f"{path}:{expected}" in str(caught.value)
+
+
+def test_a_default_is_in_bounds():
+    for wrong in ({"at_least": 2}, {"above": 1}, {"at_least": 0, "above": 0}, {}):
+        with pytest.raises(ValueError, match=r"default 1, expected|give at_least or above"):
+            bounded(1, **wrong)
 
 
 @pytest.mark.parametrize(

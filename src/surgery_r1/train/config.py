@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from surgery_r1._util import toml as toml
-from surgery_r1._util.toml import SHIPPED
+from surgery_r1._util.toml import SHIPPED, bounded
 from surgery_r1.geometry import FLIPS
 from surgery_r1.records import TASKS
 
@@ -32,12 +31,12 @@ class ModelConfig:
     box_space: str = ""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: str = "sdpa"
-    min_pixels: int = 0
-    max_pixels: int = 0
+    min_pixels: int = bounded(0, at_least=0)
+    max_pixels: int = bounded(0, at_least=0)
     freeze_vision: bool = True
     vision_cache: str = ""
-    vision_cache_gib: int = 64
-    vision_memory_mib: int = 256
+    vision_cache_gib: int = bounded(64, at_least=1)
+    vision_memory_mib: int = bounded(256, at_least=1)
     offload_vision: bool = False
 
 
@@ -46,9 +45,9 @@ class LoraConfig:
     """``[lora]``: as in the paper, whose rank and alpha are unknown; ``enabled = false`` trains all weights."""
 
     enabled: bool = True
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
+    rank: int = bounded(16, at_least=1)
+    alpha: int = bounded(32, at_least=1)
+    dropout: float = bounded(0.0, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,14 @@ class SftConfig:
     tasks: tuple[str, ...] = ("visual_qa", "grounding_qa", "cot")
     direct_answers: bool = False
     flips: tuple[str, ...] = ()
-    rows_per_frame: int = 0
-    pack_tokens: int = 0
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    warmup_steps: int = 10
-    max_steps: int = 1000
-    eval_every: int = 100
-    patience: int = 3
+    rows_per_frame: int = bounded(0, at_least=0)
+    pack_tokens: int = bounded(0, at_least=0)
+    batch_size: int = bounded(8, at_least=1)
+    learning_rate: float = bounded(1e-4, at_least=0)
+    warmup_steps: int = bounded(10, at_least=0)
+    max_steps: int = bounded(1000, at_least=1)
+    eval_every: int = bounded(100, at_least=1)
+    patience: int = bounded(3, at_least=0)
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -106,18 +105,18 @@ class RftConfig:
     rewards: dict[str, float] = field(
         default_factory=lambda: {"format": 1.0, "answer": 1.0, "box": 1.0, "coherence": 1.0}
     )
-    prompts: int = 16
-    generations: int = 8
-    micro_batch: int = 0
-    learning_rate: float = 1e-6
-    warmup_steps: int = 3
-    max_steps: int = 110
-    eval_every: int = 50
-    temperature: float = 1.0
-    max_completion: int = 256
+    prompts: int = bounded(16, at_least=1)
+    generations: int = bounded(8, at_least=2, why="a group needs at least 2 completions to compare")
+    micro_batch: int = bounded(0, at_least=0)
+    learning_rate: float = bounded(1e-6, at_least=0)
+    warmup_steps: int = bounded(3, at_least=0)
+    max_steps: int = bounded(110, at_least=1)
+    eval_every: int = bounded(50, at_least=1)
+    temperature: float = bounded(1.0, at_least=0.01)
+    max_completion: int = bounded(256, at_least=1)
     reasoning: bool = True
     share_frames: bool = True
-    questions_per_frame: int = 1
+    questions_per_frame: int = bounded(1, at_least=1)
     flips: tuple[str, ...] = ()
     trl: dict[str, Any] = field(default_factory=dict)
 
@@ -132,9 +131,9 @@ class EvalConfig:
         choose: keep the ``best`` model on dev, or the ``last`` one, for controls that must show where training leads.
     """
 
-    dev_samples: int = 0
-    batch_size: int = 16
-    max_new_tokens: int = 256
+    dev_samples: int = bounded(0, at_least=0)
+    batch_size: int = bounded(16, at_least=1)
+    max_new_tokens: int = bounded(256, at_least=1)
     choose: Literal["best", "last"] = "best"
 
 
@@ -147,8 +146,8 @@ class TrainConfig:
     sft: SftConfig = field(default_factory=SftConfig)
     rft: RftConfig = field(default_factory=RftConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    seed: int = 0
-    threads: int = 0
+    seed: int = bounded(0, at_least=0)
+    threads: int = bounded(0, at_least=0)
     tracker: str = "none"
 
     def to_json(self) -> dict[str, Any]:
@@ -177,51 +176,9 @@ def parse_config(data: Mapping[str, Any], path: Path | str = "config", text: str
     return toml.build(TrainConfig, data, path, text, _inconsistent)
 
 
-#: Smallest value of each number. Written so that NaN fails too.
-_AT_LEAST: dict[str, float] = {
-    "model.min_pixels": 0,
-    "model.max_pixels": 0,
-    "model.vision_cache_gib": 1,
-    "model.vision_memory_mib": 1,
-    "lora.rank": 1,
-    "lora.alpha": 1,
-    "lora.dropout": 0,
-    "sft.rows_per_frame": 0,
-    "sft.pack_tokens": 0,
-    "sft.batch_size": 1,
-    "sft.learning_rate": 0,
-    "sft.warmup_steps": 0,
-    "sft.max_steps": 1,
-    "sft.eval_every": 1,
-    "sft.patience": 0,
-    "rft.prompts": 1,
-    "rft.generations": 2,
-    "rft.micro_batch": 0,
-    "rft.questions_per_frame": 1,
-    "rft.learning_rate": 0,
-    "rft.warmup_steps": 0,
-    "rft.max_steps": 1,
-    "rft.eval_every": 1,
-    "rft.temperature": 0.01,
-    "rft.max_completion": 1,
-    "eval.dev_samples": 0,
-    "eval.batch_size": 1,
-    "eval.max_new_tokens": 1,
-    "seed": 0,
-    "threads": 0,
-}
-
-
 def _inconsistent(config: TrainConfig) -> list[str]:
-    """Values that no run can use, and values that are fine alone and wrong together."""
+    """Names that nobody knows, and values that are fine alone and wrong together."""
     messages = []
-    for name, least in _AT_LEAST.items():
-        value: Any = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        if not least <= value < math.inf:
-            why = ": a group needs at least 2 completions to compare" if name == "rft.generations" else ""
-            messages.append(f"{name} = {value}, expected {least} or more{why}")
     rft = config.rft
     completions = rft.prompts * rft.generations
     if (
