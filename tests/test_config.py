@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from surgery_r1._util.toml import bounded
+from surgery_r1._util.toml import SHIPPED, bounded
 from surgery_r1.data import recipe
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.train.config import SHIPPED, TrainConfig, load_config, shipped_configs
+from surgery_r1.train.config import TrainConfig, load_config, shipped_configs
 from surgery_r1.train.run_folder import metrics_writer, prune_metrics, start_run
 
 
@@ -135,6 +135,98 @@ def test_a_batch_of_whole_groups(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text("[rft]\nprompts = 4\ngenerations = 8\nmicro_batch = 16\n")
     assert load_config(path).rft.micro_batch == 16
+
+
+def write(tmp_path, **texts: str) -> None:
+    for name, text in texts.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl_3b", "qwen3_vl_8b"])
+def test_shipped_configs_that_extend_are_the_7b_config_with_another_base(name, tmp_path):
+    config = load_config(name)
+    text = (SHIPPED / "qwen2_5_vl_7b.toml").read_text()
+    assert "extends" not in text and text.count("Qwen/Qwen2.5-VL-7B-Instruct") == 1
+    (tmp_path / "whole.toml").write_text(text.replace("Qwen/Qwen2.5-VL-7B-Instruct", config.model.base))
+    assert config == load_config(tmp_path / "whole.toml")
+    assert config.model.base != load_config("qwen2_5_vl_7b").model.base
+    assert "extends" not in json.dumps(config.to_json())
+
+
+def test_a_config_that_extends_says_only_what_differs(tmp_path):
+    (tmp_path / "below").mkdir()
+    write(
+        tmp_path,
+        one='extends = "tiny"\n[sft]\nmax_steps = 7\n[sft.trl]\nmax_grad_norm = 0.5\n[rft]\nrewards = { answer = 1 }\n',
+        **{"below/two": 'extends = "../one.toml"\nseed = 3\n[sft]\ntasks = ["cot"]\n[rft.trl]\nbeta = 0.1\n'},
+    )
+    tiny, two = load_config("tiny"), load_config(tmp_path / "below" / "two.toml")
+    assert (two.seed, two.sft.max_steps, two.sft.tasks) == (3, 7, ("cot",))
+    assert two.sft.trl == {"lr_scheduler_type": "linear", "max_grad_norm": 0.5}
+    assert two.rft.trl == {"lr_scheduler_type": "constant_with_warmup", "beta": 0.1}
+    assert two.rft.rewards == {"answer": 1.0}, "a mixture is one value"
+    assert (two.model, two.lora, two.eval) == (tiny.model, tiny.lora, tiny.eval)
+    assert replace(two.rft, rewards=tiny.rft.rewards, trl=tiny.rft.trl) == tiny.rft
+
+
+def test_errors_name_the_file_in_which_they_stand(tmp_path):
+    write(
+        tmp_path,
+        parent="[sft]\nmax_step = 5\npatience = -1\nbatch_size = 0\n\n[rft]\nprompts = 4\nmicro_batch = 12\n",
+        child='extends = "parent.toml"\n\n[rft]\ngeneration = 8\n[sft]\nbatch_size = 0\ndirect_answers = 1\n',
+    )
+    with pytest.raises(SurgeryR1Error) as caught:
+        load_config(tmp_path / "child.toml")
+    parent, child = tmp_path / "parent.toml", tmp_path / "child.toml"
+    assert f"{parent}:2: unknown key 'sft.max_step'; did you mean sft.max_steps?" in str(caught.value)
+    assert f"{parent}:3: sft.patience = -1, expected 0 or more" in str(caught.value)
+    assert f"{child}:4: unknown key 'rft.generation'; did you mean rft.generations?" in str(caught.value)
+    assert f"{child}:6: sft.batch_size = 0, expected 1 or more" in str(caught.value)
+    assert f"{child}:7: sft.direct_answers = 1, expected bool" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 5
+    # What is fine alone and wrong together has the place of the key that the message begins with.
+    write(tmp_path, parent="[rft]\nprompts = 4\nmicro_batch = 12\n", child='extends = "parent.toml"\nseed = 1\n')
+    with pytest.raises(SurgeryR1Error, match=r"parent\.toml:3: rft\.micro_batch = 12 cannot hold whole groups"):
+        load_config(child)
+
+
+def test_extends_that_leads_nowhere(tmp_path):
+    write(
+        tmp_path,
+        a='extends = "b.toml"\n',
+        b='seed = 1\nextends = "a.toml"\n',
+        self='extends = "self.toml"\n',
+        lost='\nextends = "tinny"\n',
+        folder='extends = "."\n',
+        number="extends = 3\n",
+        nested='[sft]\nextends = "tiny"\n',
+        typo='extend = "tiny"\n',
+        kind='extends = "surgery_r1_54k"\n[sft]\nmax_steps = 1\n',
+        recipe='extends = "tiny"\n',
+    )
+    for name, expected in (
+        ("a", r"b\.toml:2: extends in a circle: a\.toml -> b\.toml -> a\.toml"),
+        ("self", r"self\.toml:1: extends in a circle: self\.toml -> self\.toml"),
+        ("lost", r"lost\.toml:2: extends = 'tinny': no such config; give a TOML file .* one of .*tiny"),
+        ("folder", r"folder\.toml:1: extends = '\.': no such config"),
+        ("number", r"number\.toml:1: extends = 3, expected the name of a config or a path"),
+        ("nested", r"nested\.toml:2: unknown key 'sft\.extends'"),
+        ("typo", r"typo\.toml:1: unknown key 'extend'; did you mean extends\?"),
+        ("kind", r"kind\.toml:1: extends = 'surgery_r1_54k', a file of another kind: .* reasoning, rows; extend"),
+    ):
+        with pytest.raises(SurgeryR1Error, match=expected):
+            load_config(tmp_path / f"{name}.toml")
+    with pytest.raises(SurgeryR1Error, match=r"recipe\.toml:1: extends = 'tiny', a file of another kind: .*54k"):
+        recipe.load_recipe(tmp_path / "recipe.toml")
+
+
+def test_recipes_extend_as_well(tmp_path):
+    write(tmp_path, mine='extends = "surgery_r1_54k"\ntitle = "mine"\n[rows]\ncot = 1\n')
+    parent, mine = recipe.load_recipe("surgery_r1_54k"), recipe.load_recipe(tmp_path / "mine.toml")
+    assert mine == replace(parent, title="mine", rows=replace(parent.rows, cot=1))
+    write(tmp_path, mine='extends = "surgery_r1_54k"\n[rows]\ncott = 1\n')
+    with pytest.raises(SurgeryR1Error, match=r"mine\.toml:3: unknown key 'rows\.cott'; did you mean rows\.cot\?"):
+        recipe.load_recipe(tmp_path / "mine.toml")
 
 
 def test_no_such_config(tmp_path):

@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from surgery_r1._util.toml_layers import Layer
+from surgery_r1._util.toml_layers import Layer, Sources
 from surgery_r1.errors import SurgeryR1Error
 
 _T = TypeVar("_T")
@@ -130,32 +130,21 @@ def build(
     Raises:
         SurgeryR1Error: every unknown key and wrong value at once, each as ``path:line``.
     """
-    return build_from(kind, data, Layer(str(path), data, tuple(text.splitlines())).place, check)
+    return build_from(kind, Sources(data, (Layer(str(path), data, tuple(text.splitlines())),)), check)
 
 
-def build_from(
-    kind: type[_T],
-    data: Mapping[str, Any],
-    place: Callable[[str], str],
-    check: Callable[[_T], Iterable[str]] = lambda _: (),
-    errors: Iterable[str] = (),
-) -> _T:
-    """A ``kind`` of values that may come from several places.
-
-    Args:
-        place: where the value of a dotted key stands.
-        check: as in :func:`build`.
-        errors: what is known to be wrong already; it is shown with the rest.
+def build_from(kind: type[_T], sources: Sources, check: Callable[[_T], Iterable[str]] = lambda _: ()) -> _T:
+    """A ``kind`` of values that may come from several files and the command line; ``check`` as in :func:`build`.
 
     Raises:
-        SurgeryR1Error: all that is wrong, at once.
+        SurgeryR1Error: all that is wrong, at once, each with the place where it stands.
     """
-    builder = _Builder(place, list(errors))
-    result = builder.build(kind, data)
+    builder = _Builder(sources)
+    result = builder.build(kind, sources.data)
     if result is not None:
         for message in check(result):
             key = re.match(r"\w+(?:\.\w+)*", message)
-            builder.errors.append(f"{place(key[0] if key else '')}: {message}")
+            builder.add(key[0] if key else "", message)
     if builder.errors or result is None:
         raise SurgeryR1Error("\n".join(builder.errors), fix="correct the config and run again")
     return result
@@ -164,9 +153,13 @@ def build_from(
 class _Builder:
     """Builds dataclasses of tables and collects every error on the way."""
 
-    def __init__(self, place: Callable[[str], str], errors: list[str]) -> None:
-        self.place = place
-        self.errors = errors
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+        self.errors = list(sources.errors)
+
+    def add(self, name: str, message: str) -> None:
+        """Note what is wrong with the dotted key ``name``."""
+        self.errors.append(f"{self.sources.place(name)}: {message}")
 
     def build(self, kind: type, data: Mapping[str, Any], prefix: str = "") -> Any:
         """A ``kind``, or None when keys or types are wrong. A number out of bounds is an error but no obstacle."""
@@ -178,7 +171,7 @@ class _Builder:
             name = f"{prefix}{key}"
             problem = None
             if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
+                close = difflib.get_close_matches(key, [*known, *(() if prefix else self.sources.words)], n=1)
                 hint = f"did you mean {prefix}{close[0]!s}?" if close else f"known keys: {', '.join(sorted(known))}"
                 problem = f"unknown key {name!r}; {hint}"
             elif is_dataclass(hints[key]):
@@ -195,19 +188,19 @@ class _Builder:
                     self._check_bound(name, values[key], known[key].metadata.get(_BOUND))
             if problem:
                 broken = True
-                self.errors.append(f"{self.place(name)}: {problem}")
+                self.add(name, problem)
         if broken:
             return None
         missing = [f.name for f in known.values() if f.name not in values and _required(f)]
         if missing:
             # The path alone: there is no line of what is not there.
-            self.errors.append(f"{self.place('')}: missing {', '.join(prefix + name for name in missing)}")
+            self.add("", f"missing {', '.join(prefix + name for name in missing)}")
             return None
         return kind(**values)
 
     def _check_bound(self, name: str, value: float, bound: _Bound | None) -> None:
         if bound and not bound.allows(value):
-            self.errors.append(f"{self.place(name)}: {name} = {value}, expected {bound}")
+            self.add(name, f"{name} = {value}, expected {bound}")
 
 
 def _required(field: Any) -> bool:

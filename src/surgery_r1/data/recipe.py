@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from surgery_r1._util import toml as toml
 from surgery_r1._util.toml import bounded
+from surgery_r1._util.toml_sources import read_sources
 from surgery_r1.data.paraphrases import PARAPHRASES
 from surgery_r1.records import TASKS
 
@@ -115,15 +116,22 @@ def shipped_recipes() -> list[str]:
     return toml.shipped_with("rows")
 
 
-def load_recipe(name: str | Path) -> Recipe:
-    """Read a shipped recipe by its name (``surgery_r1_54k``) or a TOML file by its path.
+def load_recipe(name: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe by its name (``surgery_r1_54k``) or a TOML file by its path; None is one row of each kind.
+
+    A file may say ``extends = "surgery_r1_54k"`` at its top: another recipe, or a path from where it lies. It then
+    needs only what differs: tables merge key by key, lists are replaced.
+
+    Args:
+        overrides: ``key=value`` each, on top of the file, as ``--set`` gives them.
 
     Raises:
         SurgeryR1Error: no such file, bad TOML, or every unknown key and wrong value at once.
+
+    >>> load_recipe("surgery_r1_54k", overrides=("rows.cot=1",)).rows
+    RowsConfig(visual_qa=2, grounding_qa=2, cot=1)
     """
-    path = toml.find(name, toml.SHIPPED, shipped_recipes())
-    data, text = toml.load_toml(path)
-    return toml.build(Recipe, data, path, text, _wrong)
+    return toml.build_from(Recipe, read_sources(Recipe, name, shipped_recipes(), overrides), _wrong)
 
 
 def _wrong(recipe: Recipe) -> Iterator[str]:

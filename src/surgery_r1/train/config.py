@@ -1,14 +1,16 @@
-"""What training reads from its config: see :mod:`surgery_r1._util.toml` for what is wrong with one."""
+"""What training reads from its config: see :func:`load_config` for how files and ``--set`` come together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from surgery_r1._util import toml as toml
-from surgery_r1._util.toml import SHIPPED, bounded
+from surgery_r1._util.toml import bounded
+from surgery_r1._util.toml_layers import ONE_VALUE, Layer, Sources
+from surgery_r1._util.toml_sources import read_sources
 from surgery_r1.geometry import FLIPS
 from surgery_r1.records import TASKS
 
@@ -103,7 +105,7 @@ class RftConfig:
     """
 
     rewards: dict[str, float] = field(
-        default_factory=lambda: {"format": 1.0, "answer": 1.0, "box": 1.0, "coherence": 1.0}
+        default_factory=lambda: {"format": 1.0, "answer": 1.0, "box": 1.0, "coherence": 1.0}, metadata=ONE_VALUE
     )
     prompts: int = bounded(16, at_least=1)
     generations: int = bounded(8, at_least=2, why="a group needs at least 2 completions to compare")
@@ -160,20 +162,33 @@ def shipped_configs() -> list[str]:
     return toml.shipped_with("model")
 
 
-def load_config(name: str | Path) -> TrainConfig:
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a shipped config by its name (``tiny``) or a TOML file by its path.
+
+    A file may say ``extends = "tiny"`` at its top: another config, or a path from where it lies. It then needs only
+    what differs. Tables merge key by key, ``sft.trl`` and ``rft.trl`` too; lists and ``rft.rewards`` are replaced
+    whole, because a mixture of rewards is one value.
+
+    Args:
+        overrides: ``key=value`` each, on top of the file, as ``--set`` gives them. Naming one key of a table keeps the
+            others: ``rft.rewards.box=2`` changes a weight, ``rft.rewards={box=2}`` replaces the mixture.
 
     Raises:
         SurgeryR1Error: no such file, bad TOML, or every unknown key and wrong value at once.
+
+    >>> load_config("tiny", overrides=("rft.max_steps=20", "model.base=my_model")).rft.max_steps
+    20
     """
-    path = toml.find(name, SHIPPED, shipped_configs())
-    data, text = toml.load_toml(path)
-    return parse_config(data, path, text)
+    return _build(read_sources(TrainConfig, name, shipped_configs(), overrides))
 
 
 def parse_config(data: Mapping[str, Any], path: Path | str = "config", text: str = "") -> TrainConfig:
     """Build a :class:`TrainConfig` from parsed TOML and check what belongs together."""
-    return toml.build(TrainConfig, data, path, text, _inconsistent)
+    return _build(Sources(data, (Layer(str(path), data, tuple(text.splitlines())),)))
+
+
+def _build(sources: Sources) -> TrainConfig:
+    return toml.build_from(TrainConfig, sources, _inconsistent)
 
 
 def _inconsistent(config: TrainConfig) -> list[str]:
