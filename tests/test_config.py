@@ -229,6 +229,85 @@ def test_recipes_extend_as_well(tmp_path):
         recipe.load_recipe(tmp_path / "mine.toml")
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("rft.max_steps=20", "rft.max_steps", 20),
+        ("sft.learning_rate = 1e-4", "sft.learning_rate", 1e-4),
+        ("rft.temperature=2", "rft.temperature", 2.0),
+        ('sft.tasks=["cot"]', "sft.tasks", ("cot",)),
+        ("seed=5", "seed", 5),
+        ("model.base=Qwen/Qwen2.5-VL-3B-Instruct", "model.base", "Qwen/Qwen2.5-VL-3B-Instruct"),
+        ("model.base=C:\\models = new", "model.base", "C:\\models = new"),
+        ('model.base="7"', "model.base", "7"),
+        ("model.box_space=", "model.box_space", ""),
+        ("sft.trl.beta=0.1", "sft.trl", {"lr_scheduler_type": "linear", "beta": 0.1}),
+        ("sft.trl={beta=0.1}", "sft.trl", {"lr_scheduler_type": "linear", "beta": 0.1}),
+        ("sft.trl.model_init_kwargs.x=true", "sft.trl.model_init_kwargs", {"x": True}),
+        ("rft={max_steps=7}", "rft.eval_every", 65),
+        ("rft.rewards={answer=1.0}", "rft.rewards", {"answer": 1.0}),
+    ],
+)
+def test_overrides(override, key, value):
+    found = load_config("tiny", overrides=(override,))
+    for part in key.split("."):
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
+    assert found == value and type(found) is type(value)
+
+
+def test_overrides_that_name_one_key_of_a_mixture_keep_the_others(tmp_path):
+    tiny = load_config("tiny").rft.rewards
+    assert load_config("tiny", overrides=("rft.rewards.box=2",)).rft.rewards == {**tiny, "box": 2.0}
+    write(tmp_path, bare="seed = 1\n")
+    defaults = load_config(tmp_path / "bare.toml", overrides=("rft.rewards.box=2",)).rft.rewards
+    assert defaults == {**TrainConfig().rft.rewards, "box": 2.0}
+    both = load_config("tiny", overrides=("rft.rewards={answer=1}", "rft.rewards.box=2", "seed=1", "seed=2"))
+    assert both.rft.rewards == {"answer": 1.0, "box": 2.0} and both.seed == 2
+
+
+def test_all_errors_of_overrides_and_files_at_once(tmp_path):
+    write(tmp_path, c="[sft]\nmax_step = 5\npatience = -1\n\n[rft]\nprompts = 0\n")
+    wrong = ("rft.max_step=20", "sft.patience=-2", "rft.max_steps=many", "nonsense", "=1", "a b=1", "extends=tiny")
+    wrong += ("rft.rewards={answer=1", "sft.tasks=1\nseed=2", "seed.x=1", "rft=3", "lora.rank=1.5")
+    with pytest.raises(SurgeryR1Error) as caught:
+        load_config(tmp_path / "c.toml", overrides=wrong)
+    lines = str(caught.value).splitlines()
+    for expected in (
+        f"{tmp_path / 'c.toml'}:2: unknown key 'sft.max_step'; did you mean sft.max_steps?",
+        "--set: sft.patience = -2, expected 0 or more",
+        "--set: 'nonsense' is not KEY=VALUE, such as rft.max_steps=20",
+        "--set: '=1' is not KEY=VALUE, such as rft.max_steps=20",
+        "--set: 'a b=1' is not KEY=VALUE, such as rft.max_steps=20",
+        "--set: 'extends=tiny': only a file can extend another",
+        "--set: rft.rewards = {answer=1 is not valid TOML: check its brackets, quotes and commas",
+        "--set: sft.tasks = '1\\nseed=2', expected a list of str",
+        "--set: seed = {'x': 1}, expected int",
+        "--set: rft must be a table, found 3",
+        "--set: lora.rank = 1.5, expected int; correct the config and run again",
+    ):
+        assert expected in lines
+    assert len(lines) == 11
+    with pytest.raises(SurgeryR1Error) as caught:
+        load_config(tmp_path / "c.toml", overrides=wrong[:1] + wrong[2:3])
+    assert "--set: unknown key 'rft.max_step'; did you mean rft.max_steps?" in str(caught.value)
+    assert "--set: rft.max_steps = 'many', expected int" in str(caught.value)
+    assert f"{tmp_path / 'c.toml'}:6: rft.prompts = 0, expected 1 or more" in str(caught.value)
+    with pytest.raises(SurgeryR1Error, match=r"^--set: rft\.micro_batch = 12 cannot hold whole groups"):
+        load_config("tiny", overrides=("rft.micro_batch=12",))
+
+
+def test_overrides_of_recipes():
+    assert recipe.load_recipe() == recipe.Recipe()
+    assert recipe.load_recipe(overrides=("rows.cot=2", "title=mine")).rows.cot == 2
+    assert recipe.load_recipe("surgery_r1_54k", overrides=("rows.cot=1",)).rows_per_question == 5
+    with pytest.raises(SurgeryR1Error, match=r"^--set: unknown key 'rows\.cott'; did you mean rows\.cot\?"):
+        recipe.load_recipe(overrides=("rows.cott=1",))
+    with pytest.raises(SurgeryR1Error, match=r"^--set: reasoning\.attempts = 0, expected 1 or more"):
+        recipe.load_recipe("surgery_r1_54k", overrides=("reasoning.attempts=0",))
+    with pytest.raises(SurgeryR1Error, match=r"^--set: rows: a question becomes no row"):
+        recipe.load_recipe(overrides=("rows={visual_qa=0, grounding_qa=0, cot=0}",))
+
+
 def test_no_such_config(tmp_path):
     for name in ("tinny", tmp_path / "none.toml", tmp_path, tmp_path / "x" / "y.toml"):
         with pytest.raises(SurgeryR1Error, match=r"no such config.*tiny"):
