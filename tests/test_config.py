@@ -308,6 +308,31 @@ def test_overrides_of_recipes():
         recipe.load_recipe(overrides=("rows={visual_qa=0, grounding_qa=0, cot=0}",))
 
 
+@pytest.mark.parametrize(
+    ("text", "overrides", "rft", "dev"),
+    [
+        ("", (), True, True),
+        ("[rft]\nreasoning = false\n", (), False, False),
+        ("[eval]\nreasoning = false\n", (), True, False),
+        ("[rft]\nreasoning = false\n[eval]\nreasoning = false\n", (), False, False),
+        ("[rft]\nreasoning = false\n[eval]\nreasoning = true\n", ("rft.reasoning=true",), True, True),
+        ("[eval]\ndev_samples = 3\n", ("rft.reasoning=false",), False, False),
+    ],
+)
+def test_what_dev_is_asked_for(tmp_path, text, overrides, rft, dev):
+    write(tmp_path, c=text)
+    config = load_config(tmp_path / "c.toml", overrides=overrides)
+    assert (config.rft.reasoning, config.eval.reasoning) == (rft, dev)
+    assert config.to_json()["eval"]["reasoning"] is dev
+
+
+def test_dev_is_not_asked_for_what_rft_does_not_train(tmp_path):
+    message = fails(tmp_path, "[rft]\nreasoning = false\n[eval]\nreasoning = true\n")
+    assert f"{tmp_path / 'c.toml'}:4: eval.reasoning = true, but rft.reasoning = false: " in message
+    assert "expected bool" in fails(tmp_path, "[rft]\nreasoning = 0\n")
+    assert "eval must be a table" in fails(tmp_path, "eval = 1\n[rft]\nreasoning = false\n")
+
+
 def test_no_such_config(tmp_path):
     for name in ("tinny", tmp_path / "none.toml", tmp_path, tmp_path / "x" / "y.toml"):
         with pytest.raises(SurgeryR1Error, match=r"no such config.*tiny"):

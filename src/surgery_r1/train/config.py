@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,7 +92,7 @@ class RftConfig:
         prompts: questions per device and optimiser step.
         generations: completions per question (the group, G).
         micro_batch: completions per forward and backward pass; 0 means all of a step.
-        reasoning: ask for reasoning.
+        reasoning: ask for reasoning in training; what dev is asked for is ``eval.reasoning``.
         share_frames: compute frame and question once for all completions of a micro-batch (equal to rounding); false
             is stock TRL.
         questions_per_frame: take up to that many questions of a frame one after the other, so that they share it. The
@@ -130,12 +130,15 @@ class EvalConfig:
     Attributes:
         dev_samples: questions of dev to use, evenly spread; 0 means all.
         batch_size: prompts per generation batch.
+        reasoning: ask for reasoning on dev, in SFT and in RFT. A config that leaves it out and says ``rft.reasoning =
+            false`` has false here too. Turn it off alone for SFT without chain of thought.
         choose: keep the ``best`` model on dev, or the ``last`` one, for controls that must show where training leads.
     """
 
     dev_samples: int = bounded(0, at_least=0)
     batch_size: int = bounded(16, at_least=1)
     max_new_tokens: int = bounded(256, at_least=1)
+    reasoning: bool = True
     choose: Literal["best", "last"] = "best"
 
 
@@ -188,7 +191,16 @@ def parse_config(data: Mapping[str, Any], path: Path | str = "config", text: str
 
 
 def _build(sources: Sources) -> TrainConfig:
-    return toml.build_from(TrainConfig, sources, _inconsistent)
+    data = _dev_asked_as_in_rft(sources.data)
+    return toml.build_from(TrainConfig, replace(sources, data=data), _inconsistent)
+
+
+def _dev_asked_as_in_rft(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values, with ``eval.reasoning`` off where only ``rft.reasoning`` says so."""
+    rft, dev = data.get("rft"), data.get("eval", {})
+    if isinstance(rft, Mapping) and rft.get("reasoning") is False and isinstance(dev, Mapping):
+        return {**data, "eval": {"reasoning": False, **dev}}
+    return data
 
 
 def _inconsistent(config: TrainConfig) -> list[str]:
@@ -204,6 +216,11 @@ def _inconsistent(config: TrainConfig) -> list[str]:
         messages.append(
             f"rft.micro_batch = {rft.micro_batch} cannot hold whole groups: it must be a multiple of "
             f"rft.generations = {rft.generations} that divides prompts x generations = {completions}"
+        )
+    if config.eval.reasoning and not rft.reasoning:
+        messages.append(
+            "eval.reasoning = true, but rft.reasoning = false: dev would choose a model by prompts that RFT does not "
+            "train; set both alike, or leave eval.reasoning out"
         )
     model = config.model
     if (model.vision_cache or model.offload_vision) and not model.freeze_vision:
