@@ -107,7 +107,7 @@ def test_flags_are_those_of_the_snapshot(helps):
         body = re.sub(r" *│\n│ {3,}", "  ", text)
         for entry in re.findall(r"^│ (\S.*?) *│$", body, flags=re.MULTILINE):
             flag, _, rest = entry.partition("  ")
-            need = re.search(r"\((required|default: [^()]*)\)$", rest)
+            need = re.search(r"\((required|repeatable|default: [^()]*)\)$", rest)
             lines += [f"{' '.join(command)}: {flag} ({need[1]})"] if need else []
     text = "\n".join(lines) + "\n"
     if os.environ.get("SURGERY_R1_WRITE_FLAGS"):
@@ -204,6 +204,34 @@ def test_config_errors(capfd, train_args):
     fails(capfd, *train_args, match=r"\[sft\.trl\] unknown option 'learning_rat'; did you mean")
     fails(capfd, *train_args[:3], "tinny", *train_args[4:], match=r"tinny: no such config; .*tiny")
     assert [path.name for path in config.parent.iterdir()] == ["quick.toml"]
+
+
+def test_values_set_on_the_command_line(capfd, train_args, tmp_path):
+    """Several after one --set, and several --set; they reach the run folder, and a resumed run must have the same."""
+    args = [*train_args, "--set", "sft.max_steps=1", "sft.warmup_steps=0", "--set", "sft.trl.lr_scheduler_type=linear"]
+    assert main([*map(str, args), "--seed", "4", "--json"]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["seed"], config["sft"]["max_steps"], config["sft"]["warmup_steps"]) == (4, 1, 0)
+    assert config["sft"]["trl"] == {"lr_scheduler_type": "linear"} and config["sft"]["batch_size"] == 2
+    args[args.index("sft.warmup_steps=0")] = "sft.warmup_steps=1"
+    fails(capfd, *args, "--seed", 4, "--resume", match=r"sft\.warmup_steps was 0, now 1")
+
+
+def test_wrong_values_set_on_the_command_line(capfd, train_args, tmp_path):
+    message = r"--set: unknown key 'rft\.max_step'; did you mean rft\.max_steps\?"
+    fails(capfd, *train_args, "--set", "rft.max_step=20", match=message)
+    fails(capfd, "train", "rft", *train_args[2:], "--set", "seed=0", "rft.max_step=2", match=message)
+    fails(capfd, "demo", "--out", tmp_path / "demo", "--set", "rft.max_step=20", match=message)
+    message = r"--set: rows\.cot = 'two', expected int"
+    fails(capfd, "data", "build", tmp_path, "--out", tmp_path / "ds", "--set", "rows.cot=two", match=message)
+    assert [path.name for path in tmp_path.iterdir()] == ["quick.toml"]
+
+
+def test_a_recipe_set_on_the_command_line(capfd, scenes, tmp_path):
+    args = ["data", "build", str(scenes), "--out", str(tmp_path / "ds"), "--set", "rows.cot=2", "rows.visual_qa=0"]
+    assert main([*args, "--json"]) == 0
+    manifest = json.loads(capfd.readouterr().out)
+    assert manifest["recipe"]["rows"] == {"visual_qa": 0, "grounding_qa": 1, "cot": 2}
 
 
 def test_truncated_checkpoint(capfd, predict_args, train_args, tmp_path):

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -234,16 +234,28 @@ class Demo:
 
 
 def run_demo(
-    out: Path, *, config: str = "tiny", seed: int = 0, frames: int | None = None, controls: bool = False, fresh: bool
+    out: Path,
+    *,
+    config: str = "tiny",
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    frames: int | None = None,
+    controls: bool = False,
+    fresh: bool,
 ) -> dict[str, Any]:
-    """The demo with a config by name; ``fresh`` first removes what an earlier demo wrote (:data:`PARTS`)."""
+    """The demo with a config by name; ``fresh`` first removes what an earlier demo wrote (:data:`PARTS`).
+
+    Raises:
+        SurgeryR1Error: when the config or its overrides are wrong (nothing is removed then), and as :meth:`Demo.run`.
+    """
+    settings = load_config(config, overrides)
     if fresh:
         for part in (out / name for name in PARTS):
             if part.is_dir():
                 shutil.rmtree(part)
             else:
                 part.unlink(missing_ok=True)
-    return Demo(out, load_config(config), seed=seed, frames=frames, controls=controls).run()
+    return Demo(out, settings, seed=seed, frames=frames, controls=controls).run()
 
 
 def _shown(dataset: Dataset) -> Sample:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from surgery_r1._util.toml_layers import Layer, Sources
 from surgery_r1.errors import SurgeryR1Error
 
 _T = TypeVar("_T")
+_N = TypeVar("_N", int, float)
+
+#: Where the metadata of a field keeps its bound.
+_BOUND = "bound"
 
 #: Files shipped with the package, usable by their bare name: training configs and the recipes of data sets.
 SHIPPED = Path(__file__).parents[1] / "configs"
@@ -42,7 +48,7 @@ def find(name: str | Path, folder: Path, known: Iterable[str]) -> Path:
 
 
 def load_toml(path: Path) -> tuple[dict[str, Any], str]:
-    """ParsedReply TOML and its text.
+    """Parsed TOML and its text.
 
     Raises:
         SurgeryR1Error: for a file that is not UTF-8 or not TOML.
@@ -55,6 +61,56 @@ def load_toml(path: Path) -> tuple[dict[str, Any], str]:
         return tomllib.loads(text), text
     except tomllib.TOMLDecodeError as error:
         raise SurgeryR1Error(f"not valid TOML: {error}", where=str(path), fix="correct the line") from None
+
+
+def bounded(
+    default: _N, *, at_least: float | None = None, above: float | None = None, unit: str = "a number", why: str = ""
+) -> _N:
+    """A dataclass field that holds a number not below ``at_least``, or greater than ``above``; never NaN or infinity.
+
+    :func:`build` checks it. Give ``at_least`` or ``above``, not both.
+
+    Args:
+        unit: what ``above`` counts, for the error text.
+        why: the reason for the bound, for the error text.
+
+    Raises:
+        ValueError: when the default itself is out of bounds.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Plan:
+    ...     steps: int = bounded(5, at_least=1)
+    >>> Plan().steps
+    5
+    >>> build(Plan, {"steps": 0}, "plan.toml")
+    Traceback (most recent call last):
+    surgery_r1.errors.SurgeryR1Error: plan.toml: steps = 0, expected 1 or more; correct the config and run again
+    """
+    if (at_least is None) == (above is None):
+        raise ValueError("give at_least or above")
+    bound = _Bound(at_least, above, unit, why)
+    if not bound.allows(default):
+        raise ValueError(f"default {default}, expected {bound}")
+    return field(default=default, metadata={_BOUND: bound})
+
+
+@dataclass(frozen=True)
+class _Bound:
+    at_least: float | None
+    above: float | None
+    unit: str
+    why: str
+
+    def allows(self, value: float) -> bool:
+        """Whether the value is in bounds. NaN is not: every comparison with it is false."""
+        if self.at_least is not None:
+            return self.at_least <= value < math.inf
+        return self.above is not None and self.above < value < math.inf
+
+    def __str__(self) -> str:
+        low = f"{self.at_least} or more" if self.at_least is not None else f"{self.unit} above {self.above}"
+        return f"{low}: {self.why}" if self.why else low
 
 
 def build(
@@ -74,49 +130,77 @@ def build(
     Raises:
         SurgeryR1Error: every unknown key and wrong value at once, each as ``path:line``.
     """
-    errors: list[str] = []
-    lines = text.splitlines()
-    result = _build(kind, data, "", errors, str(path), lines)
+    return build_from(kind, Sources(data, (Layer(str(path), data, tuple(text.splitlines())),)), check)
+
+
+def build_from(kind: type[_T], sources: Sources, check: Callable[[_T], Iterable[str]] = lambda _: ()) -> _T:
+    """A ``kind`` of values that may come from several files and the command line; ``check`` as in :func:`build`.
+
+    Raises:
+        SurgeryR1Error: all that is wrong, at once, each with the place where it stands.
+    """
+    builder = _Builder(sources)
+    result = builder.build(kind, sources.data)
     if result is not None:
-        errors += [f"{path}{_at(message, lines)}: {message}" for message in check(result)]
-    if errors or result is None:
-        raise SurgeryR1Error("\n".join(errors), fix="correct the config and run again")
+        for message in check(result):
+            key = re.match(r"\w+(?:\.\w+)*", message)
+            builder.add(key[0] if key else "", message)
+    if builder.errors or result is None:
+        raise SurgeryR1Error("\n".join(builder.errors), fix="correct the config and run again")
     return result
 
 
-def _build(kind: type, data: Mapping[str, Any], prefix: str, errors: list[str], path: str, lines: list[str]) -> Any:
-    known = {f.name: f for f in fields(kind)}
-    hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    before = len(errors)
-    for key, value in data.items():
-        name = f"{prefix}{key}"
-        # In an inline table the line is that of the table.
-        where = f"{path}:{_line_of(name, lines) or _line_of(prefix.rstrip('.'), lines) or 1}" if lines else path
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {prefix}{close[0]!s}?" if close else f"known keys: {', '.join(sorted(known))}"
-            errors.append(f"{where}: unknown key {name!r}; {hint}")
-            continue
-        hint_type = hints[key]
-        if is_dataclass(hint_type):
-            if not isinstance(value, dict):
-                errors.append(f"{where}: {name} must be a table, found {value!r}")
-                continue
-            values[key] = _build(typing.cast(type, hint_type), value, f"{name}.", errors, path, lines)
-            continue
-        converted, problem = _convert(value, hint_type)
-        if problem:
-            errors.append(f"{where}: {name} = {value!r}, expected {problem}")
-        values[key] = converted
-    if len(errors) > before:
-        return None
-    try:
+class _Builder:
+    """Builds dataclasses of tables and collects every error on the way."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+        self.errors = list(sources.errors)
+
+    def add(self, name: str, message: str) -> None:
+        """Note what is wrong with the dotted key ``name``."""
+        self.errors.append(f"{self.sources.place(name)}: {message}")
+
+    def build(self, kind: type, data: Mapping[str, Any], prefix: str = "") -> Any:
+        """A ``kind``, or None when keys or types are wrong. A number out of bounds is an error but no obstacle."""
+        known = {f.name: f for f in fields(kind)}
+        hints = typing.get_type_hints(kind)
+        values: dict[str, Any] = {}
+        broken = False
+        for key, value in data.items():
+            name = f"{prefix}{key}"
+            problem = None
+            if key not in known:
+                close = difflib.get_close_matches(key, [*known, *(() if prefix else self.sources.words)], n=1)
+                hint = f"did you mean {prefix}{close[0]!s}?" if close else f"known keys: {', '.join(sorted(known))}"
+                problem = f"unknown key {name!r}; {hint}"
+            elif is_dataclass(hints[key]):
+                if isinstance(value, Mapping):
+                    values[key] = self.build(typing.cast(type, hints[key]), value, f"{name}.")
+                    broken |= values[key] is None
+                else:
+                    problem = f"{name} must be a table, found {value!r}"
+            else:
+                values[key], expected = _convert(value, hints[key])
+                if expected:
+                    problem = f"{name} = {value!r}, expected {expected}"
+                else:
+                    self._check_bound(name, values[key], known[key].metadata.get(_BOUND))
+            if problem:
+                broken = True
+                self.add(name, problem)
+        if broken:
+            return None
+        missing = [f.name for f in known.values() if f.name not in values and _required(f)]
+        if missing:
+            # The path alone: there is no line of what is not there.
+            self.add("", f"missing {', '.join(prefix + name for name in missing)}")
+            return None
         return kind(**values)
-    except TypeError:
-        missing = [f.name for f in fields(kind) if f.name not in values and _required(f)]
-        errors.append(f"{path}: missing {', '.join(prefix + name for name in missing)}")
-        return None
+
+    def _check_bound(self, name: str, value: float, bound: _Bound | None) -> None:
+        if bound and not bound.allows(value):
+            self.add(name, f"{name} = {value}, expected {bound}")
 
 
 def _required(field: Any) -> bool:
@@ -155,25 +239,3 @@ def _convert(value: Any, kind: Any) -> tuple[Any, str | None]:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         return value, "a number" if kind is float else kind.__name__
     return value, None
-
-
-def _at(message: str, lines: list[str]) -> str:
-    """``:line`` of the dotted key that a message begins with, where it is set."""
-    key = re.match(r"\w+(?:\.\w+)*", message)
-    number = _line_of(key[0], lines) if key else None
-    return f":{number}" if number else ""
-
-
-def _line_of(name: str, lines: list[str]) -> int | None:
-    """First line that sets the dotted ``name`` or opens its table."""
-    table = ""
-    for number, line in enumerate(lines, start=1):
-        text = line.split("#")[0].strip()
-        if text.startswith("["):
-            table = text.strip("[] ") + "."
-            found = table[:-1]
-        else:
-            found = table.replace(" ", "") + text.split("=")[0].strip()
-        if found == name or found.startswith(f"{name}."):
-            return number
-    return None

@@ -16,6 +16,7 @@ import tyro
 
 from surgery_r1._util.files import dump_json
 from surgery_r1._util.progress import ProgressBar
+from surgery_r1.cli.overrides import Overrides, in_order
 from surgery_r1.cli.teacher_progress import teacher_progress
 from surgery_r1.errors import SurgeryR1Error
 
@@ -112,6 +113,8 @@ class Build:
     """How another set is read: a shipped adapter by name (endovis18, endovis17, endovis18_extended), or a TOML file."""
     config: str | None = None
     """The recipe: a shipped one by name (surgery_r1_54k), or a TOML file; by default one row of each kind."""
+    set: Overrides = ()
+    """Change values of the recipe, written as in TOML: --set rows.cot=2 teacher.model=NAME."""
     seed: int | None = None
     """Seed of the reasoning writer, in place of the recipe's own."""
     on_fault: Literal["stop", "skip"] = "stop"
@@ -132,9 +135,9 @@ class Build:
     def run(self) -> int:
         """Exit status 0; errors are raised."""
         from surgery_r1.data.assemble import build_dataset
-        from surgery_r1.data.recipe import TEACHER, Recipe, load_recipe
+        from surgery_r1.data.recipe import TEACHER, load_recipe
 
-        recipe = load_recipe(self.config) if self.config else Recipe()
+        recipe = load_recipe(self.config, in_order(self.set))
         with contextlib.ExitStack() as stack:
             teacher = stack.enter_context(self._teacher(recipe)) if recipe.asks_teacher else None
             progress = stack.enter_context(teacher_progress(teacher)) if teacher else None

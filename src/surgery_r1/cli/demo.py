@@ -8,6 +8,7 @@ from pathlib import Path
 from surgery_r1._util.files import dump_json
 from surgery_r1._util.offline import stay_offline
 from surgery_r1.cli.data import say
+from surgery_r1.cli.overrides import Overrides, in_order
 
 
 @dataclass
@@ -18,6 +19,8 @@ class DemoCommand:
     """Folder for everything; finished parts of an interrupted demo are kept."""
     config: str = "tiny"
     """A shipped config by name, or a TOML file."""
+    set: Overrides = ()
+    """Change values of the config, written as in TOML: --set rft.max_steps=20 sft.learning_rate=1e-4."""
     seed: int = 0
     """Seed of the scenes."""
     frames: int | None = None
@@ -37,6 +40,7 @@ class DemoCommand:
         summary = run_demo(
             self.out,
             config=self.config,
+            overrides=in_order(self.set),
             seed=self.seed,
             frames=self.frames,
             controls=self.controls,

@@ -11,12 +11,15 @@ import tyro
 from surgery_r1._util.files import dump_json
 from surgery_r1._util.offline import stay_offline
 from surgery_r1.cli.data import say
+from surgery_r1.cli.overrides import Overrides, in_order
 
 
 @dataclass(kw_only=True)
 class _Train:
     config: str
     """A TOML file, or a shipped config by name: tiny, qwen2_5_vl_3b, qwen2_5_vl_7b, qwen3_vl_8b."""
+    set: Overrides = ()
+    """Change values of the config, written as in TOML: --set rft.max_steps=20 sft.learning_rate=1e-4."""
     data: Path
     """A dataset folder that surgery-r1 data build wrote."""
     out: Path
@@ -45,7 +48,7 @@ class _Train:
         from surgery_r1.train.config import load_config
 
         stay_offline(self.allow_hub)
-        config = load_config(self.config)
+        config = load_config(self.config, in_order(self.set))
         if self.seed is not None:
             config = replace(config, seed=self.seed)
         dataset = open_dataset(self.data, images=self.images)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from surgery_r1._util import toml as toml
+from surgery_r1._util.toml import bounded
+from surgery_r1._util.toml_sources import read_sources
 from surgery_r1.data.paraphrases import PARAPHRASES
 from surgery_r1.records import TASKS
 
@@ -27,9 +29,9 @@ class RowsConfig:
         cot: each with a reasoning of its own.
     """
 
-    visual_qa: int = 1
-    grounding_qa: int = 1
-    cot: int = 1
+    visual_qa: int = bounded(1, at_least=0)
+    grounding_qa: int = bounded(1, at_least=0)
+    cot: int = bounded(1, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ReasoningConfig:
     """
 
     writers: tuple[str, ...] = (TEMPLATE,)
-    attempts: int = 3
+    attempts: int = bounded(3, at_least=1)
     min_words: int = 4
     max_words: int = 120
 
@@ -66,12 +68,12 @@ class TeacherConfig:
     endpoint: str = ""
     model: str = ""
     send_frames: bool = True
-    concurrency: int = 8
-    requests_per_minute: int = 0
-    timeout: float = 120.0
-    retries: int = 6
-    max_tokens: int = 400
-    temperature: float = 0.7
+    concurrency: int = bounded(8, at_least=1)
+    requests_per_minute: int = bounded(0, at_least=0)
+    timeout: float = bounded(120.0, above=0, unit="seconds")
+    retries: int = bounded(6, at_least=0)
+    max_tokens: int = bounded(400, at_least=1)
+    temperature: float = bounded(0.7, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -114,22 +116,26 @@ def shipped_recipes() -> list[str]:
     return toml.shipped_with("rows")
 
 
-def load_recipe(name: str | Path) -> Recipe:
-    """Read a shipped recipe by its name (``surgery_r1_54k``) or a TOML file by its path.
+def load_recipe(name: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe by its name (``surgery_r1_54k``) or a TOML file by its path; None is one row of each kind.
+
+    A file may say ``extends = "surgery_r1_54k"`` at its top: another recipe, or a path from where it lies. It then
+    needs only what differs: tables merge key by key, lists are replaced.
+
+    Args:
+        overrides: ``key=value`` each, on top of the file, as ``--set`` gives them.
 
     Raises:
         SurgeryR1Error: no such file, bad TOML, or every unknown key and wrong value at once.
+
+    >>> load_recipe("surgery_r1_54k", overrides=("rows.cot=1",)).rows
+    RowsConfig(visual_qa=2, grounding_qa=2, cot=1)
     """
-    path = toml.find(name, toml.SHIPPED, shipped_recipes())
-    data, text = toml.load_toml(path)
-    return toml.build(Recipe, data, path, text, _wrong)
+    return toml.build_from(Recipe, read_sources(Recipe, name, shipped_recipes(), overrides), _wrong)
 
 
 def _wrong(recipe: Recipe) -> Iterator[str]:
     rows, reasoning, teacher = recipe.rows, recipe.reasoning, recipe.teacher
-    for task in TASKS:
-        if getattr(rows, task) < 0:
-            yield f"rows.{task} = {getattr(rows, task)}, expected 0 or more"
     for task in ("visual_qa", "grounding_qa"):
         most = min(len(forms) for forms in PARAPHRASES[task].values())
         if getattr(rows, task) > most:
@@ -142,18 +148,5 @@ def _wrong(recipe: Recipe) -> Iterator[str]:
         yield f"rows.cot = {rows.cot}, but the template writer has {TEMPLATE_RATIONALES} rationales for a question"
     if not 1 <= reasoning.min_words <= reasoning.max_words:
         yield f"reasoning.min_words = {reasoning.min_words} to max_words = {reasoning.max_words} leaves no length"
-    least: dict[str, tuple[float, float]] = {
-        "reasoning.attempts": (reasoning.attempts, 1),
-        "teacher.concurrency": (teacher.concurrency, 1),
-        "teacher.requests_per_minute": (teacher.requests_per_minute, 0),
-        "teacher.retries": (teacher.retries, 0),
-        "teacher.max_tokens": (teacher.max_tokens, 1),
-        "teacher.temperature": (teacher.temperature, 0),
-    }
-    for name, (value, low) in least.items():
-        if not value >= low:
-            yield f"{name} = {value}, expected {low} or more"
-    if not teacher.timeout > 0:
-        yield f"teacher.timeout = {teacher.timeout}, expected seconds above 0"
     if reasoning.writers and recipe.asks_teacher and not (teacher.endpoint and teacher.model):
         yield "reasoning.writers names a teacher: give teacher.endpoint and teacher.model"

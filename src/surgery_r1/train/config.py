@@ -1,15 +1,16 @@
-"""What training reads from its config: see :mod:`surgery_r1._util.toml` for what is wrong with one."""
+"""What training reads from its config: see :func:`load_config` for how files and ``--set`` come together."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from surgery_r1._util import toml as toml
-from surgery_r1._util.toml import SHIPPED
+from surgery_r1._util.toml import bounded
+from surgery_r1._util.toml_layers import ONE_VALUE, Layer, Sources
+from surgery_r1._util.toml_sources import read_sources
 from surgery_r1.geometry import FLIPS
 from surgery_r1.records import TASKS
 
@@ -32,12 +33,12 @@ class ModelConfig:
     box_space: str = ""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: str = "sdpa"
-    min_pixels: int = 0
-    max_pixels: int = 0
+    min_pixels: int = bounded(0, at_least=0)
+    max_pixels: int = bounded(0, at_least=0)
     freeze_vision: bool = True
     vision_cache: str = ""
-    vision_cache_gib: int = 64
-    vision_memory_mib: int = 256
+    vision_cache_gib: int = bounded(64, at_least=1)
+    vision_memory_mib: int = bounded(256, at_least=1)
     offload_vision: bool = False
 
 
@@ -46,9 +47,9 @@ class LoraConfig:
     """``[lora]``: as in the paper, whose rank and alpha are unknown; ``enabled = false`` trains all weights."""
 
     enabled: bool = True
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
+    rank: int = bounded(16, at_least=1)
+    alpha: int = bounded(32, at_least=1)
+    dropout: float = bounded(0.0, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,14 @@ class SftConfig:
     tasks: tuple[str, ...] = ("visual_qa", "grounding_qa", "cot")
     direct_answers: bool = False
     flips: tuple[str, ...] = ()
-    rows_per_frame: int = 0
-    pack_tokens: int = 0
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    warmup_steps: int = 10
-    max_steps: int = 1000
-    eval_every: int = 100
-    patience: int = 3
+    rows_per_frame: int = bounded(0, at_least=0)
+    pack_tokens: int = bounded(0, at_least=0)
+    batch_size: int = bounded(8, at_least=1)
+    learning_rate: float = bounded(1e-4, at_least=0)
+    warmup_steps: int = bounded(10, at_least=0)
+    max_steps: int = bounded(1000, at_least=1)
+    eval_every: int = bounded(100, at_least=1)
+    patience: int = bounded(3, at_least=0)
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -91,7 +92,7 @@ class RftConfig:
         prompts: questions per device and optimiser step.
         generations: completions per question (the group, G).
         micro_batch: completions per forward and backward pass; 0 means all of a step.
-        reasoning: ask for reasoning.
+        reasoning: ask for reasoning in training; what dev is asked for is ``eval.reasoning``.
         share_frames: compute frame and question once for all completions of a micro-batch (equal to rounding); false
             is stock TRL.
         questions_per_frame: take up to that many questions of a frame one after the other, so that they share it. The
@@ -104,20 +105,20 @@ class RftConfig:
     """
 
     rewards: dict[str, float] = field(
-        default_factory=lambda: {"format": 1.0, "answer": 1.0, "box": 1.0, "coherence": 1.0}
+        default_factory=lambda: {"format": 1.0, "answer": 1.0, "box": 1.0, "coherence": 1.0}, metadata=ONE_VALUE
     )
-    prompts: int = 16
-    generations: int = 8
-    micro_batch: int = 0
-    learning_rate: float = 1e-6
-    warmup_steps: int = 3
-    max_steps: int = 110
-    eval_every: int = 50
-    temperature: float = 1.0
-    max_completion: int = 256
+    prompts: int = bounded(16, at_least=1)
+    generations: int = bounded(8, at_least=2, why="a group needs at least 2 completions to compare")
+    micro_batch: int = bounded(0, at_least=0)
+    learning_rate: float = bounded(1e-6, at_least=0)
+    warmup_steps: int = bounded(3, at_least=0)
+    max_steps: int = bounded(110, at_least=1)
+    eval_every: int = bounded(50, at_least=1)
+    temperature: float = bounded(1.0, at_least=0.01)
+    max_completion: int = bounded(256, at_least=1)
     reasoning: bool = True
     share_frames: bool = True
-    questions_per_frame: int = 1
+    questions_per_frame: int = bounded(1, at_least=1)
     flips: tuple[str, ...] = ()
     trl: dict[str, Any] = field(default_factory=dict)
 
@@ -129,12 +130,14 @@ class EvalConfig:
     Attributes:
         dev_samples: questions of dev to use, evenly spread; 0 means all.
         batch_size: prompts per generation batch.
+        reasoning: ask for reasoning on dev, in SFT and in RFT. A config that leaves it out and says ``rft.reasoning =
+            false`` has false here too. Turn it off alone for SFT without chain of thought.
         choose: keep the ``best`` model on dev, or the ``last`` one, for controls that must show where training leads.
     """
 
-    dev_samples: int = 0
-    batch_size: int = 16
-    max_new_tokens: int = 256
+    dev_samples: int = bounded(0, at_least=0)
+    batch_size: int = bounded(16, at_least=1)
+    max_new_tokens: int = bounded(256, at_least=1)
     reasoning: bool = True
     choose: Literal["best", "last"] = "best"
 
@@ -148,8 +151,8 @@ class TrainConfig:
     sft: SftConfig = field(default_factory=SftConfig)
     rft: RftConfig = field(default_factory=RftConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    seed: int = 0
-    threads: int = 0
+    seed: int = bounded(0, at_least=0)
+    threads: int = bounded(0, at_least=0)
     tracker: str = "none"
 
     def to_json(self) -> dict[str, Any]:
@@ -162,67 +165,47 @@ def shipped_configs() -> list[str]:
     return toml.shipped_with("model")
 
 
-def load_config(name: str | Path) -> TrainConfig:
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a shipped config by its name (``tiny``) or a TOML file by its path.
+
+    A file may say ``extends = "tiny"`` at its top: another config, or a path from where it lies. It then needs only
+    what differs. Tables merge key by key, ``sft.trl`` and ``rft.trl`` too; lists and ``rft.rewards`` are replaced
+    whole, because a mixture of rewards is one value.
+
+    Args:
+        overrides: ``key=value`` each, on top of the file, as ``--set`` gives them. Naming one key of a table keeps the
+            others: ``rft.rewards.box=2`` changes a weight, ``rft.rewards={box=2}`` replaces the mixture.
 
     Raises:
         SurgeryR1Error: no such file, bad TOML, or every unknown key and wrong value at once.
+
+    >>> load_config("tiny", overrides=("rft.max_steps=20", "model.base=my_model")).rft.max_steps
+    20
     """
-    path = toml.find(name, SHIPPED, shipped_configs())
-    data, text = toml.load_toml(path)
-    return parse_config(data, path, text)
+    return _build(read_sources(TrainConfig, name, shipped_configs(), overrides))
 
 
 def parse_config(data: Mapping[str, Any], path: Path | str = "config", text: str = "") -> TrainConfig:
     """Build a :class:`TrainConfig` from parsed TOML and check what belongs together."""
-    return toml.build(TrainConfig, data, path, text, _inconsistent)
+    return _build(Sources(data, (Layer(str(path), data, tuple(text.splitlines())),)))
 
 
-#: Smallest value of each number. Written so that NaN fails too.
-_AT_LEAST: dict[str, float] = {
-    "model.min_pixels": 0,
-    "model.max_pixels": 0,
-    "model.vision_cache_gib": 1,
-    "model.vision_memory_mib": 1,
-    "lora.rank": 1,
-    "lora.alpha": 1,
-    "lora.dropout": 0,
-    "sft.rows_per_frame": 0,
-    "sft.pack_tokens": 0,
-    "sft.batch_size": 1,
-    "sft.learning_rate": 0,
-    "sft.warmup_steps": 0,
-    "sft.max_steps": 1,
-    "sft.eval_every": 1,
-    "sft.patience": 0,
-    "rft.prompts": 1,
-    "rft.generations": 2,
-    "rft.micro_batch": 0,
-    "rft.questions_per_frame": 1,
-    "rft.learning_rate": 0,
-    "rft.warmup_steps": 0,
-    "rft.max_steps": 1,
-    "rft.eval_every": 1,
-    "rft.temperature": 0.01,
-    "rft.max_completion": 1,
-    "eval.dev_samples": 0,
-    "eval.batch_size": 1,
-    "eval.max_new_tokens": 1,
-    "seed": 0,
-    "threads": 0,
-}
+def _build(sources: Sources) -> TrainConfig:
+    data = _dev_asked_as_in_rft(sources.data)
+    return toml.build_from(TrainConfig, replace(sources, data=data), _inconsistent)
+
+
+def _dev_asked_as_in_rft(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values, with ``eval.reasoning`` off where only ``rft.reasoning`` says so."""
+    rft, dev = data.get("rft"), data.get("eval", {})
+    if isinstance(rft, Mapping) and rft.get("reasoning") is False and isinstance(dev, Mapping):
+        return {**data, "eval": {"reasoning": False, **dev}}
+    return data
 
 
 def _inconsistent(config: TrainConfig) -> list[str]:
-    """Values that no run can use, and values that are fine alone and wrong together."""
+    """Names that nobody knows, and values that are fine alone and wrong together."""
     messages = []
-    for name, least in _AT_LEAST.items():
-        value: Any = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        if not least <= value < math.inf:
-            why = ": a group needs at least 2 completions to compare" if name == "rft.generations" else ""
-            messages.append(f"{name} = {value}, expected {least} or more{why}")
     rft = config.rft
     completions = rft.prompts * rft.generations
     if (
@@ -233,6 +216,11 @@ def _inconsistent(config: TrainConfig) -> list[str]:
         messages.append(
             f"rft.micro_batch = {rft.micro_batch} cannot hold whole groups: it must be a multiple of "
             f"rft.generations = {rft.generations} that divides prompts x generations = {completions}"
+        )
+    if config.eval.reasoning and not rft.reasoning:
+        messages.append(
+            "eval.reasoning = true, but rft.reasoning = false: dev would choose a model by prompts that RFT does not "
+            "train; set both alike, or leave eval.reasoning out"
         )
     model = config.model
     if (model.vision_cache or model.offload_vision) and not model.freeze_vision:
