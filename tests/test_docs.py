@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 from test_architecture import LEVELS
 
+from surgery_r1.cli import main
 from surgery_r1.data.rationales.checks import CHECKS
 from surgery_r1.records import Frame, Sample, TrainingRow
 from surgery_r1.rewards import REWARDS
@@ -127,6 +128,12 @@ def test_modules_that_a_document_names_exist(name):
     assert not sorted(item for item in dotted if not names_exist(item))
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_no_figure_is_left_out(name):
+    """Figures that a run must give are written as words in double braces until it has."""
+    assert not re.findall(r"\{\{[A-Z_]+\}\}", read(name))
+
+
 # ---------------------------------------------------------------------------------------- what mirrors the source
 
 
@@ -157,6 +164,15 @@ def test_rewards_and_checks_are_all_explained():
     architecture, data = read("docs/architecture.md"), read("docs/data.md")
     assert not [name for name in REWARDS if f"`{name}`" not in architecture]
     assert not [name for name, _ in CHECKS if f"`{name}`" not in data]
+
+
+def test_keys_of_manifest_and_metrics_are_all_explained(dataset, dataset_folder, tmp_path):
+    architecture, empty = read("docs/architecture.md"), tmp_path / "predictions.jsonl"
+    empty.write_text("")
+    command = ["score", empty, "--data", dataset_folder, "--split", "val", "--out", tmp_path, "--bootstrap", "10"]
+    assert main([str(word) for word in command]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert not [key for key in (*dataset.manifest, *metrics) if f"`{key}`" not in architecture]
 
 
 # ------------------------------------------------------------------------------------------------------- commands
@@ -197,41 +213,45 @@ def problem_of(words: list[str], whole: bool) -> str | None:
         return None
     name = next((tuple(words[:n]) for n in (2, 1) if tuple(words[:n]) in commands()), None)
     if name is None:
-        group = not whole and any(command[: len(words)] == tuple(words) for command in commands())
-        return None if group else f"no such command: {' '.join(words[:2])}"
-    command, given, left = commands()[name], set(), list(command_positionals := commands()[name].positionals)
-    rest = words[len(name) :]
+        is_group = not whole and any(command[: len(words)] == tuple(words) for command in commands())
+        return None if is_group else f"no such command: {' '.join(words[:2])}"
+    command, given, positionals = commands()[name], set(), list(commands()[name].positionals)
+    rest = [word for word in words[len(name) :] if word not in GLOBAL_FLAGS]
     while rest:
         word = rest.pop(0)
-        if word in GLOBAL_FLAGS:
-            continue
-        if word.startswith("--"):
-            flag, equals, value = word.partition("=")
-            if flag not in command.flags:
-                return f"{' '.join(name)} has no {flag}"
-            given.add(flag)
-            metavar = command.flags[flag][0]
-            several = "..." in metavar
-            while metavar and not equals and rest and not rest[0].startswith("--"):
-                value = rest.pop(0)
-                if not allows(metavar, value):
-                    return f"{flag} {value}: not one of {metavar}"
-                if not several:
-                    break
-            else:
-                if metavar and not equals and not several and whole:
-                    return f"{flag} without a value"
-        elif not left:
-            return f"{' '.join(name)}: {word!r} is one too many"
-        else:
-            metavar, _ = left[0] if "..." in left[0][0] else left.pop(0)
+        if not word.startswith("--"):
+            if not positionals:
+                return f"{' '.join(name)}: {word!r} is one too many"
+            # Several values may follow where the snapshot has dots.
+            metavar, _ = positionals[0] if "..." in positionals[0][0] else positionals.pop(0)
             if not allows(metavar, word):
                 return f"{word!r}: not one of {metavar}"
+            continue
+        flag, _, value = word.partition("=")
+        if flag not in command.flags:
+            return f"{' '.join(name)} has no {flag}"
+        given.add(flag)
+        metavar = command.flags[flag][0]
+        values = [value] if value else []
+        while metavar and rest and not rest[0].startswith("--") and (not values or "..." in metavar):
+            values.append(rest.pop(0))
+        if metavar and not values and whole:
+            return f"{flag} without a value"
+        if not all(allows(metavar, value) for value in values):
+            return f"{flag} {' '.join(values)}: not one of {metavar}"
     missing = [flag for flag, (_, required) in command.flags.items() if required and flag not in given]
-    missing += [metavar for metavar, required in left if required]
-    if len(command_positionals) and "..." in command_positionals[0][0] and not rest and whole:
-        pass
+    missing += [metavar for metavar, required in positionals if required]
     return f"{' '.join(name)} without {', '.join(missing)}" if whole and missing else None
+
+
+def alternatives(words: list[str]) -> Iterator[list[str]]:
+    """``sft|rft`` stands for each of them."""
+    place = next((i for i, word in enumerate(words) if "|" in word), None)
+    if place is None:
+        yield words
+        return
+    for choice in words[place].split("|"):
+        yield from alternatives([*words[:place], choice, *words[place + 1 :]])
 
 
 def called(line: str) -> Iterator[list[str]]:
@@ -241,7 +261,7 @@ def called(line: str) -> Iterator[list[str]]:
     part: list[str] = []
     for word in [*lexer, ";"]:
         if word and set(word) <= set(";&|()"):
-            while part and re.match(r"\w+=", part[0]):
+            while part and re.fullmatch(r"\w+=.*|do|then|else|if|time|!", part[0]):
                 part.pop(0)
             if part and Path(part[0]).name == "surgery-r1":
                 yield part[1:]
@@ -279,10 +299,8 @@ def test_commands_parse(name):
         wrong += [f"{line}: {problem}" for words in called(line) if (problem := problem_of(words, whole=True))]
     if name.endswith(".md"):
         for quoted in re.findall(r"`(?:[\w./]*/)?surgery-r1 +([^`\n]+)`", read(name)):
-            # "sft|rft" stands for each of them.
-            words = [re.sub(r"\|.*", "", word) for word in shlex.split(quoted)]
-            problem = problem_of(words, whole=False)
-            wrong += [f"`{quoted}`: {problem}"] if problem else []
+            problems = [problem_of(words, whole=False) for words in alternatives(shlex.split(quoted))]
+            wrong += [f"`{quoted}`: {problem}" for problem in problems if problem]
     assert not wrong, "\n".join(wrong)
 
 
