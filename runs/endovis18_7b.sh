@@ -44,11 +44,11 @@ for split in val test; do
 done
 
 # SFT, stopped early when dev no longer improves. joint on dev, hours and memory: not measured yet.
-[ -f "$OUT/sft/result.json" ] ||
+grep -qs '"stopped": *false' "$OUT/sft/result.json" ||
   surgery-r1 train sft --config "$CONFIG" --data "$DATASET" --out "$OUT/sft" --allow-hub
 
 # RFT with format, answer, box and coherence. joint on dev, hours and memory: not measured yet.
-[ -f "$OUT/rft/result.json" ] ||
+grep -qs '"stopped": *false' "$OUT/rft/result.json" ||
   surgery-r1 train rft --config "$CONFIG" --data "$DATASET" --model "$OUT/sft" --out "$OUT/rft" --allow-hub
 
 # Both models on val and on the cross-set: not measured yet.
@@ -62,7 +62,7 @@ for stage in sft rft; do
   done
 done
 
-# The table, with intervals, curves and every question. Pictures of frames stay out, so that the file may be shown.
+# The table, with intervals, curves and every question. Pictures of frames stay out, so that no frame leaves with the file.
 surgery-r1 report "$OUT/sft" "$OUT/rft" "$OUT/base" "$OUT/sft-val" "$OUT/rft-val" "$OUT/sft-test" "$OUT/rft-test" \
   --out "$OUT/report.html" --no-frames
 

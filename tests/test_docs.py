@@ -189,7 +189,7 @@ class Command(NamedTuple):
 def commands() -> dict[tuple[str, ...], Command]:
     known: dict[tuple[str, ...], Command] = {}
     for line in read("tests/flags.txt").splitlines():
-        match = re.fullmatch(r"([a-z -]+): (.*?) \((required|default: .*)\)", line)
+        match = re.fullmatch(r"([a-z -]+): (.*?) \((required|repeatable|default: .*)\)", line)
         assert match, line
         command = known.setdefault(tuple(match[1].split()), Command({}, []))
         names = [word.rstrip(",") for word in match[2].split() if word.startswith("-")]
