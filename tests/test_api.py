@@ -30,8 +30,8 @@ def test_importing_loads_nothing_heavy():
 def test_names():
     assert set(surgery_r1.__all__) == set(dir(surgery_r1))
     assert surgery_r1.rewards.REWARDS["answer"] and surgery_r1.SurgeryR1Error is SurgeryR1Error
-    with pytest.raises(AttributeError, match="no attribute 'train'"):
-        surgery_r1.train  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'fly'"):
+        surgery_r1.fly  # noqa: B018
 
 
 def test_open_ask_and_score(dataset_folder, tmp_path):

@@ -89,7 +89,7 @@ def test_pointing_is_a_share_and_leaves_boxes_of_ordinary_size_alone(box, truth)
 
 
 def published_literally(pred_px: np.ndarray, truth_px: np.ndarray, width: int, height: int) -> np.ndarray:
-    """FACTS 3 word for word, over columns of boxes (n, 4): float32, +1 convention, overlap never clipped."""
+    """The public code written again, over columns of boxes (n, 4): float32, +1 convention, overlap never clipped."""
     size = np.array([[width, height, width, height]], dtype=np.float32)
     p, t = pred_px.astype(np.float32) / size, truth_px.astype(np.float32) / size
     x1, y1 = np.maximum(p[:, 0], t[:, 0]), np.maximum(p[:, 1], t[:, 1])
@@ -122,7 +122,7 @@ def test_published_figure_pays_for_boxes_that_miss():
         if geometry.iou(p, t) == 0
     ]
     assert len(missing) > 1000
-    # FACTS 3 counted about 0.41 on other invented boxes: the point is that it is far above 0.
+    # About 0.41 was counted on other invented boxes: the point is that it is far above 0.
     assert 0.25 < float(np.mean(missing)) < 0.55
 
 

@@ -17,7 +17,7 @@ from surgery_r1.geometry import Box, is_box
 #: Bumped whenever rendering or reading changes; recorded by checkpoints and predictions.
 CODEC_VERSION = "1"
 
-#: Name of a box space -> units along each axis, or None where the unit is a pixel (FACTS 4).
+#: Name of a box space -> units along each axis, or None where the unit is a pixel.
 #: ``pixels``: of the resized image (Qwen2.5-VL); ``norm1000``: Qwen2-VL, Qwen3-VL; ``norm100``: the tiny model;
 #: ``source``: pixels of the source frame, for systems that are not resized.
 BOX_SPACES: dict[str, int | None] = {"pixels": None, "norm1000": 1000, "norm100": 100, "source": None}

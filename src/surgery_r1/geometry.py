@@ -111,7 +111,7 @@ def iou_published(box_px: Sequence[float] | None, truth_px: Sequence[float], wid
     """The number that the Surgical-VQLA family prints as ``IoU``; it is not an IoU.
 
     The public evaluation code applies the +1 pixel convention to boxes normalised to [0, 1] and never clips an
-    empty overlap, so disjoint boxes score well above 0. Reproduced in float32 so that tables compare (FACTS 3).
+    empty overlap, so disjoint boxes score well above 0. Reproduced in float32 so that tables compare.
     A missing box scores 0.
 
     Args:
@@ -181,7 +181,7 @@ def flip_box(box: Box, flip: str, width: float, height: float) -> Box:
 
 
 class LocationRule(NamedTuple):
-    """How a quadrant name follows from a box: relative to what, and which way is up (FACTS 2).
+    """How a quadrant name follows from a box: relative to what, and which way is up; public labels disagree.
 
     Attributes:
         reference: ``image`` or ``organ``, whose centre divides left from right and top from bottom.
