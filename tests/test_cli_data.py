@@ -6,7 +6,7 @@ import label_folders as lf
 import pytest
 
 from surgery_r1.cli.data import Build, Check, parse_size
-from surgery_r1.data.formats import validation as f
+from surgery_r1.data.formats import validation
 from surgery_r1.errors import SurgeryR1Error
 
 
@@ -18,10 +18,10 @@ def folder(tmp_path_factory):
 def test_cli_check(folder, tmp_path, capsys):
     assert Check(folder, sheet=tmp_path / "sheet.png").run() == 0
     out = capsys.readouterr().out
-    assert "No faults." in out and "image-normal" in out and (tmp_path / "sheet.png").stat().st_size
+    assert "No errors." in out and "image-normal" in out and (tmp_path / "sheet.png").stat().st_size
     label = lf.faulty(tmp_path / "set")
     assert Check(tmp_path / "set").run() == 1
-    assert f"{label}:5: {f.FIELD_COUNT}" in capsys.readouterr().out
+    assert f"{label}:5: {validation.FIELD_COUNT}" in capsys.readouterr().out
     assert Check(tmp_path / "set", json=True).run() == 1
     assert len(json.loads(capsys.readouterr().out)["faults"]) == 4
 

@@ -14,7 +14,7 @@ from surgery_r1.data.assemble import build_dataset
 from surgery_r1.data.check import summarise
 from surgery_r1.data.dataset import open_dataset
 from surgery_r1.data.formats import declarative as adapters
-from surgery_r1.data.formats import validation as f
+from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import BoxFormat, load_format
 from surgery_r1.data.formats.fields import read_box
 from surgery_r1.data.formats.lines import LineError
@@ -152,8 +152,8 @@ def test_csv_with_names_in_columns(tmp_path):
     )
     folder = own(tmp_path / "set", rows)
     content = read_all(FormatReader(adapter_of(tmp_path / "a.toml", COLUMNS), folder))
-    assert content.faults == []
-    assert [notice.value for notice in content.notices] == [
+    assert content.errors == []
+    assert [warning.value for warning in content.warnings] == [
         "splits.test: 'v_test' matches no sequence", "1 of 4 images",
     ]  # fmt: skip
     # Sequences in their natural order.
@@ -192,7 +192,7 @@ def test_jsonl_and_images_elsewhere(tmp_path):
     read = adapter_of(tmp_path / "a.toml", columns, top)
     content = read_all(FormatReader(read, tmp_path / "labels", tmp_path / "images"))
     assert [sample.box_px for sample in content.samples] == [(9, 9, 59, 69)] * 2
-    assert content.faults == [] and {notice.what for notice in content.notices} == {f.NO_QUESTION}
+    assert content.errors == [] and {warning.what for warning in content.warnings} == {validation.NO_QUESTION}
 
 
 @pytest.mark.parametrize(
@@ -214,12 +214,12 @@ def test_box_conventions(rule, values, box):
 @pytest.mark.parametrize(
     ("values", "what"),
     [
-        (("1", "2", "3"), f.CORNER_COUNT),
-        (("1", "2", "3", "x"), f.NON_NUMERIC),
-        (("1", "2", "3", "nan"), f.NAN_CORNER),
-        (("5", "5", "5", "9"), f.EMPTY_BOX),
-        (("5", "5", "500", "9"), f.OUTSIDE),
-        (("-1", "5", "50", "9"), f.OUTSIDE),
+        (("1", "2", "3"), validation.CORNER_COUNT),
+        (("1", "2", "3", "x"), validation.NON_NUMERIC),
+        (("1", "2", "3", "nan"), validation.NAN_CORNER),
+        (("5", "5", "5", "9"), validation.EMPTY_BOX),
+        (("5", "5", "500", "9"), validation.OUTSIDE),
+        (("-1", "5", "50", "9"), validation.OUTSIDE),
     ],
 )
 def test_bad_boxes(values, what):
@@ -228,7 +228,7 @@ def test_bad_boxes(values, what):
     assert caught.value.what == what
 
 
-def test_faults_name_line_and_remedy(tmp_path):
+def test_errors_name_line_and_remedy(tmp_path):
     rows = (
         "video1,f1,Which organ?,spleen,1,1,9,9\n"  # line 2
         "video1,f1,State of stapler,Burning,1,1,9,9\n"
@@ -246,23 +246,23 @@ def test_faults_name_line_and_remedy(tmp_path):
     (folder / "video2/f1.png").write_bytes(b"\x89PNG torn")
     source = FormatReader(adapter_of(tmp_path / "a.toml", COLUMNS), folder)
     content = read_all(source)
-    found = {fault.line: (fault.what, fault.fix) for fault in content.faults}
+    found = {error.line: (error.what, error.fix) for error in content.errors}
     assert {line: what for line, (what, _) in found.items()} == {
-        None: f.NO_QUESTION,
-        2: f.UNKNOWN_ANSWER,
-        3: f.UNKNOWN_ANSWER,
-        4: f.OUTSIDE,
-        6: f.DUPLICATE,
-        8: f.MISSING_IMAGE,
-        9: f.NO_SEQUENCE,
-        10: f.FIELD_COUNT,
-        11: f.TORN_IMAGE,
+        None: validation.NO_QUESTION,
+        2: validation.UNKNOWN_ANSWER,
+        3: validation.UNKNOWN_ANSWER,
+        4: validation.OUTSIDE,
+        6: validation.DUPLICATE,
+        8: validation.MISSING_IMAGE,
+        9: validation.NO_SEQUENCE,
+        10: validation.FIELD_COUNT,
+        11: validation.TORN_IMAGE,
     }
     assert found[3][1] == 'did you mean \'burning\'? [rename] "Burning" = "burning"'
     assert "one of liver" in found[2][1] and "[splits]" in found[9][1]
     assert sum(content.skipped.values()) == 9 and len(content.samples) == 1
-    assert [(n.what, n.line) for n in content.notices if n.line] == [("unknown question form", 7)]
-    with pytest.raises(SurgeryR1Error, match="10 faults"):
+    assert [(n.what, n.line) for n in content.warnings if n.line] == [("unknown question form", 7)]
+    with pytest.raises(SurgeryR1Error, match="10 errors"):
         build_dataset([folder], tmp_path / "ds", open_source=opened(tmp_path))
     manifest = build_dataset([folder], tmp_path / "ds", on_fault="skip", open_source=opened(tmp_path))
     assert manifest["samples"]["total"] == 1 and sum(manifest["skipped"].values()) == 9
@@ -280,17 +280,20 @@ def test_a_sequence_in_two_splits(tmp_path):
     read = adapter_of(tmp_path / "a.toml", COLUMNS)
     read = replace(read, splits={"train": ("*",), "val": ("video1",)})
     content = read_all(FormatReader(read, folder))
-    (fault,) = content.faults
-    assert (fault.what, fault.value) == (f.SEVERAL_SPLITS, "'video1' is in train and val") and not content.samples
+    (error,) = content.errors
+    assert (error.what, error.value) == (
+        validation.SEVERAL_SPLITS,
+        "'video1' is in train and val",
+    ) and not content.samples
 
 
-def test_frames_of_several_sizes_are_noticed(tmp_path):
+def test_frames_of_several_sizes_give_a_warning(tmp_path):
     folder = own(tmp_path / "set", "video1,f1,Which organ?,liver,1,1,9,9\nvideo1,f2,Which organ?,liver,1,1,9,9\n")
     (folder / "video1/f2.png").write_bytes(lf.image_bytes("png", size=(80, 64)))
     content = read_all(FormatReader(adapter_of(tmp_path / "a.toml", COLUMNS), folder))
-    notices = {notice.what: notice for notice in summarise(content).notices}
-    assert notices["frames of several sizes"].value == "160x128: 1, 80x64: 1"
-    assert "see that none was resized" in notices["frames of several sizes"].fix
+    warnings = {warning.what: warning for warning in summarise(content).warnings}
+    assert warnings["frames of several sizes"].value == "160x128: 1, 80x64: 1"
+    assert "see that none was resized" in warnings["frames of several sizes"].fix
 
 
 def test_a_pattern_that_matches_nothing(tmp_path):
@@ -311,7 +314,7 @@ def test_two_images_for_a_frame(tmp_path):
     )
     (tmp_path / "a.toml").write_text(text + COLUMNS)
     content = read_all(FormatReader(load_format(tmp_path / "a.toml"), folder))
-    assert content.notices[0].what == "two images for one frame"
+    assert content.warnings[0].what == "two images for one frame"
     assert content.frames["own/video1/f1"].image == "b/video1/f1.png"
 
 

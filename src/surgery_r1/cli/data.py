@@ -29,7 +29,7 @@ _SHOWN_PER_KIND = 10
 
 @dataclass
 class Check:
-    """Read a label folder; print counts, the measured top/bottom rule, and every fault as path:line.
+    """Read a label folder; print counts, the measured top/bottom rule, and every error as path:line.
 
     Given a dataset, compare its records, images and label files with what they were when it was built.
     """
@@ -46,7 +46,7 @@ class Check:
     """Write a picture of frames with their boxes drawn."""
 
     def run(self) -> int:
-        """Exit status: 1 when there are faults."""
+        """Exit status: 1 when there are errors."""
         from surgery_r1.data.check import summarise
         from surgery_r1.data.formats.source import read_all
 
@@ -60,17 +60,17 @@ class Check:
         else:
             say(_splits_table(report.splits, report.frames, report.questions))
             say(_rule_lines(report.location_rule))
-            _say_issues("notice", report.notices)
-            _say_issues("fault", report.faults)
-            if not report.faults:
-                say("No faults.")
+            _say_issues("warning", report.warnings)
+            _say_issues("error", report.errors)
+            if not report.errors:
+                say("No errors.")
         if self.sheet is not None:
             from surgery_r1.data.contact_sheet import write_sheet
 
             count = write_sheet(content, self.sheet)
             if not self.json:
                 say(f"{count} frames drawn: {self.sheet}")
-        return 1 if report.faults else 0
+        return 1 if report.errors else 0
 
     def _check_dataset(self) -> int:
         from surgery_r1.data.dataset import changes, label_changes, open_dataset
@@ -79,19 +79,19 @@ class Check:
         if self.sheet is not None:
             raise SurgeryR1Error("--sheet draws label folders", fix="name the folder that the dataset was built from")
         dataset = open_dataset(self.folder, images=self.images)
-        found, notices = list(changes(dataset)), []
+        found, warnings = list(changes(dataset)), []
         try:
             found += label_changes(dataset)
         except SurgeryR1Error as error:
-            notices.append(ValidationIssue(str(error.where), None, "labels not compared", error.what, str(error.fix)))
+            warnings.append(ValidationIssue(str(error.where), None, "labels not compared", error.what, str(error.fix)))
         if self.json:
             counts = {"frames": len(dataset.frames), "questions": len(dataset.samples)}
-            listed = {"faults": [x.to_json() for x in found], "notices": [x.to_json() for x in notices]}
+            listed = {"faults": [x.to_json() for x in found], "notices": [x.to_json() for x in warnings]}
             say(dump_json(counts | listed, indent=2))
         else:
             say(f"{len(dataset.frames):,} frames, {len(dataset.samples):,} questions")
-            _say_issues("notice", notices)
-            _say_issues("fault", found)
+            _say_issues("warning", warnings)
+            _say_issues("error", found)
             if not found:
                 say("Nothing that was compared has changed since it was built.")
         return 1 if found else 0

@@ -37,7 +37,7 @@ from surgery_r1.records import TASKS, Frame, Sample
 
 FORMAT = 2
 RECORDS = ("frames.jsonl", "samples.jsonl", "rows.jsonl", "labels.jsonl")
-_FAULTS_SHOWN = 5
+_ERRORS_SHOWN = 5
 _HASHERS = min(8, os.cpu_count() or 1)
 
 
@@ -88,7 +88,7 @@ def build_dataset(
         try:
             reading.run()
             if on_fault == "stop":
-                _stop_at_faults(reading.faults)
+                _stop_at_errors(reading.errors)
             if not reading.staging.frames:
                 raise SurgeryR1Error("no sound question found", fix="surgery-r1 data check FOLDER lists what is wrong")
             rule = reading.rule.result()
@@ -147,7 +147,7 @@ class _Reading:
         self.image_root = _above(source.image_root for source in sources)
         self.label_root = _above(source.label_root for source in sources)
         self.classes = {name: kinds for source in sources for name, kinds in source.classes.items()}
-        self.faults: list[ValidationIssue] = []
+        self.errors: list[ValidationIssue] = []
         self.skipped: Counter[str] = Counter()
         self.rule = SourceTally()
         self.splits = Splits()
@@ -161,7 +161,7 @@ class _Reading:
         with (self._target / "labels.jsonl").open("w", encoding="utf-8", newline="\n") as labels:
             written: set[Path] = set()
             for (source, content), (digest, of_labels) in ordered_map(self._hash, self._contents(), _HASHERS):
-                self.faults += content.faults
+                self.errors += content.errors
                 self.skipped += content.skipped
                 for path, sha in of_labels.items():
                     if path not in written:
@@ -214,12 +214,12 @@ def _above(roots: Iterable[Path]) -> Path:
     return Path(os.path.commonpath([root.resolve() for root in roots]))
 
 
-def _stop_at_faults(faults: Sequence[ValidationIssue]) -> None:
-    if not faults:
+def _stop_at_errors(errors: Sequence[ValidationIssue]) -> None:
+    if not errors:
         return
-    shown = "".join(f"\n  {fault}" for fault in faults[:_FAULTS_SHOWN])
-    more = f"\n  and {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
-    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    shown = "".join(f"\n  {error}" for error in errors[:_ERRORS_SHOWN])
+    more = f"\n  and {len(errors) - _ERRORS_SHOWN} more" if len(errors) > _ERRORS_SHOWN else ""
+    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
     raise SurgeryR1Error(
         f"{count} in the labels:{shown}{more}\nNothing was built",
         fix="repair them (surgery-r1 data check FOLDER lists all), or leave them out with --on-fault skip",

@@ -1,4 +1,4 @@
-"""FieldParser of EndoVis-18-VQLA and EndoVis-17-VQLA label folders (FACTS 2): samples, frames, faults and notices."""
+"""FieldParser of EndoVis-18-VQLA and EndoVis-17-VQLA label folders (FACTS 2): samples, frames, errors and warnings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from surgery_r1 import vocab
-from surgery_r1.data.formats import validation as f
+from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.endovis_images import pair
 from surgery_r1.data.formats.endovis_scan import ImageTree, LabelFile, Layout, scan
 from surgery_r1.data.formats.image_files import TornImageError, image_size
@@ -56,10 +56,10 @@ class LabelFolder:
                 "vqla/label/seq1_frame015.txt; for other sets name an --adapter",
             )
         self.label_root = folder
-        self._trees, notices = pair(layout)
+        self._trees, warnings = pair(layout)
         used = [tree.path for tree in self._trees.values()]
         self.image_root = _image_root(used, folder, images)
-        self.notices = layout.notices + notices
+        self.warnings = layout.warnings + warnings
         self._files = list(_by_frame(layout))
 
     def frames(self) -> Iterator[FrameContent]:
@@ -74,7 +74,7 @@ class LabelFolder:
         for path, count in repeated.items():
             value, fix = f"{count} questions already read from another label folder", "nothing to do: counted once"
             found = ValidationIssue(path, None, "second label folder for the same frames", value, fix)
-            yield FrameContent(notices=[found])
+            yield FrameContent(warnings=[found])
 
 
 def read_folder(folder: Path, images: Path | None = None) -> FolderContent:
@@ -104,20 +104,20 @@ def _image_root(trees: list[Path], folder: Path, images: Path | None) -> Path:
 
 def _read_frame(files: list[LabelFile], tree: ImageTree | None, root: Path, content: FrameContent) -> FrameLabels:
     head = files[0]
-    image, size, fault = _find_image(head, tree)
+    image, size, error = _find_image(head, tree)
     labels = read_frame_labels(files, size)
-    content.notices += labels.notices
+    content.warnings += labels.warnings
     split = official_split(head.source, head.sequence)
     if split is None:
         found = "no seq_N folder above it" if head.sequence is None else f"sequence {head.sequence}"
         known = sorted((*vocab.TRAIN_SEQUENCES, *vocab.VAL_SEQUENCES))
         fix = f"EndoVis-18 labels belong to sequences {', '.join(map(str, known))}"
-        fault = ValidationIssue(str(head.path), 1, f.NO_SEQUENCE, found, fix)
-    content.faults += ([fault] if fault else []) + labels.faults
+        error = ValidationIssue(str(head.path), 1, validation.NO_SEQUENCE, found, fix)
+    content.errors += ([error] if error else []) + labels.errors
     content.skipped += labels.skipped
-    if fault or image is None or size is None or split is None:
-        if fault:
-            content.skipped[fault.what] += len(merge_answers(labels.lines)[0])
+    if error or image is None or size is None or split is None:
+        if error:
+            content.skipped[error.what] += len(merge_answers(labels.lines)[0])
         return labels
     if labels.lines:
         relative = Path(os.path.relpath(image.parent.resolve() / image.name, root)).as_posix()
@@ -135,16 +135,16 @@ def _find_image(
         return (
             None,
             None,
-            ValidationIssue(str(label.path), 1, f.MISSING_IMAGE, value, "restore it, or name --images ROOT"),
+            ValidationIssue(str(label.path), 1, validation.MISSING_IMAGE, value, "restore it, or name --images ROOT"),
         )
     image = tree.path / name
     try:
         return image, image_size(image), None
     except FileNotFoundError:  # a dangling link
-        return None, None, ValidationIssue(str(label.path), 1, f.MISSING_IMAGE, str(image), "restore the file")
+        return None, None, ValidationIssue(str(label.path), 1, validation.MISSING_IMAGE, str(image), "restore the file")
     except (TornImageError, OSError) as error:
         return (
             None,
             None,
-            ValidationIssue(str(label.path), 1, f.TORN_IMAGE, f"{image}: {error}", "unpack the archive again"),
+            ValidationIssue(str(label.path), 1, validation.TORN_IMAGE, f"{image}: {error}", "unpack the archive again"),
         )

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from surgery_r1 import vocab
-from surgery_r1.data.formats import validation as f
+from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import BoxFormat, DatasetFormat, several
 from surgery_r1.data.formats.lines import LineError
 from surgery_r1.geometry import Box
@@ -54,7 +54,7 @@ class FieldParser:
             return answer
         near = self._classes[kind].get(vocab.spoken(answer))
         fix = f'did you mean {near!r}? [rename] "{answer}" = "{near}"' if near else f"one of {', '.join(names)}"
-        raise LineError(f.UNKNOWN_ANSWER, repr(answer[:60]), fix)
+        raise LineError(validation.UNKNOWN_ANSWER, repr(answer[:60]), fix)
 
     def box(self, values: list[str], size: tuple[int, int] | None) -> Box:
         """The box in 0-based pixels of an image of ``size`` (width, height).
@@ -89,13 +89,13 @@ def read_box(values: list[str], rule: BoxFormat, size: tuple[int, int] | None) -
     """
     shown = repr(", ".join(values)[:60])
     if len(values) != 4:
-        raise LineError(f.CORNER_COUNT, f"{len(values)} numbers in {shown}", "a box has four")
+        raise LineError(validation.CORNER_COUNT, f"{len(values)} numbers in {shown}", "a box has four")
     try:
         a, b, c, d = map(float, values)
     except ValueError:
-        raise LineError(f.NON_NUMERIC, shown, "write numbers") from None
+        raise LineError(validation.NON_NUMERIC, shown, "write numbers") from None
     if not all(map(math.isfinite, (a, b, c, d))):
-        raise LineError(f.NAN_CORNER, shown, "write numbers")
+        raise LineError(validation.NAN_CORNER, shown, "write numbers")
     if rule.order == "cxcywh":
         a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
     elif rule.order == "xywh":
@@ -108,9 +108,9 @@ def read_box(values: list[str], rule: BoxFormat, size: tuple[int, int] | None) -
     x1, y1, x2, y2 = (int(value) if value == int(value) else round(value, 6) for value in corners)
     if x2 <= x1 or y2 <= y1:
         fix = "the second corner must lie right of and below the first; is box.order right?"
-        raise LineError(f.EMPTY_BOX, shown, fix)
+        raise LineError(validation.EMPTY_BOX, shown, fix)
     # Counted from 1, the last pixel is the last corner there is; counted from 0, its far edge may be meant.
     if size is not None and (x1 < 0 or y1 < 0 or x2 > size[0] - rule.origin or y2 > size[1] - rule.origin):
         fix = "check box.order, box.origin, box.units and box.size"
-        raise LineError(f.OUTSIDE, f"{shown} in a frame of {size[0]}x{size[1]}", fix)
+        raise LineError(validation.OUTSIDE, f"{shown} in a frame of {size[0]}x{size[1]}", fix)
     return x1, y1, x2, y2

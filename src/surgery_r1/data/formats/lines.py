@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgery_r1 import vocab
-from surgery_r1.data.formats import validation as f
+from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.geometry import Box
 
@@ -53,25 +53,25 @@ class LineError(Exception):
 
 
 def read_lines(path: Path) -> tuple[list[tuple[int, str]], list[ValidationIssue]]:
-    """Non-blank lines of a label file as ``(line number, text)``, and faults of its encoding.
+    """Non-blank lines of a label file as ``(line number, text)``, and errors of its encoding.
 
-    CRLF, a UTF-8 byte order mark and blank lines are fine. A line that is not UTF-8 is a fault and is left out.
+    CRLF, a UTF-8 byte order mark and blank lines are fine. A line that is not UTF-8 is an error and is left out.
     """
     data = path.read_bytes()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
         value = f"starts with bytes {data[:4].hex(' ')}"
-        return [], [ValidationIssue(str(path), 1, f.ENCODING, value, "save the file as UTF-8")]
-    lines, faults = [], []
+        return [], [ValidationIssue(str(path), 1, validation.ENCODING, value, "save the file as UTF-8")]
+    lines, errors = [], []
     for number, raw in enumerate(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"), start=1):
         try:
             text = raw.decode("utf-8").replace("\ufeff", "").strip()
         except UnicodeDecodeError as error:
             value = f"byte 0x{raw[error.start]:02x} at column {error.start + 1}"
-            faults.append(ValidationIssue(str(path), number, f.ENCODING, value, "save the file as UTF-8"))
+            errors.append(ValidationIssue(str(path), number, validation.ENCODING, value, "save the file as UTF-8"))
             continue
         if text:
             lines.append((number, text))
-    return lines, faults
+    return lines, errors
 
 
 def split_fields(text: str) -> tuple[str, str, str]:
@@ -83,7 +83,7 @@ def split_fields(text: str) -> tuple[str, str, str]:
     fields = [part.strip() for part in text.split("|")]
     if len(fields) != 3:
         raise LineError(
-            f.FIELD_COUNT, f"{len(fields)} fields in {_short(text)}", "write question|answer|x1, y1, x2, y2"
+            validation.FIELD_COUNT, f"{len(fields)} fields in {_short(text)}", "write question|answer|x1, y1, x2, y2"
         )
     return fields[0], fields[1], fields[2]
 
@@ -99,7 +99,7 @@ def check_answer(kind: str, answer: str) -> None:
         return
     near = next((name for name in allowed if name.lower() == answer.lower().replace(" ", "_")), None)
     fix = f"did you mean {near!r}?" if near else f"a {kind} answer is one of {', '.join(allowed)}"
-    raise LineError(f.UNKNOWN_ANSWER, repr(answer[:60]), fix)
+    raise LineError(validation.UNKNOWN_ANSWER, repr(answer[:60]), fix)
 
 
 def parse_box(text: str, size: tuple[int, int] | None) -> Box:
@@ -113,21 +113,21 @@ def parse_box(text: str, size: tuple[int, int] | None) -> Box:
     """
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 4:
-        raise LineError(f.CORNER_COUNT, f"{len(parts)} numbers in {_short(text)}", "write x1, y1, x2, y2")
+        raise LineError(validation.CORNER_COUNT, f"{len(parts)} numbers in {_short(text)}", "write x1, y1, x2, y2")
     for part in parts:
         if _NOT_FINITE.fullmatch(part):
-            raise LineError(f.NAN_CORNER, repr(part), "write the corner in pixels of the frame")
+            raise LineError(validation.NAN_CORNER, repr(part), "write the corner in pixels of the frame")
         if not _NUMBER.fullmatch(part):
-            raise LineError(f.NON_NUMERIC, repr(part[:40]), "write the corner in pixels of the frame")
+            raise LineError(validation.NON_NUMERIC, repr(part[:40]), "write the corner in pixels of the frame")
     corners = [float(part) for part in parts]
     if not all(math.isfinite(corner) for corner in corners):
-        raise LineError(f.NAN_CORNER, _short(text), "write the corner in pixels of the frame")
+        raise LineError(validation.NAN_CORNER, _short(text), "write the corner in pixels of the frame")
     x1, y1, x2, y2 = (int(c) - 1 if c == int(c) else c - 1.0 for c in corners)
     if x2 <= x1 or y2 <= y1:
-        raise LineError(f.EMPTY_BOX, _short(text), "the second corner must lie right of and below the first")
+        raise LineError(validation.EMPTY_BOX, _short(text), "the second corner must lie right of and below the first")
     if size is not None and (x1 < 0 or y1 < 0 or x2 > size[0] - 1 or y2 > size[1] - 1):
         raise LineError(
-            f.OUTSIDE,
+            validation.OUTSIDE,
             f"{_short(text)} in a frame of {size[0]}x{size[1]}",
             "corners count from 1 in pixels of the original frame; has the image been resized?",
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from surgery_r1 import vocab
-from surgery_r1.data.formats import validation as f
+from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.endovis_scan import LabelFile
 from surgery_r1.data.formats.lines import LabelLine, LineError, check_answer, parse_box, read_lines, split_fields
 from surgery_r1.data.formats.validation import ValidationIssue
@@ -20,13 +20,13 @@ class FrameLabels:
     """What the label files of one frame say. ``skipped`` counts faulty lines by reason; ``lines`` are sound."""
 
     lines: list[LabelLine] = field(default_factory=list)
-    faults: list[ValidationIssue] = field(default_factory=list)
-    notices: list[ValidationIssue] = field(default_factory=list)
+    errors: list[ValidationIssue] = field(default_factory=list)
+    warnings: list[ValidationIssue] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
 
-    def fault(self, issue: ValidationIssue) -> None:
-        self.faults.append(issue)
+    def error(self, issue: ValidationIssue) -> None:
+        self.errors.append(issue)
         self.skipped[issue.what] += 1
 
 
@@ -40,12 +40,14 @@ def read_frame_labels(files: Sequence[LabelFile], size: tuple[int, int] | None) 
     first_index = 0
     for number, file in enumerate(files):
         before = list(labels.lines)
-        lines, faults = read_lines(file.path)
-        for fault in faults:
-            labels.fault(fault)
-        if not lines and not faults:
+        lines, errors = read_lines(file.path)
+        for error in errors:
+            labels.error(error)
+        if not lines and not errors:
             fix = "nothing to do, or restore the file"
-            labels.notices.append(ValidationIssue(str(file.path), None, "label file without questions", "0 lines", fix))
+            labels.warnings.append(
+                ValidationIssue(str(file.path), None, "label file without questions", "0 lines", fix)
+            )
         written: set[tuple[str, str, Box]] = set()
         # Ids keep the position in the file, faulty lines included, so that repairing one line renames no other.
         for offset, (line_number, text) in enumerate(lines):
@@ -57,7 +59,7 @@ def read_frame_labels(files: Sequence[LabelFile], size: tuple[int, int] | None) 
             content = (line.key, line.answer, line.box_px)
             if content in written:
                 value, fix = repr(text[:80]), "delete the line"
-                labels.fault(ValidationIssue(str(file.path), line_number, f.DUPLICATE, value, fix))
+                labels.error(ValidationIssue(str(file.path), line_number, validation.DUPLICATE, value, fix))
                 continue
             written.add(content)
             labels.lines.append(line)
@@ -66,7 +68,7 @@ def read_frame_labels(files: Sequence[LabelFile], size: tuple[int, int] | None) 
 
 
 def _known(text: str, before: Sequence[LabelLine], file: LabelFile, number: int, labels: FrameLabels) -> bool:
-    """Whether an earlier file has this line's question; a different answer or box there is noticed."""
+    """Whether an earlier file has this line's question; a different answer or box there is warned of."""
     fields = [part.strip() for part in text.split("|")]
     key = " ".join(fields[0].lower().split())
     known = [line for line in before if line.key == key]
@@ -84,7 +86,7 @@ def _known(text: str, before: Sequence[LabelLine], file: LabelFile, number: int,
             same = False
     if not same:
         value = f"{text[:60]!r} differs from {known[0].path}:{known[0].line}; the latter is used"
-        labels.notices.append(
+        labels.warnings.append(
             ValidationIssue(str(file.path), number, "label files disagree", value, "delete the wrong file")
         )
     return True
@@ -98,46 +100,46 @@ def _read_line(
         question, answer, corners = split_fields(text)
         kind, subject = vocab.classify_question(question)
         if kind is None or subject is None or (kind == "tool" and subject not in vocab.LOCATIONS):
-            labels.notices.append(
-                ValidationIssue(path, number, f.UNKNOWN_FORM, repr(question[:60]), "the line is left out")
+            labels.warnings.append(
+                ValidationIssue(path, number, validation.UNKNOWN_FORM, repr(question[:60]), "the line is left out")
             )
-            labels.skipped[f.UNKNOWN_FORM] += 1
+            labels.skipped[validation.UNKNOWN_FORM] += 1
             return None
         check_answer(kind, answer)
         box = parse_box(corners, size)
-    except LineError as fault:
-        labels.fault(ValidationIssue(path, number, fault.what, fault.value, fault.fix))
+    except LineError as error:
+        labels.error(ValidationIssue(path, number, error.what, error.value, error.fix))
         return None
     if kind in ("state", "location") and subject not in vocab.TOOLS:
         fix = "the question is kept; check the spelling"
-        labels.notices.append(ValidationIssue(path, number, "unknown tool in a question", repr(subject), fix))
+        labels.warnings.append(ValidationIssue(path, number, "unknown tool in a question", repr(subject), fix))
     return LabelLine(file.path, number, index, question, kind, subject, answer, box)
 
 
 def merge_answers(lines: Sequence[LabelLine]) -> tuple[list[list[LabelLine]], list[ValidationIssue]]:
-    """Lines grouped by question, in file order, with a notice for each question that has several right answers."""
+    """Lines grouped by question, in file order, with a warning for each question that has several right answers."""
     groups: dict[str, list[LabelLine]] = {}
     for line in lines:
         groups.setdefault(line.key, []).append(line)
-    notices = []
+    warnings = []
     for group in groups.values():
         if len(group) > 1:
             answers = ", ".join(line.answer for line in group)
             value = f"{group[0].question!r}: {answers}"
             fix = "nothing to do: each counts as right"
             what = "question with several right answers"
-            notices.append(ValidationIssue(str(group[0].path), group[1].line, what, value, fix))
-    return list(groups.values()), notices
+            warnings.append(ValidationIssue(str(group[0].path), group[1].line, what, value, fix))
+    return list(groups.values()), warnings
 
 
 def derive_objects(lines: Sequence[LabelLine]) -> tuple[tuple[AnnotatedObject, ...], list[ValidationIssue]]:
     """Every object that the lines of a frame annotate, the organ first and then in order of mention.
 
-    Two lines that disagree on the box of one tool are noticed; the first box is kept.
+    Two lines that disagree on the box of one tool give a warning; the first box is kept.
     """
     organ: AnnotatedObject | None = None
     tools: dict[str, list[dict]] = {}
-    notices: list[ValidationIssue] = []
+    warnings: list[ValidationIssue] = []
     for line in lines:
         if line.kind == "organ":
             organ = organ or AnnotatedObject(line.answer, None, None, line.box_px)
@@ -146,15 +148,15 @@ def derive_objects(lines: Sequence[LabelLine]) -> tuple[tuple[AnnotatedObject, .
         part, value = ("state", line.answer) if line.kind == "state" else ("location", line.answer)
         if line.kind == "tool":
             value = line.subject
-        notice = _place(tools.setdefault(name, []), part, value, line, name)
-        if notice is not None:
-            notices.append(notice)
+        warning = _place(tools.setdefault(name, []), part, value, line, name)
+        if warning is not None:
+            warnings.append(warning)
     objects = [
         AnnotatedObject(name, seen.get("state"), seen.get("location"), seen["box"])
         for name, instances in tools.items()
         for seen in instances
     ]
-    return tuple([organ] if organ else []) + tuple(objects), notices
+    return tuple([organ] if organ else []) + tuple(objects), warnings
 
 
 def _place(instances: list[dict], part: str, value: str, line: LabelLine, name: str) -> ValidationIssue | None:

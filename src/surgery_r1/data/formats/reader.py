@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery_r1 import vocab
-from surgery_r1.data.formats import validation as f
+from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import DatasetFormat, several
 from surgery_r1.data.formats.fields import FieldParser, numbers_of
 from surgery_r1.data.formats.image_files import TornImageError, image_size
@@ -31,12 +31,12 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """One question as a label file has it; ``fault`` where it cannot be taken apart."""
+    """One question as a label file has it; ``error`` where it cannot be taken apart."""
 
     path: Path
     line: int
     fields: dict[str, Any]
-    fault: ValidationIssue | None = None
+    error: ValidationIssue | None = None
 
 
 class FormatReader:
@@ -59,7 +59,7 @@ class FormatReader:
         self._asked: Counter[str] = Counter()
         self.label_root, self.image_root = folder, (images or folder).resolve()
         self.classes: Mapping[str, Mapping[str, tuple[str, ...]]] = {adapter.name: adapter.answers}
-        self.notices: list[ValidationIssue] = []
+        self.warnings: list[ValidationIssue] = []
         self._images = self._find_images()
         self._labels = [
             (folder / path, parts) for path, parts in self._matching("labels", adapter.labels, self.label_root)
@@ -93,7 +93,9 @@ class FormatReader:
             first = images.setdefault(key, path)
             if first != path:
                 value, fix = f"{path} and {first}", "the first is taken; leave the other out with exclude"
-                self.notices.append(ValidationIssue(str(self.image_root), None, "two images for one frame", value, fix))
+                self.warnings.append(
+                    ValidationIssue(str(self.image_root), None, "two images for one frame", value, fix)
+                )
         return images
 
     def _key(self, parts: dict[str, Any]) -> _Key:
@@ -115,8 +117,8 @@ class FormatReader:
             frames: dict[_Key, list[_Record]] = defaultdict(list)
             for path, parts in self._labels:
                 for record in self._table(path, parts):
-                    if record.fault is not None:
-                        yield FrameContent(faults=[record.fault], skipped=Counter([record.fault.what]), labels=[path])
+                    if record.error is not None:
+                        yield FrameContent(errors=[record.error], skipped=Counter([record.error.what]), labels=[path])
                     else:
                         frames[self._key(record.fields)].append(record)
             for key in sorted(frames, key=_order):
@@ -127,7 +129,7 @@ class FormatReader:
         if bare:
             value, fix = f"{bare} of {len(self._images)} images", "nothing to do, if they were left out on purpose"
             yield FrameContent(
-                notices=[ValidationIssue(str(self.image_root), None, "images without labels", value, fix)]
+                warnings=[ValidationIssue(str(self.image_root), None, "images without labels", value, fix)]
             )
 
     def _unused(self, sequences: set[str]) -> Iterator[FrameContent]:
@@ -136,25 +138,28 @@ class FormatReader:
         for kind in self._format.questions:
             if not self._asked[kind]:
                 value, fix = f"questions.{kind} matches no question", "correct the pattern, or leave the kind out"
-                found = ValidationIssue(name, None, f.NO_QUESTION, value, fix)
+                found = ValidationIssue(name, None, validation.NO_QUESTION, value, fix)
                 # A kind may be missing here. Where other questions are not understood, it is the pattern that is wrong.
-                broken = self._asked[f.UNKNOWN_FORM] > 0
-                yield FrameContent(faults=[found]) if broken else FrameContent(notices=[found])
+                broken = self._asked[validation.UNKNOWN_FORM] > 0
+                yield FrameContent(errors=[found]) if broken else FrameContent(warnings=[found])
         for split, patterns in self._format.splits.items():
             for pattern in patterns:
                 if not any(fnmatchcase(sequence, pattern) for sequence in sequences):
                     value, fix = f"splits.{split}: {pattern!r} matches no sequence", "nothing to do, if it is not here"
-                    yield FrameContent(notices=[ValidationIssue(name, None, f.NO_QUESTION, value, fix)])
+                    yield FrameContent(warnings=[ValidationIssue(name, None, validation.NO_QUESTION, value, fix)])
 
     def _lines(self, path: Path, parts: dict[str, str]) -> Iterator[_Record]:
-        lines, faults = read_lines(path)
-        yield from (_Record(path, fault.line or 1, parts, fault) for fault in faults)
+        lines, errors = read_lines(path)
+        yield from (_Record(path, error.line or 1, parts, error) for error in errors)
         for number, text in lines:
             match = self._line.fullmatch(text)
             if match is None:
                 fix = "the adapter's line does not match it"
                 yield _Record(
-                    path, number, parts, ValidationIssue(str(path), number, f.FIELD_COUNT, repr(text[:60]), fix)
+                    path,
+                    number,
+                    parts,
+                    ValidationIssue(str(path), number, validation.FIELD_COUNT, repr(text[:60]), fix),
                 )
                 continue
             groups = match.groupdict()
@@ -162,20 +167,24 @@ class FormatReader:
             yield _Record(path, number, {**parts, **groups, "box": [value.strip() for value in box]})
 
     def _table(self, path: Path, parts: dict[str, str]) -> Iterator[_Record]:
-        lines, faults = read_lines(path)
-        yield from (_Record(path, fault.line or 1, parts, fault) for fault in faults)
+        lines, errors = read_lines(path)
+        yield from (_Record(path, error.line or 1, parts, error) for error in errors)
         rows = _jsonl(lines) if self._format.format == "jsonl" else _csv(path, lines)
         for number, row in rows:
             if row is None:
-                fault = ValidationIssue(str(path), number, f.FIELD_COUNT, "not valid JSON", "write one object a line")
-                yield _Record(path, number, parts, fault)
+                error = ValidationIssue(
+                    str(path), number, validation.FIELD_COUNT, "not valid JSON", "write one object a line"
+                )
+                yield _Record(path, number, parts, error)
                 continue
             try:
                 yield _Record(path, number, {**parts, **self._columns(row)})
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError) as missing:
                 fix = "columns says which fields a row has"
-                fault = ValidationIssue(str(path), number, f.FIELD_COUNT, f"no field {error} in {str(row)[:60]}", fix)
-                yield _Record(path, number, parts, fault)
+                error = ValidationIssue(
+                    str(path), number, validation.FIELD_COUNT, f"no field {missing} in {str(row)[:60]}", fix
+                )
+                yield _Record(path, number, parts, error)
 
     def _columns(self, row: Any) -> dict[str, Any]:
         fields: dict[str, Any] = {}
@@ -199,19 +208,21 @@ class FormatReader:
         path, line = (str(records[0].path), records[0].line) if records else ("", 1)
         if split is None:
             value = f"{sequence!r} is in {' and '.join(splits) or 'no split'}"
-            what = f.SEVERAL_SPLITS if splits else f.NO_SEQUENCE
-            content.faults.append(ValidationIssue(path, line, what, value, "name it in [splits], once"))
+            what = validation.SEVERAL_SPLITS if splits else validation.NO_SEQUENCE
+            content.errors.append(ValidationIssue(path, line, what, value, "name it in [splits], once"))
         elif image is None:
             value, fix = f"{sequence}/{frame}", "restore it, correct images, or name --images ROOT"
-            content.faults.append(ValidationIssue(path, line, f.MISSING_IMAGE, value, fix))
+            content.errors.append(ValidationIssue(path, line, validation.MISSING_IMAGE, value, fix))
         else:
             try:
                 size = image_size(self.image_root / image)
             except (TornImageError, OSError) as error:
-                content.faults.append(ValidationIssue(path, line, f.TORN_IMAGE, f"{image}: {error}", "copy it again"))
+                content.errors.append(
+                    ValidationIssue(path, line, validation.TORN_IMAGE, f"{image}: {error}", "copy it again")
+                )
         lines = self._questions(records, size, content)
-        if content.faults and (split is None or image is None or size is None):
-            content.skipped[content.faults[0].what] += len(merge_answers(lines)[0])
+        if content.errors and (split is None or image is None or size is None):
+            content.skipped[content.errors[0].what] += len(merge_answers(lines)[0])
         elif lines and split and image and size:
             labelled_frame(self._format.name, split, sequence, frame, image, size, lines, content)
         return content
@@ -222,30 +233,32 @@ class FormatReader:
         lines: list[LabelLine] = []
         for index, record in enumerate(records):
             path, number = str(record.path), record.line
-            if record.fault is not None:
-                content.faults.append(record.fault)
-                content.skipped[record.fault.what] += 1
+            if record.error is not None:
+                content.errors.append(record.error)
+                content.skipped[record.error.what] += 1
                 continue
             text = record.fields["question"].strip()
             found = self._reader.question(text)
             if found is None:
                 fix = "the line is left out; see [questions]"
-                content.notices.append(ValidationIssue(path, number, f.UNKNOWN_FORM, repr(text[:60]), fix))
-                content.skipped[f.UNKNOWN_FORM] += 1
-                self._asked[f.UNKNOWN_FORM] += 1
+                content.warnings.append(ValidationIssue(path, number, validation.UNKNOWN_FORM, repr(text[:60]), fix))
+                content.skipped[validation.UNKNOWN_FORM] += 1
+                self._asked[validation.UNKNOWN_FORM] += 1
                 continue
             self._asked[found[0]] += 1
             try:
                 answer = self._reader.answer(found[0], record.fields["answer"])
                 box = self._reader.box(record.fields["box"], size)
-            except LineError as fault:
-                content.faults.append(ValidationIssue(path, number, fault.what, fault.value, fault.fix))
-                content.skipped[fault.what] += 1
+            except LineError as error:
+                content.errors.append(ValidationIssue(path, number, error.what, error.value, error.fix))
+                content.skipped[error.what] += 1
                 continue
             line = LabelLine(record.path, record.line, index, text, *found, answer, box)
             if any((line.key, line.answer, line.box_px) == (old.key, old.answer, old.box_px) for old in lines):
-                content.faults.append(ValidationIssue(path, number, f.DUPLICATE, repr(text[:60]), "delete the line"))
-                content.skipped[f.DUPLICATE] += 1
+                content.errors.append(
+                    ValidationIssue(path, number, validation.DUPLICATE, repr(text[:60]), "delete the line")
+                )
+                content.skipped[validation.DUPLICATE] += 1
                 continue
             lines.append(line)
         return lines
