@@ -14,8 +14,8 @@ from surgery_r1.data.assemble import build_dataset
 from surgery_r1.data.assemble.splits import Splits
 from surgery_r1.data.dataset import open_dataset
 from surgery_r1.data.formats import validation
+from surgery_r1.data.formats.declarative import load_format
 from surgery_r1.data.formats.endovis import LabelFolder
-from surgery_r1.data.formats.lines import ANSWERS_OF_KIND
 from surgery_r1.data.rationales.checks import CheckContext, SourceWords, plain, rejections
 from surgery_r1.data.rationales.writer import RationaleRequest, TemplateWriter
 from surgery_r1.data.recipe import TEMPLATE_RATIONALES
@@ -23,6 +23,7 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import LOCATION_RULES, LocationRule, location_rule, quadrant
 from surgery_r1.records import AnnotatedObject, Frame, Sample
 
+ANSWERS_OF_KIND = load_format("endovis18_extended").answers
 FILES = ("frames.jsonl", "samples.jsonl", "rows.jsonl", "labels.jsonl", "manifest.json", "README.md")
 
 

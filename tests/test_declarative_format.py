@@ -9,6 +9,7 @@ from pathlib import Path
 import label_folders as lf
 import pytest
 
+from surgery_r1 import vocab
 from surgery_r1.cli import main
 from surgery_r1.data.assemble import build_dataset
 from surgery_r1.data.check import summarise
@@ -16,6 +17,7 @@ from surgery_r1.data.dataset import open_dataset
 from surgery_r1.data.formats import declarative as adapters
 from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import BoxFormat, load_format
+from surgery_r1.data.formats.endovis import official_split
 from surgery_r1.data.formats.fields import read_box
 from surgery_r1.data.formats.lines import LineError
 from surgery_r1.data.formats.path_patterns import PathPattern
@@ -88,6 +90,16 @@ def test_shipped_adapters_are_short():
         assert load_format(path).name
 
 
+def test_shipped_adapters_have_the_classes_and_splits_of_the_package():
+    for name in adapters.shipped_formats():
+        read = load_format(name)
+        answers = {"organ": (vocab.ORGAN,), "state": vocab.STATES, "location": vocab.LOCATIONS, "tool": vocab.TOOLS}
+        assert read.answers == {kind: answers[kind] for kind in read.answers}
+        for sequence in range(1, 20):
+            splits = {split for split, names in read.splits.items() if {f"seq_{sequence}", "*"} & set(names)}
+            assert splits == {official_split(name[:9], sequence)} - {None}
+
+
 def test_shipped_adapters_read_what_the_reader_of_label_folders_reads(tmp_path):
     lf.small_set(tmp_path / "18")
     lf.put_frame(tmp_path / "18/Train", 15, 7, label="vqla/{}_QAL.txt")
@@ -102,6 +114,23 @@ def test_shipped_adapters_read_what_the_reader_of_label_folders_reads(tmp_path):
         assert ours["samples"] == plain["samples"] and ours["samples"]["total"] in (33, 6)
         for file in ("frames.jsonl", "samples.jsonl", "rows.jsonl", "labels.jsonl"):
             assert (tmp_path / f"plain{name}" / file).read_bytes() == (tmp_path / f"ours{name}" / file).read_bytes()
+
+
+def test_lines_by_fields_and_by_a_regular_expression(tmp_path):
+    lf.put_image(tmp_path / "set/video1/f1.png")
+    top = 'labels = "{sequence}/{frame}.txt"\n'
+    regex = r"""line = '(?P<x1>\S+) (?P<y1>\S+) (?P<x2>\S+) (?P<y2>\S+) (?P<answer>\w+): (?P<question>.+)'"""
+    for way, line in (
+        (regex, "1 2 30 40 idle: State of stapler"),
+        ('fields = ["box", "answer", "question"]\nseparator = ";"', "1, 2, 30, 40; idle; State of stapler"),
+    ):
+        lf.put_labels(tmp_path / "set/video1/f1.txt", [line, "nonsense"])
+        content = read_all(FormatReader(adapter_of(tmp_path / "a.toml", "", top + way + "\n"), tmp_path / "set"))
+        (sample,) = content.samples
+        assert (sample.question, sample.answer, sample.box_px) == ("State of stapler", "idle", (1, 2, 30, 40))
+        (error,) = content.errors
+        assert (error.line, error.what) == (2, validation.FIELD_COUNT) and "nonsense" in error.value
+    assert error.fix == "write x1, y1, x2, y2;answer;question"
 
 
 def test_the_extended_set(tmp_path, capsys):
@@ -216,6 +245,9 @@ def test_box_conventions(rule, values, box):
     [
         (("1", "2", "3"), validation.CORNER_COUNT),
         (("1", "2", "3", "x"), validation.NON_NUMERIC),
+        (("1", "2", "3", "1_0"), validation.NON_NUMERIC),
+        (("1", "2", "3", "٤"), validation.NON_NUMERIC),
+        (("1", "2", "3", "1e999"), validation.NAN_CORNER),
         (("1", "2", "3", "nan"), validation.NAN_CORNER),
         (("5", "5", "5", "9"), validation.EMPTY_BOX),
         (("5", "5", "500", "9"), validation.OUTSIDE),
@@ -226,6 +258,12 @@ def test_bad_boxes(values, what):
     with pytest.raises(LineError) as caught:
         read_box(list(values), BoxFormat(), (160, 128))
     assert caught.value.what == what
+
+
+def test_a_box_too_large_to_be_added_up_is_no_box():
+    with pytest.raises(LineError) as caught:
+        read_box(["1e308", "1", "1e308", "2"], BoxFormat(order="xywh"), (160, 128))
+    assert caught.value.what == validation.NAN_CORNER
 
 
 def test_errors_name_line_and_remedy(tmp_path):
@@ -258,7 +296,7 @@ def test_errors_name_line_and_remedy(tmp_path):
         10: validation.FIELD_COUNT,
         11: validation.TORN_IMAGE,
     }
-    assert found[3][1] == 'did you mean \'burning\'? [rename] "Burning" = "burning"'
+    assert found[3][1].startswith("did you mean 'burning'?") and '[rename] "Burning" = "burning"' in found[3][1]
     assert "one of liver" in found[2][1] and "[splits]" in found[9][1]
     assert sum(content.skipped.values()) == 9 and len(content.samples) == 1
     assert [(n.what, n.line) for n in content.warnings if n.line] == [("unknown question form", 7)]
@@ -345,6 +383,11 @@ def test_two_images_for_a_frame(tmp_path):
         (('images = "{', 'box = { ordr = "xywh" }\nimages = "{'), r"a\.toml:3: unknown key 'box\.ordr'; did you mean"),
         (('"x2", "y2"]', '"x2"]'), "expected one column or four"),
         (('format = "csv"', 'format = "xml"'), r"format = 'xml', expected one of \['lines', 'csv', 'jsonl'\]"),
+        (('format = "csv"', 'fields = ["q"]\nformat = "lines"'), "fields without question, answer, box"),
+        (('format = "csv"', 'fields = ["q", "q"]\nformat = "lines"'), "a name stands twice"),
+        (('format = "csv"', 'fields = ["q"]\nline = "a"\nformat = "lines"'), "lines are read by one of them"),
+        (('format = "csv"', 'fields = ["q"]\nseparator = ","\nformat = "lines"'), "separator = ',', expected"),
+        (('format = "csv"', 'fields = ["question"]\nformat = "csv"'), "fields are for lines"),
         (('format = "csv"', 'format = "lines"'), "line = '' has no group answer, question, x1"),
         (("[columns]", "[box]\nsize = [3]\n[columns]"), r"box\.size = \[3\], expected width and height"),
     ],

@@ -1,4 +1,4 @@
-"""The data as they really lie (FACTS 2): a doppelganger of the downloads, with drawn frames, checked and built."""
+"""The data as they really lie: a doppelganger of the downloads, with drawn frames, checked and built."""
 
 from __future__ import annotations
 

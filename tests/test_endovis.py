@@ -158,6 +158,22 @@ def test_boxless_label_folder_beside_the_boxes(tmp_path):
     assert not report.errors and report.questions == 3
 
 
+@pytest.mark.parametrize("second", ["3 fields", "outside", "broken"])
+def test_faulty_lines_of_a_second_label_folder(tmp_path, second):
+    """A known question is compared and never faulty; only new lines can be."""
+    lf.put_frame(tmp_path)
+    line = {"3 fields": lf.STATE + "|", "outside": lf.STATE.replace("61", "999"), "broken": "broken"}[second]
+    lf.put_labels(tmp_path / "seq_2/vqla/frame003_QAL.txt", [line])
+    content = read_folder(tmp_path)
+    assert len(content.samples) == 3
+    if second == "broken":
+        assert whats(content.errors) == [validation.FIELD_COUNT] and not content.warnings
+    else:
+        assert not content.errors
+        assert whats(content.warnings) == ["label files disagree", "second label folder for the same frames"]
+        assert repr(line)[:40] in content.warnings[0].value
+
+
 def test_label_folders_that_disagree(tmp_path):
     lf.put_frame(tmp_path)
     second = lf.put_labels(tmp_path / "seq_2/vqla/frame003_QAL.txt", [lf.STATE.replace("Idle", "Cutting")])
@@ -180,6 +196,8 @@ GOOD = "What is the state of bipolar_forceps?|Idle|"
         (GOOD + "1, 1, 9, 9, 9", validation.CORNER_COUNT, "5 numbers"),
         (GOOD + "1, one, 9, 9", validation.NON_NUMERIC, "'one'"),
         (GOOD + "1, 1_0, 90, 90", validation.NON_NUMERIC, "'1_0'"),
+        (GOOD + "1, ١, 90, 90", validation.NON_NUMERIC, "'١'"),
+        (GOOD + "1 1 90 90", validation.CORNER_COUNT, "1 numbers"),
         (GOOD + "1, , 9, 9", validation.NON_NUMERIC, "''"),
         (GOOD + "nan, 1, 9, 9", validation.NAN_CORNER, "'nan'"),
         (GOOD + "1, 1, inf, 9", validation.NAN_CORNER, "'inf'"),
@@ -214,12 +232,18 @@ def test_line_errors(tmp_path, line, what, value):
 
 def test_error_names_the_near_answer(tmp_path):
     lf.put_frame(tmp_path, lines=[GOOD.replace("Idle", "idle") + "1, 1, 9, 9"])
-    assert read_folder(tmp_path).errors[0].fix == "did you mean 'Idle'?"
+    assert read_folder(tmp_path).errors[0].fix.startswith("did you mean 'Idle'? Correct the label")
 
 
 def test_ids_stay_when_a_line_is_faulty(tmp_path):
     lf.put_frame(tmp_path, lines=("broken", lf.STATE))
     assert read_folder(tmp_path).samples[0].id.endswith("/1")
+
+
+def test_ids_stay_when_a_line_cannot_be_decoded(tmp_path):
+    label = lf.put_frame(tmp_path)
+    label.write_bytes(b"Id\xe9le\n\n" + "\n".join(lf.LINES).encode())
+    assert [sample.id[-2:] for sample in read_folder(tmp_path).samples] == ["/1", "/2", "/3"]
 
 
 @pytest.mark.parametrize(

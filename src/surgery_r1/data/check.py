@@ -18,7 +18,7 @@ from surgery_r1.records import Frame
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """Counts, errors and warnings of a label folder; see DESIGN 2, ``data check --json``."""
+    """Counts, errors and warnings of a label folder."""
 
     frames: int
     questions: int
@@ -43,7 +43,7 @@ def check_folder(folder: Path, images: Path | None = None) -> CheckReport:
     """Read a label folder and report counts, the measured location rule, every error and every warning.
 
     Args:
-        folder: folder with labels, in any layout of FACTS 2.
+        folder: folder with labels, in any layout of EndoVis-18-VQLA or EndoVis-17-VQLA.
         images: folder with the images, where they lie apart.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which top/bottom rule the location labels follow, measured (FACTS 2: the public generators disagree)."""
+"""Which top/bottom rule the location labels follow, measured: the public generators of labels disagree."""
 
 from __future__ import annotations
 

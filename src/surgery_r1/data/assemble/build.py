@@ -58,7 +58,7 @@ def build_dataset(
     """Build a dataset folder from label folders. The same input, recipe and seed give the same bytes.
 
     Args:
-        folders: label folders, in any layout of FACTS 2 or of ``open_source``.
+        folders: label folders, in any layout of EndoVis-VQLA, or in that of ``open_source``.
         out: the dataset folder to write; replaced only when ``overwrite`` and it is a dataset folder.
         images: folder with the images, where they lie apart from the labels.
         recipe: rows and reasoning; by default one row of each kind, by the template writer.

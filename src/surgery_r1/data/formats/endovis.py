@@ -1,4 +1,8 @@
-"""FieldParser of EndoVis-18-VQLA and EndoVis-17-VQLA label folders (FACTS 2): samples, frames, errors and warnings."""
+"""Label folders of EndoVis-18-VQLA and EndoVis-17-VQLA in every layout found in the wild.
+
+Files are found by :mod:`surgery_r1.data.formats.endovis_scan` and images chosen by
+:mod:`surgery_r1.data.formats.endovis_images`. What is written in the files is read as any dataset format says it.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,18 @@ from pathlib import Path
 
 from surgery_r1 import vocab
 from surgery_r1.data.formats import validation
+from surgery_r1.data.formats.declarative import load_format
 from surgery_r1.data.formats.endovis_images import pair
 from surgery_r1.data.formats.endovis_scan import ImageTree, LabelFile, Layout, scan
-from surgery_r1.data.formats.image_files import TornImageError, image_size
-from surgery_r1.data.formats.lines import ANSWERS_OF_KIND
-from surgery_r1.data.formats.questions import FrameLabels, merge_answers, read_frame_labels
-from surgery_r1.data.formats.source import FolderContent, FrameContent, check_folders, labelled_frame, read_all
+from surgery_r1.data.formats.frame_assembly import FrameAssembler, FramePlace
+from surgery_r1.data.formats.label_records import LabelFileRecords, RecordReader
+from surgery_r1.data.formats.source import FolderContent, FrameContent, check_folders, read_all
 from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
 
 SOURCES: tuple[str, ...] = ("endovis18", "endovis17")
+#: Dataset format with the lines, questions and answers of all these sets; they differ in where their files lie.
+_FORMAT = "endovis18_extended"
 
 
 def official_split(source: str, sequence: int | None) -> str | None:
@@ -36,14 +42,12 @@ class LabelFolder:
     """A label folder as a :class:`surgery_r1.data.formats.source.Source`.
 
     Args:
-        folder: folder with labels, in any layout of FACTS 2.
+        folder: folder with labels, in any layout of EndoVis-18-VQLA or EndoVis-17-VQLA.
         images: folder with the images, where they lie apart.
 
     Raises:
         SurgeryR1Error: when a folder does not exist or holds no label file.
     """
-
-    classes: Mapping[str, Mapping[str, tuple[str, ...]]] = dict.fromkeys(SOURCES, ANSWERS_OF_KIND)
 
     def __init__(self, folder: Path, images: Path | None = None) -> None:
         check_folders(folder, images)
@@ -61,15 +65,18 @@ class LabelFolder:
         self.image_root = _image_root(used, folder, images)
         self.warnings = layout.warnings + warnings
         self._files = list(_by_frame(layout))
+        self._format = load_format(_FORMAT)
+        self.classes: Mapping[str, Mapping[str, tuple[str, ...]]] = dict.fromkeys(SOURCES, self._format.answers)
 
     def frames(self) -> Iterator[FrameContent]:
         """Every labelled frame; faulty questions are left out, listed and counted."""
+        reader, assembler = RecordReader(self._format), FrameAssembler(self._format, known_tools=vocab.TOOLS)
         repeated: Counter[str] = Counter()
         for files in self._files:
-            content = FrameContent(labels=[file.path for file in files])
-            labels = _read_frame(files, self._trees.get(files[0].tree_key), self.image_root, content)
-            if labels.repeated:
-                repeated[str(files[1].path.parent)] += labels.repeated
+            place = _place(files, self._trees.get(files[0].tree_key), self.image_root)
+            content = assembler.frame(place, [LabelFileRecords(f.path, reader.lines(f.path, {})) for f in files])
+            if content.repeated:
+                repeated[str(files[1].path.parent)] += content.repeated
             yield content
         for path, count in repeated.items():
             value, fix = f"{count} questions already read from another label folder", "nothing to do: counted once"
@@ -102,49 +109,30 @@ def _image_root(trees: list[Path], folder: Path, images: Path | None) -> Path:
     return Path(os.path.commonpath(resolved)) if resolved else folder.resolve()
 
 
-def _read_frame(files: list[LabelFile], tree: ImageTree | None, root: Path, content: FrameContent) -> FrameLabels:
+def _place(files: list[LabelFile], tree: ImageTree | None, root: Path) -> FramePlace:
+    """Where a frame's files lie, and what is wrong with that; no split matters more than no image."""
     head = files[0]
-    image, size, error = _find_image(head, tree)
-    labels = read_frame_labels(files, size)
-    content.warnings += labels.warnings
     split = official_split(head.source, head.sequence)
+    name = tree.files.get(head.stem) if tree else None
+    image = tree.path / name if tree and name else None
+    error = None
     if split is None:
-        found = "no seq_N folder above it" if head.sequence is None else f"sequence {head.sequence}"
+        value = "no seq_N folder above it" if head.sequence is None else f"sequence {head.sequence}"
         known = sorted((*vocab.TRAIN_SEQUENCES, *vocab.VAL_SEQUENCES))
         fix = f"EndoVis-18 labels belong to sequences {', '.join(map(str, known))}"
-        error = ValidationIssue(str(head.path), 1, validation.NO_SEQUENCE, found, fix)
-    content.errors += ([error] if error else []) + labels.errors
-    content.skipped += labels.skipped
-    if error or image is None or size is None or split is None:
-        if error:
-            content.skipped[error.what] += len(merge_answers(labels.lines)[0])
-        return labels
-    if labels.lines:
-        relative = Path(os.path.relpath(image.parent.resolve() / image.name, root)).as_posix()
-        labelled_frame(head.source, split, f"seq_{head.sequence}", head.frame, relative, size, labels.lines, content)
-    return labels
-
-
-def _find_image(
-    label: LabelFile, tree: ImageTree | None
-) -> tuple[Path | None, tuple[int, int] | None, ValidationIssue | None]:
-    name = tree.files.get(label.stem) if tree else None
-    if tree is None or name is None:
-        place = tree.path if tree else f"seq_{label.sequence}/left_frames"
-        value = f"{place}/{label.stem}.*" if tree else f"{label.stem} in {place}, no such folder"
-        return (
-            None,
-            None,
-            ValidationIssue(str(label.path), 1, validation.MISSING_IMAGE, value, "restore it, or name --images ROOT"),
-        )
-    image = tree.path / name
-    try:
-        return image, image_size(image), None
-    except FileNotFoundError:  # a dangling link
-        return None, None, ValidationIssue(str(label.path), 1, validation.MISSING_IMAGE, str(image), "restore the file")
-    except (TornImageError, OSError) as error:
-        return (
-            None,
-            None,
-            ValidationIssue(str(label.path), 1, validation.TORN_IMAGE, f"{image}: {error}", "unpack the archive again"),
-        )
+        error = ValidationIssue(str(head.path), 1, validation.NO_SEQUENCE, value, fix)
+    elif image is None:
+        folder = f"seq_{head.sequence}/left_frames"
+        value = f"{tree.path}/{head.stem}.*" if tree else f"{head.stem} in {folder}, no such folder"
+        fix = "restore it, or name --images ROOT"
+        error = ValidationIssue(str(head.path), 1, validation.MISSING_IMAGE, value, fix)
+    return FramePlace(
+        source=head.source,
+        sequence=f"seq_{head.sequence}",
+        frame=head.frame,
+        split=split,
+        image=image,
+        relative="" if image is None else Path(os.path.relpath(image.parent.resolve() / image.name, root)).as_posix(),
+        labels=tuple(file.path for file in files),
+        error=error,
+    )

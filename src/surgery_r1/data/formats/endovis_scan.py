@@ -1,4 +1,4 @@
-"""Where label files and images lie in a folder: every layout and file-name form of FACTS section 2.
+"""Where label files and images lie in a folder: every layout and form of file names found in the wild.
 
 Nothing is read by position in a path: a label folder is known by its name (``vqla``, ``vqla/label``,
 ``vqa/Classification``), an image folder by ``left_frames``, a sequence by the nearest ``seq_N`` above them.

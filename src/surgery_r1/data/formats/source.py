@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from surgery_r1.data.formats.lines import LabelLine
-from surgery_r1.data.formats.questions import derive_objects, merge_answers
 from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.records import Frame, Sample
@@ -25,6 +23,7 @@ class FrameContent:
         errors, warnings: issues in the order of the lines.
         skipped: questions that errors cost, by error.
         labels: the files that its questions come from.
+        repeated: questions of later label files that an earlier file has already answered; they are counted once.
     """
 
     frame: Frame | None = None
@@ -33,6 +32,12 @@ class FrameContent:
     warnings: list[ValidationIssue] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     labels: list[Path] = field(default_factory=list)
+    repeated: int = 0
+
+    def leave_out(self, error: ValidationIssue) -> None:
+        """Note an error that costs one question."""
+        self.errors.append(error)
+        self.skipped[error.what] += 1
 
 
 class Source(Protocol):
@@ -99,42 +104,3 @@ def read_all(source: Source) -> FolderContent:
         content.skipped += part.skipped
     content.warnings[:0] = source.warnings
     return content
-
-
-def labelled_frame(
-    source: str,
-    split: str,
-    sequence: str,
-    frame: str,
-    image: str,
-    size: tuple[int, int],
-    lines: list[LabelLine],
-    content: FrameContent,
-) -> None:
-    """Fill ``content`` with the frame and the questions that ``lines`` (at least one) ask about it."""
-    frame_id = f"{source}/{sequence}/{frame}"
-    groups, several = merge_answers(lines)
-    objects, disagreeing = derive_objects(lines)
-    content.warnings += several + disagreeing
-    content.frame = Frame(frame_id, image, *size, sha256="", objects=objects)
-    for group in groups:
-        first = group[0]
-        content.samples.append(
-            Sample(
-                id=f"{frame_id}/{first.index}",
-                source=source,
-                split=split,
-                sequence=sequence,
-                frame=frame,
-                image=image,
-                width=size[0],
-                height=size[1],
-                question=first.question,
-                kind=first.kind,
-                subject=first.subject,
-                answer=first.answer,
-                box_px=first.box_px,
-                answers_accepted=tuple(line.answer for line in group) if len(group) > 1 else (),
-                boxes_accepted=tuple(line.box_px for line in group) if len(group) > 1 else (),
-            )
-        )

@@ -66,3 +66,12 @@ class ValidationIssue:
     def to_json(self) -> dict[str, Any]:
         """The five keys of the contract."""
         return asdict(self)
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """A text in quotes for a message, cut where it is long.
+
+    >>> shown("What organ is being operated?", 12)
+    "'What orga...'"
+    """
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
