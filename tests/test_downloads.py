@@ -236,3 +236,18 @@ def test_a_dataset_that_a_killed_build_had_set_aside_comes_back(tmp_path):
     with pytest.raises(SurgeryR1Error, match="already there"), replacing_folder(tmp_path / "ds", False):
         pass
     assert (tmp_path / "ds/manifest.json").read_text() == "precious"
+
+
+def test_a_file_that_stops_a_build_is_named(tmp_path):
+    gone = tmp_path / "gone.png"
+    with (
+        pytest.raises(SurgeryR1Error, match=rf"ds: cannot write: No such file or directory: {gone}"),
+        replacing_folder(tmp_path / "ds", False),
+    ):
+        gone.read_bytes()
+    # The temporary file or folder is nobody's business.
+    with (
+        pytest.raises(SurgeryR1Error, match=r"ds: cannot write: Permission denied; check path and permissions"),
+        replacing_folder(tmp_path / "ds", False) as folder,
+    ):
+        raise PermissionError(13, "Permission denied", str(folder / "rows.jsonl"))
