@@ -57,7 +57,7 @@ class LabelFolder:
                 "no label file found",
                 where=str(folder),
                 fix="expected seq_N/vqla/label/frame003_QA.txt, seq_N/vqla/, seq_N/vqa/Classification/ or "
-                "vqla/label/seq1_frame015.txt; for other sets name an --adapter",
+                "vqla/label/seq1_frame015.txt; for other sets name an --adapter, or put an adapter.toml in the folder",
             )
         self.label_root = folder
         self._trees, warnings = pair(layout)
