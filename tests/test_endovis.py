@@ -10,7 +10,8 @@ from surgery_r1 import vocab
 from surgery_r1.data.check import check_folder, summarise
 from surgery_r1.data.contact_sheet import write_sheet
 from surgery_r1.data.formats import validation
-from surgery_r1.data.formats.endovis import official_split, read_folder
+from surgery_r1.data.formats.declarative import load_format
+from surgery_r1.data.formats.endovis import read_folder
 from surgery_r1.data.formats.image_files import TornImageError, image_size
 from surgery_r1.errors import SurgeryR1Error
 
@@ -319,7 +320,9 @@ def test_labels_without_an_official_split(tmp_path, sequence, found):
 
 
 def test_official_splits():
-    splits = {n: official_split("endovis18", n) for n in range(1, 17)}
+    read = load_format("endovis18")
+    assert all(len(read.splits_of(f"seq_{n}")) == (n not in (8, 13)) for n in range(1, 17))
+    splits = {n: next(iter(read.splits_of(f"seq_{n}")), None) for n in range(1, 17)}
     assert [n for n, split in splits.items() if split == "val"] == [1, 5, 16]
     assert [n for n, split in splits.items() if split == "dev"] == sorted(vocab.DEV_SEQUENCES)
     assert [n for n, split in splits.items() if split is None] == [8, 13]

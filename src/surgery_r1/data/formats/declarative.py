@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from string import Formatter
 from typing import Literal
@@ -102,6 +103,10 @@ class DatasetFormat:
     def subjects(self) -> tuple[str, ...]:
         """Names that a question can be about."""
         return tuple(dict.fromkeys((*self.answers.get("tool", ()), *vocab.TOOLS)))
+
+    def splits_of(self, sequence: str) -> list[str]:
+        """The splits that a sequence belongs to: one, where nothing is wrong."""
+        return [name for name in vocab.SPLITS if any(fnmatchcase(sequence, p) for p in self.splits.get(name, ()))]
 
 
 def shipped_formats() -> list[str]:

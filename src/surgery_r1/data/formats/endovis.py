@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from surgery_r1 import vocab
+from surgery_r1._util.sorting import natural_key
 from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import load_format
 from surgery_r1.data.formats.endovis_images import pair
-from surgery_r1.data.formats.endovis_scan import ImageTree, LabelFile, Layout, scan
+from surgery_r1.data.formats.endovis_scan import LabelFile, Layout, scan
 from surgery_r1.data.formats.frame_assembly import FrameAssembler, FramePlace
-from surgery_r1.data.formats.label_records import LabelFileRecords, RecordReader
+from surgery_r1.data.formats.label_records import RecordReader
 from surgery_r1.data.formats.source import FolderContent, FrameContent, check_folders, read_all
 from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
@@ -25,17 +26,6 @@ from surgery_r1.errors import SurgeryR1Error
 SOURCES: tuple[str, ...] = ("endovis18", "endovis17")
 #: Dataset format with the lines, questions and answers of all these sets; they differ in where their files lie.
 _FORMAT = "endovis18_extended"
-
-
-def official_split(source: str, sequence: int | None) -> str | None:
-    """Split of a sequence: by number for EndoVis-18 (dev is ours), ``test`` for EndoVis-17, None for no split."""
-    if source == "endovis17":
-        return "test"
-    if sequence in vocab.VAL_SEQUENCES:
-        return "val"
-    if sequence in vocab.TRAIN_SEQUENCES:
-        return "dev" if sequence in vocab.DEV_SEQUENCES else "train"
-    return None
 
 
 class LabelFolder:
@@ -66,6 +56,7 @@ class LabelFolder:
         self.warnings = layout.warnings + warnings
         self._files = list(_by_frame(layout))
         self._format = load_format(_FORMAT)
+        self._official = {source: load_format(source) for source in SOURCES}
         self.classes: Mapping[str, Mapping[str, tuple[str, ...]]] = dict.fromkeys(SOURCES, self._format.answers)
 
     def frames(self) -> Iterator[FrameContent]:
@@ -73,8 +64,8 @@ class LabelFolder:
         reader, assembler = RecordReader(self._format), FrameAssembler(self._format, known_tools=vocab.TOOLS)
         repeated: Counter[str] = Counter()
         for files in self._files:
-            place = _place(files, self._trees.get(files[0].tree_key), self.image_root)
-            content = assembler.frame(place, [LabelFileRecords(f.path, reader.lines(f.path, {})) for f in files])
+            place = self._place(files)
+            content = assembler.frame(place, {file.path: reader.lines(file.path, {}) for file in files})
             if content.repeated:
                 repeated[str(files[1].path.parent)] += content.repeated
             yield content
@@ -82,6 +73,34 @@ class LabelFolder:
             value, fix = f"{count} questions already read from another label folder", "nothing to do: counted once"
             found = ValidationIssue(path, None, "second label folder for the same frames", value, fix)
             yield FrameContent(warnings=[found])
+
+    def _place(self, files: list[LabelFile]) -> FramePlace:
+        """Where a frame's files lie, and what is wrong with that; no split matters more than no image."""
+        head, tree = files[0], self._trees.get(files[0].tree_key)
+        sequence, official = f"seq_{head.sequence}", self._official[head.source]
+        split = next(iter(official.splits_of(sequence)), None)
+        name = tree.files.get(head.stem) if tree else None
+        image = tree.path / name if tree and name else None
+        error = None
+        if split is None:
+            value = "no seq_N folder above it" if head.sequence is None else f"sequence {head.sequence}"
+            known = sorted((name for names in official.splits.values() for name in names), key=natural_key)
+            fix = f"EndoVis-18 labels belong to sequences {', '.join(name.removeprefix('seq_') for name in known)}"
+            error = ValidationIssue(str(head.path), 1, validation.NO_SEQUENCE, value, fix)
+        elif image is None:
+            value = f"{tree.path}/{head.stem}.*" if tree else f"{head.stem} in {sequence}/left_frames, no such folder"
+            fix = "restore it, or name --images ROOT"
+            error = ValidationIssue(str(head.path), 1, validation.MISSING_IMAGE, value, fix)
+        return FramePlace(
+            source=head.source,
+            sequence=sequence,
+            frame=head.frame,
+            split=split,
+            image=image,
+            relative=_relative(image, self.image_root) if image else "",
+            labels=tuple(file.path for file in files),
+            error=error,
+        )
 
 
 def read_folder(folder: Path, images: Path | None = None) -> FolderContent:
@@ -109,30 +128,6 @@ def _image_root(trees: list[Path], folder: Path, images: Path | None) -> Path:
     return Path(os.path.commonpath(resolved)) if resolved else folder.resolve()
 
 
-def _place(files: list[LabelFile], tree: ImageTree | None, root: Path) -> FramePlace:
-    """Where a frame's files lie, and what is wrong with that; no split matters more than no image."""
-    head = files[0]
-    split = official_split(head.source, head.sequence)
-    name = tree.files.get(head.stem) if tree else None
-    image = tree.path / name if tree and name else None
-    error = None
-    if split is None:
-        value = "no seq_N folder above it" if head.sequence is None else f"sequence {head.sequence}"
-        known = sorted((*vocab.TRAIN_SEQUENCES, *vocab.VAL_SEQUENCES))
-        fix = f"EndoVis-18 labels belong to sequences {', '.join(map(str, known))}"
-        error = ValidationIssue(str(head.path), 1, validation.NO_SEQUENCE, value, fix)
-    elif image is None:
-        folder = f"seq_{head.sequence}/left_frames"
-        value = f"{tree.path}/{head.stem}.*" if tree else f"{head.stem} in {folder}, no such folder"
-        fix = "restore it, or name --images ROOT"
-        error = ValidationIssue(str(head.path), 1, validation.MISSING_IMAGE, value, fix)
-    return FramePlace(
-        source=head.source,
-        sequence=f"seq_{head.sequence}",
-        frame=head.frame,
-        split=split,
-        image=image,
-        relative="" if image is None else Path(os.path.relpath(image.parent.resolve() / image.name, root)).as_posix(),
-        labels=tuple(file.path for file in files),
-        error=error,
-    )
+def _relative(image: Path, root: Path) -> str:
+    """Path of an image below a root, with ``/``; the name of the file may be a link, folders may not."""
+    return Path(os.path.relpath(image.parent.resolve() / image.name, root)).as_posix()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import DatasetFormat
 from surgery_r1.data.formats.fields import FieldParser
 from surgery_r1.data.formats.image_files import TornImageError, image_size
-from surgery_r1.data.formats.label_records import LabelFileRecords, LabelRecord
+from surgery_r1.data.formats.label_records import LabelRecord
 from surgery_r1.data.formats.lines import LabelLine, LineError, question_key
 from surgery_r1.data.formats.questions import derive_objects, merge_answers
 from surgery_r1.data.formats.source import FrameContent
@@ -61,9 +61,10 @@ class FrameAssembler:
         self._known_tools = known_tools
         self.asked: Counter[str] = Counter()
 
-    def frame(self, place: FramePlace, files: Sequence[LabelFileRecords]) -> FrameContent:
+    def frame(self, place: FramePlace, files: Mapping[Path, Sequence[LabelRecord]]) -> FrameContent:
         """The frame with its sound questions; faulty ones are left out, listed and counted.
 
+        ``files`` are the records of each label file, or of several that together are one, the preferred first.
         A question that an earlier file has already answered is not counted again; only questions that are new there
         are taken from a later file.
         """
@@ -80,22 +81,19 @@ class FrameAssembler:
         return content
 
     def _lines(
-        self, files: Sequence[LabelFileRecords], size: tuple[int, int] | None, content: FrameContent
+        self, files: Mapping[Path, Sequence[LabelRecord]], size: tuple[int, int] | None, content: FrameContent
     ) -> list[LabelLine]:
         """The sound lines of all files."""
         lines: list[LabelLine] = []
         # Ids keep the position in the file, faulty lines included, so that repairing one line renames no other.
         position = -1
-        for file in files:
-            if not file.records:
-                fix = "nothing to do, or restore the file"
-                issue = ValidationIssue(str(file.path), None, "label file without questions", "0 lines", fix)
-                content.warnings.append(issue)
-            earlier: dict[str, list[LabelLine]] = {}
-            for old in lines:
-                earlier.setdefault(old.key, []).append(old)
+        for path, records in files.items():
+            if not records:
+                what, fix = "label file without questions", "nothing to do, or restore the file"
+                content.warnings.append(ValidationIssue(str(path), None, what, "0 lines", fix))
+            earlier = {group[0].key: group for group in merge_answers(lines)[0]}
             written: set[tuple[str, str, Box]] = set()
-            for record in file.records:
+            for record in records:
                 position += 1
                 known = earlier.get(question_key(record.fields.get("question", "")))
                 if known:
@@ -106,8 +104,7 @@ class FrameAssembler:
                     continue
                 said = (line.key, line.answer, line.box_px)
                 if said in written:
-                    what, value = validation.DUPLICATE, shown(record.text, 80)
-                    content.leave_out(ValidationIssue(str(record.path), record.line, what, value, "delete the line"))
+                    content.leave_out(record.issue(validation.DUPLICATE, shown(record.text, 80), "delete the line"))
                     continue
                 written.add(said)
                 lines.append(line)
@@ -124,9 +121,8 @@ class FrameAssembler:
         self.asked[found[0] if found else validation.UNKNOWN_FORM] += 1
         if found is None:
             fix = "the line is left out; [questions] of the dataset format says what is read"
-            what, value = validation.UNKNOWN_FORM, shown(question)
-            content.warnings.append(ValidationIssue(str(record.path), record.line, what, value, fix))
-            content.skipped[what] += 1
+            content.warnings.append(record.issue(validation.UNKNOWN_FORM, shown(question), fix))
+            content.skipped[validation.UNKNOWN_FORM] += 1
             return None
         kind, subject = found
         try:
@@ -136,8 +132,8 @@ class FrameAssembler:
             content.leave_out(error.issue(record.path, record.line))
             return None
         if self._known_tools is not None and kind in ("state", "location") and subject not in self._known_tools:
-            what, fix = "unknown tool in a question", "the question is kept; check the spelling"
-            content.warnings.append(ValidationIssue(str(record.path), record.line, what, repr(subject), fix))
+            fix = "the question is kept; check the spelling"
+            content.warnings.append(record.issue("unknown tool in a question", repr(subject), fix))
         return LabelLine(record.path, record.line, position, question, kind, subject, answer, box)
 
     def _compare(
@@ -147,8 +143,7 @@ class FrameAssembler:
         content.repeated += 1
         if not self._is_same(record, known, size):
             value = f"{shown(record.text)} differs from {known[0].path}:{known[0].line}; the latter is used"
-            what, fix = "label files disagree", "delete the wrong file"
-            content.warnings.append(ValidationIssue(str(record.path), record.line, what, value, fix))
+            content.warnings.append(record.issue("label files disagree", value, "delete the wrong file"))
 
     def _is_same(self, record: LabelRecord, known: list[LabelLine], size: tuple[int, int] | None) -> bool:
         # Surgical-VQA, the label set before boxes were added, has question and answer alone.

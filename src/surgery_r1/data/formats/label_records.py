@@ -36,18 +36,9 @@ class LabelRecord:
     text: str = ""
     error: ValidationIssue | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class LabelFileRecords:
-    """The records of one label file, in its order; or of several that together are the labels of a frame.
-
-    Attributes:
-        path: the file, the first of several.
-        records: may be empty.
-    """
-
-    path: Path
-    records: list[LabelRecord]
+    def issue(self, what: str, value: str, fix: str) -> ValidationIssue:
+        """An error or a warning about this record."""
+        return ValidationIssue(str(self.path), self.line, what, value, fix)
 
 
 class RecordReader:
@@ -62,31 +53,30 @@ class RecordReader:
         lines, errors = read_lines(path)
         records = [LabelRecord(path, error.line or 1, {}, error=error) for error in errors]
         for number, text in lines:
-            try:
-                fields = self._split(text)
-            except _SplitError as error:
-                records.append(LabelRecord(path, number, error.fields, text, error.issue(path, number)))
-            else:
-                records.append(LabelRecord(path, number, {**parts, **fields}, text))
+            fields, error = self._split(text)
+            records.append(
+                LabelRecord(path, number, {**parts, **fields}, text, error.issue(path, number) if error else None)
+            )
         return sorted(records, key=lambda record: record.line)
 
-    def _split(self, text: str) -> dict[str, Any]:
-        """Fields of a line, by the format's ``fields`` or by its regular expression ``line``."""
-        if self._line is None:
-            names, separator = self._format.fields, self._format.separator
-            values = [value.strip() for value in text.split(separator)]
-            fields: dict[str, Any] = dict(zip(names, values, strict=False))
-            if "box" in fields:
-                fields["box"] = [value.strip() for value in fields["box"].split(",")]
-            if len(values) != len(names):
-                expected = separator.join(self._format.box.written if name == "box" else name for name in names)
-                raise _SplitError(f"{len(values)} fields in {shown(text)}", f"write {expected}", fields)
-            return fields
-        match = self._line.fullmatch(text)
-        if match is None:
-            raise _SplitError(shown(text), "the adapter's line does not match it", {})
-        groups: dict[str, Any] = match.groupdict()
-        return {**groups, "box": [groups.pop(name).strip() for name in CORNERS]}
+    def _split(self, text: str) -> tuple[dict[str, Any], LineError | None]:
+        """Fields of a line, by the format's ``fields`` or by its regular expression ``line``, and what is wrong."""
+        if self._line is not None:
+            match = self._line.fullmatch(text)
+            if match is None:
+                return {}, LineError(validation.FIELD_COUNT, shown(text), "the adapter's line does not match it")
+            groups: dict[str, Any] = match.groupdict()
+            return {**groups, "box": [groups.pop(name).strip() for name in CORNERS]}, None
+        names, separator = self._format.fields, self._format.separator
+        values = [value.strip() for value in text.split(separator)]
+        fields: dict[str, Any] = dict(zip(names, values, strict=False))
+        if "box" in fields:
+            fields["box"] = [value.strip() for value in fields["box"].split(",")]
+        if len(values) == len(names):
+            return fields, None
+        expected = separator.join(self._format.box.written if name == "box" else name for name in names)
+        value = f"{len(values)} fields in {shown(text)}"
+        return fields, LineError(validation.FIELD_COUNT, value, f"write {expected}")
 
     def table(self, path: Path, parts: dict[str, str]) -> Iterator[LabelRecord]:
         """The rows of a CSV or JSONL file, those that cannot be decoded first.
@@ -98,36 +88,28 @@ class RecordReader:
         yield from (LabelRecord(path, error.line or 1, parts, error=error) for error in errors)
         rows = _jsonl(lines) if self._format.format == "jsonl" else _csv(path, lines)
         for number, row in rows:
-            value, fix = "not valid JSON", "write one object a line"
-            if row is not None:
-                try:
-                    fields = self._columns(row)
-                    yield LabelRecord(path, number, {**parts, **fields}, fields["question"])
-                    continue
-                except (KeyError, TypeError) as missing:
-                    value, fix = f"no field {missing} in {str(row)[:60]}", "columns says which fields a row has"
-            error = ValidationIssue(str(path), number, validation.FIELD_COUNT, value, fix)
-            yield LabelRecord(path, number, parts, error=error)
+            fields, error = self._columns(row)
+            text = fields.get("question", "")
+            yield LabelRecord(path, number, {**parts, **fields}, text, error.issue(path, number) if error else None)
 
-    def _columns(self, row: Any) -> dict[str, Any]:
+    def _columns(self, row: Any) -> tuple[dict[str, Any], LineError | None]:
+        """Fields of a row, by the format's ``columns``, and what is wrong."""
+        if row is None:
+            return {}, LineError(validation.FIELD_COUNT, "not valid JSON", "write one object a line")
         fields: dict[str, Any] = {}
         for name, column in self._format.columns.items():
-            values = [row[part] for part in several(column)]
-            if None in values:
-                raise KeyError(column)
+            try:
+                values = [row[part] for part in several(column)]
+                if None in values:
+                    raise KeyError(column)
+            except (KeyError, TypeError) as missing:
+                value = f"no field {missing} in {str(row)[:60]}"
+                return {}, LineError(validation.FIELD_COUNT, value, "columns says which fields a row has")
             if name == "box":
                 fields[name] = numbers_of(values[0]) if isinstance(column, str) else [str(v).strip() for v in values]
             else:
                 fields[name] = " ".join(map(str, values)).strip()
-        return fields
-
-
-class _SplitError(LineError):
-    """A line with too many or too few fields, and those that it has."""
-
-    def __init__(self, value: str, fix: str, fields: dict[str, Any]) -> None:
-        super().__init__(validation.FIELD_COUNT, value, fix)
-        self.fields = fields
+        return fields, None
 
 
 def _jsonl(lines: list[tuple[int, str]]) -> Iterator[tuple[int, Any]]:

@@ -8,12 +8,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from surgery_r1 import vocab
 from surgery_r1._util.sorting import natural_key
 from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import DatasetFormat, several
 from surgery_r1.data.formats.frame_assembly import FrameAssembler, FramePlace
-from surgery_r1.data.formats.label_records import LabelFileRecords, LabelRecord, RecordReader
+from surgery_r1.data.formats.label_records import LabelRecord, RecordReader
 from surgery_r1.data.formats.path_patterns import PathPattern, files_below
 from surgery_r1.data.formats.source import FrameContent, check_folders
 from surgery_r1.data.formats.validation import ValidationIssue
@@ -96,7 +95,7 @@ class FormatReader:
                 continue
             labelled.add(key)
             place = self._place(key, labels, records)
-            yield assembler.frame(place, [LabelFileRecords(labels[0], records)])
+            yield assembler.frame(place, {labels[0]: records})
         yield from self._unused({sequence for sequence, _ in labelled}, assembler.asked)
         bare = len(self._images.keys() - labelled)
         if bare:
@@ -130,7 +129,7 @@ class FormatReader:
     def _place(self, key: _Key, labels: tuple[Path, ...], records: Sequence[LabelRecord]) -> FramePlace:
         """Where a frame's files lie, and what is wrong with that."""
         sequence, frame = key
-        splits, image = self._splits(sequence), self._images.get(key)
+        splits, image = self._format.splits_of(sequence), self._images.get(key)
         line = records[0].line if records else 1
         error = None
         if len(splits) != 1:
@@ -168,10 +167,6 @@ class FormatReader:
                 if not any(fnmatchcase(sequence, pattern) for sequence in sequences):
                     value, fix = f"splits.{split}: {pattern!r} matches no sequence", "nothing to do, if it is not here"
                     yield FrameContent(warnings=[ValidationIssue(name, None, validation.NO_QUESTION, value, fix)])
-
-    def _splits(self, sequence: str) -> list[str]:
-        splits = self._format.splits
-        return [name for name in vocab.SPLITS if any(fnmatchcase(sequence, p) for p in splits.get(name, ()))]
 
 
 def _order(key: _Key) -> tuple[Any, Any]:
