@@ -65,7 +65,7 @@ def small_set(root: Path) -> Path:
 
 
 def faulty(root: Path) -> Path:
-    """The small set with four faults; the path of the label file that has three of them."""
+    """The small set with four errors; the path of the label file that has three of them."""
     small_set(root)
     label = put_frame(root, lines=(*LINES, STATE, "broken", "What is the state of suction?|Asleep|1, 1, 9, 9"))
     (root / "seq_1/left_frames/frame003.png").unlink()

@@ -13,9 +13,9 @@ from surgery_r1.data.assemble import build as dataset_folder
 from surgery_r1.data.assemble import build_dataset
 from surgery_r1.data.assemble.splits import Splits
 from surgery_r1.data.dataset import open_dataset
-from surgery_r1.data.formats import validation as f
+from surgery_r1.data.formats import validation
+from surgery_r1.data.formats.declarative import load_format
 from surgery_r1.data.formats.endovis import LabelFolder
-from surgery_r1.data.formats.lines import ANSWERS_OF_KIND
 from surgery_r1.data.rationales.checks import CheckContext, SourceWords, plain, rejections
 from surgery_r1.data.rationales.writer import RationaleRequest, TemplateWriter
 from surgery_r1.data.recipe import TEMPLATE_RATIONALES
@@ -23,6 +23,7 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import LOCATION_RULES, LocationRule, location_rule, quadrant
 from surgery_r1.records import AnnotatedObject, Frame, Sample
 
+ANSWERS_OF_KIND = load_format("endovis18_extended").answers
 FILES = ("frames.jsonl", "samples.jsonl", "rows.jsonl", "labels.jsonl", "manifest.json", "README.md")
 
 
@@ -94,19 +95,24 @@ def test_the_same_folder_twice(folder, tmp_path):
         build_dataset([folder, folder], tmp_path / "ds")
 
 
-def test_faults_stop_the_build(tmp_path):
+def test_errors_stop_the_build(tmp_path):
     label = lf.faulty(tmp_path / "set")
     with pytest.raises(SurgeryR1Error) as error:
         build_dataset([tmp_path / "set"], tmp_path / "ds")
-    assert "4 faults" in str(error.value) and f"{label}:5: {f.FIELD_COUNT}" in str(error.value)
+    assert "4 errors" in str(error.value) and f"{label}:5: {validation.FIELD_COUNT}" in str(error.value)
     assert "--on-fault skip" in str(error.value)
     assert not (tmp_path / "ds").exists() and not leftovers(tmp_path)
 
 
-def test_faults_are_skipped_and_counted(tmp_path):
+def test_errors_are_skipped_and_counted(tmp_path):
     lf.faulty(tmp_path / "set")
     manifest = build_dataset([tmp_path / "set"], tmp_path / "ds", on_fault="skip")
-    assert manifest["skipped"] == {f.DUPLICATE: 1, f.MISSING_IMAGE: 5, f.UNKNOWN_ANSWER: 1, f.FIELD_COUNT: 1}
+    assert manifest["skipped"] == {
+        validation.DUPLICATE: 1,
+        validation.MISSING_IMAGE: 5,
+        validation.UNKNOWN_ANSWER: 1,
+        validation.FIELD_COUNT: 1,
+    }
     assert manifest["samples"] == {"total": 23, "train": 8, "dev": 10, "val": 5, "test": 0}
     assert manifest["recipe"]["on_fault"] == "skip"
     assert "wrong field count: 1" in (tmp_path / "ds/README.md").read_text()

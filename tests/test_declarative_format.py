@@ -9,12 +9,13 @@ from pathlib import Path
 import label_folders as lf
 import pytest
 
+from surgery_r1 import vocab
 from surgery_r1.cli import main
 from surgery_r1.data.assemble import build_dataset
 from surgery_r1.data.check import summarise
 from surgery_r1.data.dataset import open_dataset
 from surgery_r1.data.formats import declarative as adapters
-from surgery_r1.data.formats import validation as f
+from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import BoxFormat, load_format
 from surgery_r1.data.formats.fields import read_box
 from surgery_r1.data.formats.lines import LineError
@@ -88,6 +89,17 @@ def test_shipped_adapters_are_short():
         assert load_format(path).name
 
 
+def test_shipped_adapters_have_the_classes_and_splits_of_the_package():
+    for name in adapters.shipped_formats():
+        read = load_format(name)
+        answers = {"organ": (vocab.ORGAN,), "state": vocab.STATES, "location": vocab.LOCATIONS, "tool": vocab.TOOLS}
+        assert read.answers == {kind: answers[kind] for kind in read.answers}
+        for number in range(20):
+            official = {"train": vocab.TRAIN_SEQUENCES, "dev": vocab.DEV_SEQUENCES, "val": vocab.VAL_SEQUENCES}
+            known = [split for split, numbers in official.items() if number in numbers]
+            assert read.splits_of(f"seq_{number}") == (["test"] if name == "endovis17" else known[-1:])
+
+
 def test_shipped_adapters_read_what_the_reader_of_label_folders_reads(tmp_path):
     lf.small_set(tmp_path / "18")
     lf.put_frame(tmp_path / "18/Train", 15, 7, label="vqla/{}_QAL.txt")
@@ -102,6 +114,23 @@ def test_shipped_adapters_read_what_the_reader_of_label_folders_reads(tmp_path):
         assert ours["samples"] == plain["samples"] and ours["samples"]["total"] in (33, 6)
         for file in ("frames.jsonl", "samples.jsonl", "rows.jsonl", "labels.jsonl"):
             assert (tmp_path / f"plain{name}" / file).read_bytes() == (tmp_path / f"ours{name}" / file).read_bytes()
+
+
+def test_lines_by_fields_and_by_a_regular_expression(tmp_path):
+    lf.put_image(tmp_path / "set/video1/f1.png")
+    top = 'labels = "{sequence}/{frame}.txt"\n'
+    regex = r"""line = '(?P<x1>\S+) (?P<y1>\S+) (?P<x2>\S+) (?P<y2>\S+) (?P<answer>\w+): (?P<question>.+)'"""
+    for way, line in (
+        (regex, "1 2 30 40 idle: State of stapler"),
+        ('fields = ["box", "answer", "question"]\nseparator = ";"', "1, 2, 30, 40; idle; State of stapler"),
+    ):
+        lf.put_labels(tmp_path / "set/video1/f1.txt", [line, "nonsense"])
+        content = read_all(FormatReader(adapter_of(tmp_path / "a.toml", "", top + way + "\n"), tmp_path / "set"))
+        (sample,) = content.samples
+        assert (sample.question, sample.answer, sample.box_px) == ("State of stapler", "idle", (1, 2, 30, 40))
+        (error,) = content.errors
+        assert (error.line, error.what) == (2, validation.FIELD_COUNT) and "nonsense" in error.value
+    assert error.fix == "write x1, y1, x2, y2;answer;question"
 
 
 def test_the_extended_set(tmp_path, capsys):
@@ -152,8 +181,8 @@ def test_csv_with_names_in_columns(tmp_path):
     )
     folder = own(tmp_path / "set", rows)
     content = read_all(FormatReader(adapter_of(tmp_path / "a.toml", COLUMNS), folder))
-    assert content.faults == []
-    assert [notice.value for notice in content.notices] == [
+    assert content.errors == []
+    assert [warning.value for warning in content.warnings] == [
         "splits.test: 'v_test' matches no sequence", "1 of 4 images",
     ]  # fmt: skip
     # Sequences in their natural order.
@@ -192,7 +221,7 @@ def test_jsonl_and_images_elsewhere(tmp_path):
     read = adapter_of(tmp_path / "a.toml", columns, top)
     content = read_all(FormatReader(read, tmp_path / "labels", tmp_path / "images"))
     assert [sample.box_px for sample in content.samples] == [(9, 9, 59, 69)] * 2
-    assert content.faults == [] and {notice.what for notice in content.notices} == {f.NO_QUESTION}
+    assert content.errors == [] and {warning.what for warning in content.warnings} == {validation.NO_QUESTION}
 
 
 @pytest.mark.parametrize(
@@ -214,12 +243,15 @@ def test_box_conventions(rule, values, box):
 @pytest.mark.parametrize(
     ("values", "what"),
     [
-        (("1", "2", "3"), f.CORNER_COUNT),
-        (("1", "2", "3", "x"), f.NON_NUMERIC),
-        (("1", "2", "3", "nan"), f.NAN_CORNER),
-        (("5", "5", "5", "9"), f.EMPTY_BOX),
-        (("5", "5", "500", "9"), f.OUTSIDE),
-        (("-1", "5", "50", "9"), f.OUTSIDE),
+        (("1", "2", "3"), validation.CORNER_COUNT),
+        (("1", "2", "3", "x"), validation.NON_NUMERIC),
+        (("1", "2", "3", "1_0"), validation.NON_NUMERIC),
+        (("1", "2", "3", "٤"), validation.NON_NUMERIC),
+        (("1", "2", "3", "1e999"), validation.NAN_CORNER),
+        (("1", "2", "3", "nan"), validation.NAN_CORNER),
+        (("5", "5", "5", "9"), validation.EMPTY_BOX),
+        (("5", "5", "500", "9"), validation.OUTSIDE),
+        (("-1", "5", "50", "9"), validation.OUTSIDE),
     ],
 )
 def test_bad_boxes(values, what):
@@ -228,7 +260,13 @@ def test_bad_boxes(values, what):
     assert caught.value.what == what
 
 
-def test_faults_name_line_and_remedy(tmp_path):
+def test_a_box_too_large_to_be_added_up_is_no_box():
+    with pytest.raises(LineError) as caught:
+        read_box(["1e308", "1", "1e308", "2"], BoxFormat(order="xywh"), (160, 128))
+    assert caught.value.what == validation.NAN_CORNER
+
+
+def test_errors_name_line_and_remedy(tmp_path):
     rows = (
         "video1,f1,Which organ?,spleen,1,1,9,9\n"  # line 2
         "video1,f1,State of stapler,Burning,1,1,9,9\n"
@@ -246,23 +284,23 @@ def test_faults_name_line_and_remedy(tmp_path):
     (folder / "video2/f1.png").write_bytes(b"\x89PNG torn")
     source = FormatReader(adapter_of(tmp_path / "a.toml", COLUMNS), folder)
     content = read_all(source)
-    found = {fault.line: (fault.what, fault.fix) for fault in content.faults}
+    found = {error.line: (error.what, error.fix) for error in content.errors}
     assert {line: what for line, (what, _) in found.items()} == {
-        None: f.NO_QUESTION,
-        2: f.UNKNOWN_ANSWER,
-        3: f.UNKNOWN_ANSWER,
-        4: f.OUTSIDE,
-        6: f.DUPLICATE,
-        8: f.MISSING_IMAGE,
-        9: f.NO_SEQUENCE,
-        10: f.FIELD_COUNT,
-        11: f.TORN_IMAGE,
+        None: validation.NO_QUESTION,
+        2: validation.UNKNOWN_ANSWER,
+        3: validation.UNKNOWN_ANSWER,
+        4: validation.OUTSIDE,
+        6: validation.DUPLICATE,
+        8: validation.MISSING_IMAGE,
+        9: validation.NO_SEQUENCE,
+        10: validation.FIELD_COUNT,
+        11: validation.TORN_IMAGE,
     }
-    assert found[3][1] == 'did you mean \'burning\'? [rename] "Burning" = "burning"'
+    assert found[3][1].startswith("did you mean 'burning'?") and '[rename] "Burning" = "burning"' in found[3][1]
     assert "one of liver" in found[2][1] and "[splits]" in found[9][1]
     assert sum(content.skipped.values()) == 9 and len(content.samples) == 1
-    assert [(n.what, n.line) for n in content.notices if n.line] == [("unknown question form", 7)]
-    with pytest.raises(SurgeryR1Error, match="10 faults"):
+    assert [(n.what, n.line) for n in content.warnings if n.line] == [("unknown question form", 7)]
+    with pytest.raises(SurgeryR1Error, match="10 errors"):
         build_dataset([folder], tmp_path / "ds", open_source=opened(tmp_path))
     manifest = build_dataset([folder], tmp_path / "ds", on_fault="skip", open_source=opened(tmp_path))
     assert manifest["samples"]["total"] == 1 and sum(manifest["skipped"].values()) == 9
@@ -280,17 +318,20 @@ def test_a_sequence_in_two_splits(tmp_path):
     read = adapter_of(tmp_path / "a.toml", COLUMNS)
     read = replace(read, splits={"train": ("*",), "val": ("video1",)})
     content = read_all(FormatReader(read, folder))
-    (fault,) = content.faults
-    assert (fault.what, fault.value) == (f.SEVERAL_SPLITS, "'video1' is in train and val") and not content.samples
+    (error,) = content.errors
+    assert (error.what, error.value) == (
+        validation.SEVERAL_SPLITS,
+        "'video1' is in train and val",
+    ) and not content.samples
 
 
-def test_frames_of_several_sizes_are_noticed(tmp_path):
+def test_frames_of_several_sizes_give_a_warning(tmp_path):
     folder = own(tmp_path / "set", "video1,f1,Which organ?,liver,1,1,9,9\nvideo1,f2,Which organ?,liver,1,1,9,9\n")
     (folder / "video1/f2.png").write_bytes(lf.image_bytes("png", size=(80, 64)))
     content = read_all(FormatReader(adapter_of(tmp_path / "a.toml", COLUMNS), folder))
-    notices = {notice.what: notice for notice in summarise(content).notices}
-    assert notices["frames of several sizes"].value == "160x128: 1, 80x64: 1"
-    assert "see that none was resized" in notices["frames of several sizes"].fix
+    warnings = {warning.what: warning for warning in summarise(content).warnings}
+    assert warnings["frames of several sizes"].value == "160x128: 1, 80x64: 1"
+    assert "see that none was resized" in warnings["frames of several sizes"].fix
 
 
 def test_a_pattern_that_matches_nothing(tmp_path):
@@ -311,7 +352,7 @@ def test_two_images_for_a_frame(tmp_path):
     )
     (tmp_path / "a.toml").write_text(text + COLUMNS)
     content = read_all(FormatReader(load_format(tmp_path / "a.toml"), folder))
-    assert content.notices[0].what == "two images for one frame"
+    assert content.warnings[0].what == "two images for one frame"
     assert content.frames["own/video1/f1"].image == "b/video1/f1.png"
 
 
@@ -342,6 +383,11 @@ def test_two_images_for_a_frame(tmp_path):
         (('images = "{', 'box = { ordr = "xywh" }\nimages = "{'), r"a\.toml:3: unknown key 'box\.ordr'; did you mean"),
         (('"x2", "y2"]', '"x2"]'), "expected one column or four"),
         (('format = "csv"', 'format = "xml"'), r"format = 'xml', expected one of \['lines', 'csv', 'jsonl'\]"),
+        (('format = "csv"', 'fields = ["q"]\nformat = "lines"'), "fields without question, answer, box"),
+        (('format = "csv"', 'fields = ["q", "q"]\nformat = "lines"'), "a name stands twice"),
+        (('format = "csv"', 'fields = ["q"]\nline = "a"\nformat = "lines"'), "lines are read by one of them"),
+        (('format = "csv"', 'fields = ["q"]\nseparator = ","\nformat = "lines"'), "separator = ',', expected"),
+        (('format = "csv"', 'fields = ["question"]\nformat = "csv"'), "fields are for lines"),
         (('format = "csv"', 'format = "lines"'), "line = '' has no group answer, question, x1"),
         (("[columns]", "[box]\nsize = [3]\n[columns]"), r"box\.size = \[3\], expected width and height"),
     ],

@@ -1,4 +1,4 @@
-"""The data as they really lie (FACTS 2): a doppelganger of the downloads, with drawn frames, checked and built."""
+"""The data as they really lie: a doppelganger of the downloads, with drawn frames, checked and built."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_check_of_endovis18(downloads, capsys):
     assert splits["train"]["questions"] + splits["dev"]["questions"] == 9_014
     assert splits["train"]["frames"] + splits["dev"]["frames"] == 1_560
     assert (splits["val"]["frames"], splits["val"]["questions"]) == (447, 2_769)
-    whats = {(notice["what"], Path(notice["path"]).parts[-2]) for notice in report["notices"]}
+    whats = {(warning["what"], Path(warning["path"]).parts[-2]) for warning in report["notices"]}
     assert {what for what, _ in whats} == {
         "shadow tree",
         "right camera",
@@ -88,7 +88,7 @@ def test_check_of_endovis18(downloads, capsys):
         "second image folder for seq_1",
     }
     bare = {
-        notice["path"]: notice["value"] for notice in report["notices"] if notice["what"] == "images without labels"
+        warning["path"]: warning["value"] for warning in report["notices"] if warning["what"] == "images without labels"
     }
     unlabelled = [value for path, value in bare.items() if "seq_13" in path]
     assert unlabelled == ["149 of 149 images"]
@@ -183,7 +183,7 @@ dataset_folder.dump_json = dump_json
     assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in names)
 
 
-def test_a_label_file_or_image_that_changed_is_noticed(tmp_path, capsys):
+def test_a_label_file_or_image_that_changed_gives_a_warning(tmp_path, capsys):
     lf.small_set(tmp_path / "set")
     build_dataset([tmp_path / "set"], tmp_path / "ds")
     assert main(["data", "check", str(tmp_path / "ds")]) == 0
@@ -193,21 +193,21 @@ def test_a_label_file_or_image_that_changed_is_noticed(tmp_path, capsys):
     lf.put_image(tmp_path / "set/seq_4/left_frames/frame010.png", colour=1)
     (tmp_path / "ds/rows.jsonl").write_text("")
     assert main(["data", "check", str(tmp_path / "ds"), "--json"]) == 1
-    faults = json.loads(capsys.readouterr().out)["faults"]
-    assert [(Path(fault["path"]).name, fault["what"]) for fault in faults] == [
+    errors = json.loads(capsys.readouterr().out)["faults"]
+    assert [(Path(error["path"]).name, error["what"]) for error in errors] == [
         ("rows.jsonl", "changed since it was built"),
         ("frame010.png", "image changed since the dataset was built"),
         ("frame003_QA.txt", "label file changed since the dataset was built"),
     ]
-    assert all("sha256" in fault["value"] and "restore it" in fault["fix"] for fault in faults)
+    assert all("sha256" in error["value"] and "restore it" in error["fix"] for error in errors)
     (tmp_path / "set/seq_2/vqla").rename(tmp_path / "set/seq_2/gone")
     assert main(["data", "check", str(tmp_path / "ds"), "--json"]) == 1
-    faults = json.loads(capsys.readouterr().out)["faults"]
-    assert sum("cannot be read" in fault["value"] for fault in faults) == 2
+    errors = json.loads(capsys.readouterr().out)["faults"]
+    assert sum("cannot be read" in error["value"] for error in errors) == 2
     (tmp_path / "set").rename(tmp_path / "moved")
     assert main(["data", "check", str(tmp_path / "ds"), "--images", str(tmp_path / "moved"), "--json"]) == 1
-    (notice,) = json.loads(capsys.readouterr().out)["notices"]
-    assert notice["what"] == "labels not compared"
+    (warning,) = json.loads(capsys.readouterr().out)["notices"]
+    assert warning["what"] == "labels not compared"
 
 
 def test_a_build_at_work_is_left_alone(tmp_path):
@@ -236,3 +236,18 @@ def test_a_dataset_that_a_killed_build_had_set_aside_comes_back(tmp_path):
     with pytest.raises(SurgeryR1Error, match="already there"), replacing_folder(tmp_path / "ds", False):
         pass
     assert (tmp_path / "ds/manifest.json").read_text() == "precious"
+
+
+def test_a_file_that_stops_a_build_is_named(tmp_path):
+    gone = tmp_path / "gone.png"
+    with (
+        pytest.raises(SurgeryR1Error, match=rf"ds: cannot write: No such file or directory: {gone}"),
+        replacing_folder(tmp_path / "ds", False),
+    ):
+        gone.read_bytes()
+    # The temporary file or folder is nobody's business.
+    with (
+        pytest.raises(SurgeryR1Error, match=r"ds: cannot write: Permission denied; check path and permissions"),
+        replacing_folder(tmp_path / "ds", False) as folder,
+    ):
+        raise PermissionError(13, "Permission denied", str(folder / "rows.jsonl"))

@@ -9,8 +9,9 @@ import pytest
 from surgery_r1 import vocab
 from surgery_r1.data.check import check_folder, summarise
 from surgery_r1.data.contact_sheet import write_sheet
-from surgery_r1.data.formats import validation as f
-from surgery_r1.data.formats.endovis import official_split, read_folder
+from surgery_r1.data.formats import validation
+from surgery_r1.data.formats.declarative import load_format
+from surgery_r1.data.formats.endovis import read_folder
 from surgery_r1.data.formats.image_files import TornImageError, image_size
 from surgery_r1.errors import SurgeryR1Error
 
@@ -34,7 +35,7 @@ def whats(issues) -> list[str]:
 def test_every_layout_of_endovis18(tmp_path, label, parent):
     lf.put_frame(tmp_path / parent, label=label)
     content = read_folder(tmp_path)
-    assert not content.faults and not content.notices
+    assert not content.errors and not content.warnings
     assert [sample.id for sample in content.samples] == [f"endovis18/seq_2/frame003/{i}" for i in range(3)]
     assert content.image_root == tmp_path.resolve()
     sample = content.samples[2]
@@ -52,7 +53,7 @@ def test_every_form_of_endovis17(tmp_path, label, image, parent):
     lf.put_image(tmp_path / parent / "left_frames" / image)
     lf.put_labels(tmp_path / parent / label, lf.LINES_17)
     content = read_folder(tmp_path)
-    assert not content.faults and not content.notices
+    assert not content.errors and not content.warnings
     assert [sample.id for sample in content.samples] == [f"endovis17/seq_1/frame015/{i}" for i in range(2)]
     assert {sample.split for sample in content.samples} == {"test"}
 
@@ -71,7 +72,7 @@ def test_line_ends_marks_and_blank_lines(tmp_path, start, end):
     label = lf.put_frame(tmp_path)
     lf.put_labels(label, end=end, start=start)
     content = read_folder(tmp_path)
-    assert not content.faults and not content.notices
+    assert not content.errors and not content.warnings
     assert [sample.question for sample in content.samples] == [line.split("|")[0] for line in lf.LINES]
 
 
@@ -80,7 +81,7 @@ def test_images_apart(tmp_path):
     lf.put_labels(labels / "seq_2/vqla/label/frame003_QA.txt")
     picture = lf.put_image(images / "release_1/seq_2/left_frames/frame003.png")
     content = read_folder(labels, images)
-    assert not content.faults
+    assert not content.errors
     assert content.image_root == images.resolve()
     assert content.image_root / content.samples[0].image == picture.resolve()
 
@@ -90,7 +91,7 @@ def test_labels_with_own_images_beside_images_apart(tmp_path):
     lf.put_labels(tmp_path / "labels/seq_2/vqla/frame003_QAL.txt")
     lf.put_image(tmp_path / "images/seq_2/left_frames/frame003.png")
     content = read_folder(tmp_path / "labels", tmp_path / "images")
-    assert not content.faults
+    assert not content.errors
     assert content.image_root == tmp_path.resolve()
     assert all((content.image_root / sample.image).is_file() for sample in content.samples)
 
@@ -102,18 +103,18 @@ def test_test_archive_has_another_seq_1(tmp_path, apart):
     lf.put_labels(tmp_path / ("labels" if apart else "train") / "seq_1/vqla/label/frame003_QA.txt")
     content = read_folder(tmp_path)
     assert content.image_root / content.samples[0].image == right.resolve()
-    notice = next(notice for notice in content.notices if notice.path == str(wrong.parent))
-    assert "second image folder for seq_1" in notice.what and str(right.parent) in notice.value
+    warning = next(warning for warning in content.warnings if warning.path == str(wrong.parent))
+    assert "second image folder for seq_1" in warning.what and str(right.parent) in warning.value
 
 
-def test_images_from_a_test_folder_are_noticed(tmp_path):
+def test_images_from_a_test_folder_give_a_warning(tmp_path):
     lf.put_frame(tmp_path / "test_data", sequence=1)
     report = check_folder(tmp_path)
-    assert not report.faults
-    assert whats(report.notices) == ["images of seq_1 come from a test folder"]
+    assert not report.errors
+    assert whats(report.warnings) == ["images of seq_1 come from a test folder"]
 
 
-def test_shadows_right_frames_and_unlabelled_images_are_no_faults(tmp_path):
+def test_shadows_right_frames_and_unlabelled_images_are_no_errors(tmp_path):
     lf.put_frame(tmp_path)
     lf.put_labels(tmp_path / "__MACOSX/seq_2/vqla/label/._frame003_QA.txt", ["junk"])
     lf.put_labels(tmp_path / "seq_2/vqla/label/._frame003_QA.txt", ["junk"])
@@ -121,15 +122,15 @@ def test_shadows_right_frames_and_unlabelled_images_are_no_faults(tmp_path):
     lf.put_image(tmp_path / "seq_2/left_frames/frame004.png")
     lf.put_image(tmp_path / "seq_13/left_frames/frame000.png")
     report = check_folder(tmp_path)
-    assert not report.faults and report.questions == 3 and report.frames == 1
-    assert sorted(whats(report.notices)) == [
+    assert not report.errors and report.questions == 3 and report.frames == 1
+    assert sorted(whats(report.warnings)) == [
         "images without labels",
         "images without labels",
         "right camera",
         "shadow files",
         "shadow tree",
     ]
-    bare = {Path(n.path).parts[-2]: n.value for n in report.notices if n.what == "images without labels"}
+    bare = {Path(n.path).parts[-2]: n.value for n in report.warnings if n.what == "images without labels"}
     assert bare == {"seq_13": "1 of 1 images", "seq_2": "1 of 2 images"}
 
 
@@ -144,10 +145,10 @@ def test_two_label_folders_are_counted_once(tmp_path):
     extended = (*lf.LINES, "What tool is in left-top?|bipolar_forceps|21, 21, 61, 51")
     lf.put_labels(tmp_path / "seq_2/vqa/Classification/frame003_QA.txt", extended)
     report = check_folder(tmp_path)
-    assert not report.faults
+    assert not report.errors
     assert report.questions == 4 and report.splits["train"]["by_kind"]["tool"] == 1
-    assert whats(report.notices) == ["second label folder for the same frames"]
-    assert report.notices[0].value.startswith("3 questions")
+    assert whats(report.warnings) == ["second label folder for the same frames"]
+    assert report.warnings[0].value.startswith("3 questions")
 
 
 def test_boxless_label_folder_beside_the_boxes(tmp_path):
@@ -155,7 +156,23 @@ def test_boxless_label_folder_beside_the_boxes(tmp_path):
     boxless = [line.rpartition("|")[0] for line in lf.LINES]
     lf.put_labels(tmp_path / "seq_2/vqa/Classification/frame003_QA.txt", boxless)
     report = check_folder(tmp_path)
-    assert not report.faults and report.questions == 3
+    assert not report.errors and report.questions == 3
+
+
+@pytest.mark.parametrize("second", ["3 fields", "outside", "broken"])
+def test_faulty_lines_of_a_second_label_folder(tmp_path, second):
+    """A known question is compared and never faulty; only new lines can be."""
+    lf.put_frame(tmp_path)
+    line = {"3 fields": lf.STATE + "|", "outside": lf.STATE.replace("61", "999"), "broken": "broken"}[second]
+    lf.put_labels(tmp_path / "seq_2/vqla/frame003_QAL.txt", [line])
+    content = read_folder(tmp_path)
+    assert len(content.samples) == 3
+    if second == "broken":
+        assert whats(content.errors) == [validation.FIELD_COUNT] and not content.warnings
+    else:
+        assert not content.errors
+        assert whats(content.warnings) == ["label files disagree", "second label folder for the same frames"]
+        assert repr(line)[:40] in content.warnings[0].value
 
 
 def test_label_folders_that_disagree(tmp_path):
@@ -163,8 +180,8 @@ def test_label_folders_that_disagree(tmp_path):
     second = lf.put_labels(tmp_path / "seq_2/vqla/frame003_QAL.txt", [lf.STATE.replace("Idle", "Cutting")])
     content = read_folder(tmp_path)
     assert [sample.answer for sample in content.samples] == ["kidney", "Idle", "left-top"]
-    notice = content.notices[0]
-    assert (notice.path, notice.line, notice.what) == (str(second), 1, "label files disagree")
+    warning = content.warnings[0]
+    assert (warning.path, warning.line, warning.what) == (str(second), 1, "label files disagree")
 
 
 GOOD = "What is the state of bipolar_forceps?|Idle|"
@@ -173,53 +190,61 @@ GOOD = "What is the state of bipolar_forceps?|Idle|"
 @pytest.mark.parametrize(
     ("line", "what", "value"),
     [
-        ("What is the state of bipolar_forceps?|Idle", f.FIELD_COUNT, "2 fields"),
-        (GOOD + "1, 1, 9, 9|", f.FIELD_COUNT, "4 fields"),
+        ("What is the state of bipolar_forceps?|Idle", validation.FIELD_COUNT, "2 fields"),
+        (GOOD + "1, 1, 9, 9|", validation.FIELD_COUNT, "4 fields"),
         ("", None, ""),
-        (GOOD + "1, 1, 9", f.CORNER_COUNT, "3 numbers"),
-        (GOOD + "1, 1, 9, 9, 9", f.CORNER_COUNT, "5 numbers"),
-        (GOOD + "1, one, 9, 9", f.NON_NUMERIC, "'one'"),
-        (GOOD + "1, 1_0, 90, 90", f.NON_NUMERIC, "'1_0'"),
-        (GOOD + "1, , 9, 9", f.NON_NUMERIC, "''"),
-        (GOOD + "nan, 1, 9, 9", f.NAN_CORNER, "'nan'"),
-        (GOOD + "1, 1, inf, 9", f.NAN_CORNER, "'inf'"),
-        (GOOD + "1, 1, 1e999, 9", f.NAN_CORNER, "1e999"),
-        (GOOD + "9, 1, 9, 9", f.EMPTY_BOX, "'9, 1, 9, 9'"),
-        (GOOD + "9, 9, 1, 1", f.EMPTY_BOX, "'9, 9, 1, 1'"),
-        (GOOD + "0, 1, 9, 9", f.OUTSIDE, "160x128"),
-        (GOOD + "1, 1, 161, 9", f.OUTSIDE, "161"),
-        (GOOD + "1, 1, 9, 129", f.OUTSIDE, "129"),
+        (GOOD + "1, 1, 9", validation.CORNER_COUNT, "3 numbers"),
+        (GOOD + "1, 1, 9, 9, 9", validation.CORNER_COUNT, "5 numbers"),
+        (GOOD + "1, one, 9, 9", validation.NON_NUMERIC, "'one'"),
+        (GOOD + "1, 1_0, 90, 90", validation.NON_NUMERIC, "'1_0'"),
+        (GOOD + "1, ١, 90, 90", validation.NON_NUMERIC, "'١'"),
+        (GOOD + "1 1 90 90", validation.CORNER_COUNT, "1 numbers"),
+        (GOOD + "1, , 9, 9", validation.NON_NUMERIC, "''"),
+        (GOOD + "nan, 1, 9, 9", validation.NAN_CORNER, "'nan'"),
+        (GOOD + "1, 1, inf, 9", validation.NAN_CORNER, "'inf'"),
+        (GOOD + "1, 1, 1e999, 9", validation.NAN_CORNER, "1e999"),
+        (GOOD + "9, 1, 9, 9", validation.EMPTY_BOX, "'9, 1, 9, 9'"),
+        (GOOD + "9, 9, 1, 1", validation.EMPTY_BOX, "'9, 9, 1, 1'"),
+        (GOOD + "0, 1, 9, 9", validation.OUTSIDE, "160x128"),
+        (GOOD + "1, 1, 161, 9", validation.OUTSIDE, "161"),
+        (GOOD + "1, 1, 9, 129", validation.OUTSIDE, "129"),
         (GOOD + "1, 1, 160, 128", None, ""),
         (GOOD + "1.5, 1, 159.5, 128", None, ""),
-        (GOOD.replace("Idle", "Sleeping") + "1, 1, 9, 9", f.UNKNOWN_ANSWER, "'Sleeping'"),
-        (GOOD.replace("Idle", "left-top") + "1, 1, 9, 9", f.UNKNOWN_ANSWER, "'left-top'"),
-        (GOOD.replace("Idle", "idle") + "1, 1, 9, 9", f.UNKNOWN_ANSWER, "'idle'"),
-        (lf.LOCATION, f.DUPLICATE, "Where is"),
+        (GOOD.replace("Idle", "Sleeping") + "1, 1, 9, 9", validation.UNKNOWN_ANSWER, "'Sleeping'"),
+        (GOOD.replace("Idle", "left-top") + "1, 1, 9, 9", validation.UNKNOWN_ANSWER, "'left-top'"),
+        (GOOD.replace("Idle", "idle") + "1, 1, 9, 9", validation.UNKNOWN_ANSWER, "'idle'"),
+        (lf.LOCATION, validation.DUPLICATE, "Where is"),
     ],
 )
-def test_line_faults(tmp_path, line, what, value):
+def test_line_errors(tmp_path, line, what, value):
     label = lf.put_frame(tmp_path, lines=(lf.LOCATION, "", line))
     content = read_folder(tmp_path)
     if what is None:
-        assert not content.faults
+        assert not content.errors
         return
-    (fault,) = content.faults
-    assert (fault.path, fault.line, fault.what) == (str(label), 3, what)
-    assert what in f.FAULTS
-    assert value in fault.value and fault.fix
-    assert str(fault).startswith(f"{label}:3: {what}, ")
+    (error,) = content.errors
+    assert (error.path, error.line, error.what) == (str(label), 3, what)
+    assert what in validation.ERRORS
+    assert value in error.value and error.fix
+    assert str(error).startswith(f"{label}:3: {what}, ")
     assert content.skipped == {what: 1}
     assert [sample.id for sample in content.samples] == ["endovis18/seq_2/frame003/0"]
 
 
-def test_fault_names_the_near_answer(tmp_path):
+def test_error_names_the_near_answer(tmp_path):
     lf.put_frame(tmp_path, lines=[GOOD.replace("Idle", "idle") + "1, 1, 9, 9"])
-    assert read_folder(tmp_path).faults[0].fix == "did you mean 'Idle'?"
+    assert read_folder(tmp_path).errors[0].fix.startswith("did you mean 'Idle'? Correct the label")
 
 
 def test_ids_stay_when_a_line_is_faulty(tmp_path):
     lf.put_frame(tmp_path, lines=("broken", lf.STATE))
     assert read_folder(tmp_path).samples[0].id.endswith("/1")
+
+
+def test_ids_stay_when_a_line_cannot_be_decoded(tmp_path):
+    label = lf.put_frame(tmp_path)
+    label.write_bytes(b"Id\xe9le\n\n" + "\n".join(lf.LINES).encode())
+    assert [sample.id[-2:] for sample in read_folder(tmp_path).samples] == ["/1", "/2", "/3"]
 
 
 @pytest.mark.parametrize(
@@ -234,8 +259,8 @@ def test_wrong_encoding(tmp_path, data, line, left):
     label = lf.put_frame(tmp_path)
     label.write_bytes(data)
     content = read_folder(tmp_path)
-    (fault,) = content.faults
-    assert (fault.path, fault.line, fault.what) == (str(label), line, f.ENCODING)
+    (error,) = content.errors
+    assert (error.path, error.line, error.what) == (str(label), line, validation.ENCODING)
     assert len(content.samples) == left
 
 
@@ -244,16 +269,16 @@ def test_missing_image(tmp_path):
     lf.put_frame(tmp_path, frame=4)
     (tmp_path / "seq_2/left_frames/frame003.png").unlink()
     content = read_folder(tmp_path)
-    (fault,) = content.faults
-    assert (fault.path, fault.line, fault.what) == (str(label), 1, f.MISSING_IMAGE)
-    assert "frame003" in fault.value and "--images" in fault.fix
-    assert content.skipped == {f.MISSING_IMAGE: 3}
+    (error,) = content.errors
+    assert (error.path, error.line, error.what) == (str(label), 1, validation.MISSING_IMAGE)
+    assert "frame003" in error.value and "--images" in error.fix
+    assert content.skipped == {validation.MISSING_IMAGE: 3}
     assert list(content.frames) == ["endovis18/seq_2/frame004"]
 
 
 def test_no_images_at_all(tmp_path):
     lf.put_labels(tmp_path / "seq_2/vqla/label/frame003_QA.txt")
-    assert whats(check_folder(tmp_path).faults) == [f.MISSING_IMAGE]
+    assert whats(check_folder(tmp_path).errors) == [validation.MISSING_IMAGE]
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])
@@ -270,10 +295,10 @@ def test_torn_image(tmp_path, kind, keep):
         data = data[: int(len(data) * keep) if isinstance(keep, float) else keep]
     image.write_bytes(data)
     content = read_folder(tmp_path)
-    (fault,) = content.faults
-    assert (fault.path, fault.line, fault.what) == (str(label), 1, f.TORN_IMAGE)
-    assert str(image) in fault.value
-    assert content.skipped == {f.TORN_IMAGE: 3} and not content.samples
+    (error,) = content.errors
+    assert (error.path, error.line, error.what) == (str(label), 1, validation.TORN_IMAGE)
+    assert str(image) in error.value
+    assert content.skipped == {validation.TORN_IMAGE: 3} and not content.samples
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])
@@ -290,24 +315,26 @@ def test_image_size(tmp_path, kind):
 def test_labels_without_an_official_split(tmp_path, sequence, found):
     lf.put_frame(tmp_path, sequence=sequence)
     content = read_folder(tmp_path)
-    assert whats(content.faults) == [f.NO_SEQUENCE] and content.faults[0].value == found
-    assert content.skipped == {f.NO_SEQUENCE: 3}
+    assert whats(content.errors) == [validation.NO_SEQUENCE] and content.errors[0].value == found
+    assert content.skipped == {validation.NO_SEQUENCE: 3}
 
 
 def test_official_splits():
-    splits = {n: official_split("endovis18", n) for n in range(1, 17)}
+    read = load_format("endovis18")
+    assert all(len(read.splits_of(f"seq_{n}")) == (n not in (8, 13)) for n in range(1, 17))
+    splits = {n: next(iter(read.splits_of(f"seq_{n}")), None) for n in range(1, 17)}
     assert [n for n, split in splits.items() if split == "val"] == [1, 5, 16]
     assert [n for n, split in splits.items() if split == "dev"] == sorted(vocab.DEV_SEQUENCES)
     assert [n for n, split in splits.items() if split is None] == [8, 13]
     assert sum(split in ("train", "dev") for split in splits.values()) == 11
 
 
-def test_unknown_question_form_is_a_notice(tmp_path):
+def test_unknown_question_form_is_a_warning(tmp_path):
     label = lf.put_frame(tmp_path, lines=(*lf.LINES, "How many tools are there?|2|1, 1, 9, 9"))
     report = check_folder(tmp_path)
-    assert not report.faults and report.questions == 3
-    (notice,) = report.notices
-    assert (notice.path, notice.line, notice.what) == (str(label), 4, "unknown question form")
+    assert not report.errors and report.questions == 3
+    (warning,) = report.warnings
+    assert (warning.path, warning.line, warning.what) == (str(label), 4, "unknown question form")
 
 
 @pytest.mark.parametrize(
@@ -330,10 +357,10 @@ def test_unreadable_folder_is_an_error(tmp_path, monkeypatch):
         check_folder(tmp_path)
 
 
-def test_unknown_tool_is_kept_and_noticed(tmp_path):
+def test_unknown_tool_is_kept_with_a_warning(tmp_path):
     lf.put_frame(tmp_path, lines=[lf.STATE.replace("bipolar_forceps", "vessel_sealer")])
     report = check_folder(tmp_path)
-    assert report.questions == 1 and whats(report.notices) == ["unknown tool in a question"]
+    assert report.questions == 1 and whats(report.warnings) == ["unknown tool in a question"]
 
 
 def test_several_right_answers_merge(tmp_path):
@@ -345,14 +372,14 @@ def test_several_right_answers_merge(tmp_path):
         ),
     )
     content = read_folder(tmp_path)
-    assert not content.faults
+    assert not content.errors
     (sample,) = content.samples
     assert sample.answers_accepted == ("suction", "bipolar_forceps")
     assert sample.boxes_accepted == ((0, 0, 19, 19), (20, 20, 60, 50))
     assert (sample.answer, sample.box_px) == sample.accepted[0]
-    (notice,) = content.notices
-    assert (notice.path, notice.line) == (str(label), 2)
-    assert notice.what == "question with several right answers" and "suction, bipolar_forceps" in notice.value
+    (warning,) = content.warnings
+    assert (warning.path, warning.line) == (str(label), 2)
+    assert warning.what == "question with several right answers" and "suction, bipolar_forceps" in warning.value
     frame = content.frames[sample.frame_id]
     assert [(o.name, o.location) for o in frame.objects] == [("suction", "left-top"), ("bipolar_forceps", "left-top")]
 
@@ -368,24 +395,24 @@ def test_objects_of_a_frame(tmp_path):
     assert frame.organ_box == (10, 10, 149, 119)
 
 
-def test_two_boxes_for_one_tool_are_noticed(tmp_path):
+def test_two_boxes_for_one_tool_give_a_warning(tmp_path):
     label = lf.put_frame(tmp_path, lines=(lf.STATE, lf.LOCATION.replace("21, 21", "31, 31")))
     content = read_folder(tmp_path)
-    (notice,) = content.notices
-    assert (notice.path, notice.line, notice.what) == (str(label), 2, "two boxes for bipolar_forceps")
+    (warning,) = content.warnings
+    assert (warning.path, warning.line, warning.what) == (str(label), 2, "two boxes for bipolar_forceps")
     (frame,) = content.frames.values()
     assert len(frame.objects) == 1 and frame.objects[0].box_px == (20, 20, 60, 50)
     assert content.samples[1].box_px == (30, 30, 60, 50)
 
 
-def test_empty_label_file_and_odd_names_are_noticed(tmp_path):
+def test_empty_label_file_and_odd_names_give_a_warning(tmp_path):
     lf.put_frame(tmp_path)
     lf.put_frame(tmp_path, frame=4, lines=())
     lf.put_labels(tmp_path / "seq_2/vqla/label/readme.txt", ["hello"])
     lf.put_labels(tmp_path / "seq_2/vqa/Sentence/frame003_QA.txt", ["hello"])
     report = check_folder(tmp_path)
-    assert not report.faults and report.frames == 1
-    assert sorted(whats(report.notices)) == ["label file without questions", "other texts", "unknown label file name"]
+    assert not report.errors and report.frames == 1
+    assert sorted(whats(report.warnings)) == ["label file without questions", "other texts", "unknown label file name"]
 
 
 @pytest.mark.parametrize(
@@ -416,7 +443,7 @@ def test_location_rule_is_not_chosen_on_val(tmp_path):
         lf.put_frame(tmp_path, sequence=1, frame=frame, lines=[lf.LOCATION.replace("left-top", "left-bottom")])
     report = check_folder(tmp_path)
     assert report.location_rule["rule"] == "image-normal" and report.location_rule["n"] == 1
-    assert whats(report.notices) == ["splits follow different location rules"]
+    assert whats(report.warnings) == ["splits follow different location rules"]
 
 
 def test_sorted_and_repeatable(tmp_path):

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from surgery_r1.data.formats.lines import ANSWERS_OF_KIND
+from surgery_r1.data.formats.declarative import load_format
 from surgery_r1.data.rationales.checks import CHECKS, CheckContext, SourceWords, plain, rejections
 from surgery_r1.data.rationales.generate import RationaleGenerator
 from surgery_r1.data.rationales.writer import Draft, RationaleRequest
@@ -14,6 +14,7 @@ from surgery_r1.data.recipe import ReasoningConfig, Recipe, RowsConfig
 from surgery_r1.geometry import location_rule
 from surgery_r1.records import AnnotatedObject, Frame, Sample
 
+ANSWERS_OF_KIND = load_format("endovis18_extended").answers
 WORDS = SourceWords(ANSWERS_OF_KIND)
 NORMAL, FLIPPED = location_rule("image-normal"), location_rule("image-flipped")
 OBJECTS = (

@@ -1,4 +1,4 @@
-"""Prediction and writing files: JSONL, atomic replacement, sha256."""
+"""Reading and writing files: JSONL, atomic replacement, sha256."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     try:
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
         with os.fdopen(fd, mode, **text) as handle:  # type: ignore[call-overload]
@@ -43,14 +43,23 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            raise _write_error(path, error) from error
+            raise write_error(path, error) from error
         raise
 
 
-def _write_error(path: Path, error: OSError) -> SurgeryR1Error:
+def write_error(path: Path, error: OSError) -> SurgeryR1Error:
+    """What to raise when ``path`` could not be written; names another file where that was in the way."""
     if error.errno == errno.ENOSPC:
         return SurgeryR1Error("no space left on the disk", where=str(path), fix="free some space and run again")
-    return SurgeryR1Error(f"cannot write: {error.strerror or error}", where=str(path), fix="check path and permissions")
+    reason = error.strerror or str(error)
+    if error.filename is not None and not _is_part(Path(os.fsdecode(error.filename)), path):
+        reason += f": {os.fsdecode(error.filename)}"
+    return SurgeryR1Error(f"cannot write: {reason}", where=str(path), fix="check path and permissions")
+
+
+def _is_part(name: Path, path: Path) -> bool:
+    """Whether a file is ``path`` itself or one of the temporary ones that become it."""
+    return name == path or any(part.startswith(f".{path.name}.") for part in name.parts)
 
 
 def dump_json(data: Any, *, indent: int | None = None) -> str:

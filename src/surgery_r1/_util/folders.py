@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
@@ -12,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from surgery_r1._util.files import write_error
 from surgery_r1.errors import SurgeryR1Error
 
 
@@ -30,7 +30,7 @@ def replacing_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
         lock = os.open(temporary, os.O_RDONLY)
     except OSError as error:
-        raise _write_error(out, error) from error
+        raise write_error(out, error) from error
     try:
         # Held by a living process: this is how a later build knows what a killed one has left.
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -38,7 +38,7 @@ def replacing_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         yield temporary
         _take_place(temporary, out)
     except OSError as error:
-        raise _write_error(out, error) from error
+        raise write_error(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(lock)
@@ -96,9 +96,3 @@ def _take_place(temporary: Path, out: Path) -> None:
         old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_error(path: Path, error: OSError) -> SurgeryR1Error:
-    if error.errno == errno.ENOSPC:
-        return SurgeryR1Error("no space left on the disk", where=str(path), fix="free some space and run again")
-    return SurgeryR1Error(f"{error.strerror or error}", where=str(error.filename or path), fix="check the path")

@@ -71,7 +71,7 @@ Research use only. --debug after any command shows tracebacks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0 fine, 1 faults found, 2 bad input, 130 interrupted."""
+    """Run a command; the exit status: 0 fine, 1 errors in the labels, 2 bad input, 130 interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +14,19 @@ import tyro
 
 from surgery_r1._util.files import dump_json
 from surgery_r1._util.progress import ProgressBar
+from surgery_r1.cli.output import format_table, rule_lines, say, say_issues, splits_table, stats_table
 from surgery_r1.cli.overrides import Overrides, in_order
 from surgery_r1.cli.teacher_progress import teacher_progress
 from surgery_r1.errors import SurgeryR1Error
 
 if TYPE_CHECKING:
-    from surgery_r1.data.formats.source import Source
-    from surgery_r1.data.formats.validation import ValidationIssue
     from surgery_r1.data.rationales.teacher.writer import TeacherWriter
     from surgery_r1.data.recipe import Recipe
-
-_SHOWN_PER_KIND = 10
 
 
 @dataclass
 class Check:
-    """Read a label folder; print counts, the measured top/bottom rule, and every fault as path:line.
+    """Read a label folder; print counts, the measured top/bottom rule, and every error as path:line.
 
     Given a dataset, compare its records, images and label files with what they were when it was built.
     """
@@ -43,36 +38,38 @@ class Check:
     json: bool = False
     """Print one JSON object instead of tables."""
     adapter: str | None = None
-    """How another set is read: a shipped adapter by name, or a TOML file."""
+    """How another set is read: a shipped adapter by name, or a TOML file. Without it, adapter.toml in the folder or
+    beside it is used, where there is one."""
     sheet: Path | None = None
     """Write a picture of frames with their boxes drawn."""
 
     def run(self) -> int:
-        """Exit status: 1 when there are faults."""
+        """Exit status: 1 when there are errors."""
         from surgery_r1.data.check import summarise
+        from surgery_r1.data.formats.opening import source_opener
         from surgery_r1.data.formats.source import read_all
 
         files = ("manifest.json", "samples.jsonl")
         if self.adapter is None and all((self.folder / name).is_file() for name in files):
             return self._check_dataset()
-        content = read_all(opener(self.adapter)(self.folder, self.images))
+        content = read_all(source_opener(self.adapter)(self.folder, self.images))
         report = summarise(content)
         if self.json:
             say(dump_json(report.to_json(), indent=2))
         else:
-            say(_splits_table(report.splits, report.frames, report.questions))
-            say(_rule_lines(report.location_rule))
-            _say_issues("notice", report.notices)
-            _say_issues("fault", report.faults)
-            if not report.faults:
-                say("No faults.")
+            say(splits_table(report.splits, report.frames, report.questions))
+            say(rule_lines(report.location_rule))
+            say_issues("warning", report.warnings)
+            say_issues("error", report.errors)
+            if not report.errors:
+                say("No errors.")
         if self.sheet is not None:
             from surgery_r1.data.contact_sheet import write_sheet
 
             count = write_sheet(content, self.sheet)
             if not self.json:
                 say(f"{count} frames drawn: {self.sheet}")
-        return 1 if report.faults else 0
+        return 1 if report.errors else 0
 
     def _check_dataset(self) -> int:
         from surgery_r1.data.dataset import changes, label_changes, open_dataset
@@ -81,19 +78,19 @@ class Check:
         if self.sheet is not None:
             raise SurgeryR1Error("--sheet draws label folders", fix="name the folder that the dataset was built from")
         dataset = open_dataset(self.folder, images=self.images)
-        found, notices = list(changes(dataset)), []
+        found, warnings = list(changes(dataset)), []
         try:
             found += label_changes(dataset)
         except SurgeryR1Error as error:
-            notices.append(ValidationIssue(str(error.where), None, "labels not compared", error.what, str(error.fix)))
+            warnings.append(ValidationIssue(str(error.where), None, "labels not compared", error.what, str(error.fix)))
         if self.json:
             counts = {"frames": len(dataset.frames), "questions": len(dataset.samples)}
-            listed = {"faults": [x.to_json() for x in found], "notices": [x.to_json() for x in notices]}
+            listed = {"faults": [x.to_json() for x in found], "notices": [x.to_json() for x in warnings]}
             say(dump_json(counts | listed, indent=2))
         else:
             say(f"{len(dataset.frames):,} frames, {len(dataset.samples):,} questions")
-            _say_issues("notice", notices)
-            _say_issues("fault", found)
+            say_issues("warning", warnings)
+            say_issues("error", found)
             if not found:
                 say("Nothing that was compared has changed since it was built.")
         return 1 if found else 0
@@ -110,7 +107,8 @@ class Build:
     images: Path | None = None
     """Folder with the images, where they lie apart from the labels."""
     adapter: str | None = None
-    """How another set is read: a shipped adapter by name (endovis18, endovis17, endovis18_extended), or a TOML file."""
+    """How another set is read: a shipped adapter by name (endovis18, endovis17, endovis18_extended), or a TOML file.
+    Without it, adapter.toml in a folder or beside it is used, where there is one."""
     config: str | None = None
     """The recipe: a shipped one by name (surgery_r1_54k), or a TOML file; by default one row of each kind."""
     set: Overrides = ()
@@ -135,6 +133,7 @@ class Build:
     def run(self) -> int:
         """Exit status 0; errors are raised."""
         from surgery_r1.data.assemble import build_dataset
+        from surgery_r1.data.formats.opening import source_opener
         from surgery_r1.data.recipe import TEACHER, load_recipe
 
         recipe = load_recipe(self.config, in_order(self.set))
@@ -152,7 +151,7 @@ class Build:
                 overwrite=self.overwrite,
                 writers={TEACHER: teacher} if teacher else None,
                 progress=progress,
-                open_source=opener(self.adapter),
+                open_source=source_opener(self.adapter),
             )
         if self.json:
             say(dump_json(manifest, indent=2))
@@ -172,9 +171,9 @@ class Build:
                 say(f"{writer}: {what} (--stats shows why)")
         if manifest["images_in_two_splits"]:
             say(f"warning: {manifest['images_in_two_splits']:,} images occur in more than one split")
-        say(_rule_lines(manifest["location_rule"]))
+        say(rule_lines(manifest["location_rule"]))
         if self.stats:
-            say(_stats_table(manifest["reasoning"]))
+            say(stats_table(manifest["reasoning"]))
         say(f"dataset: {self.out}")
         return 0
 
@@ -230,19 +229,6 @@ class MakeScenes:
         return 0
 
 
-def opener(adapter: str | None) -> Callable[[Path, Path | None], Source]:
-    """What reads a folder: label folders of EndoVis, or an adapter by its name or path."""
-    if adapter is None:
-        from surgery_r1.data.formats.endovis import LabelFolder
-
-        return LabelFolder
-    from surgery_r1.data.formats.declarative import load_format
-    from surgery_r1.data.formats.reader import FormatReader
-
-    read = load_format(adapter)
-    return lambda folder, images: FormatReader(read, folder, images)
-
-
 def parse_size(text: str) -> tuple[int, int]:
     """Width and height of ``320x256``.
 
@@ -256,72 +242,3 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
         raise SurgeryR1Error(f"size {text!r}", fix="write width x height in pixels, such as --size 320x256")
     return int(width), int(height)
-
-
-def say(text: str) -> None:
-    """Write a line to standard output."""
-    sys.stdout.write(text + "\n")
-
-
-def format_table(rows: Sequence[Sequence[Any]]) -> str:
-    """Rows as aligned text: the first row is the heading, numbers go right.
-
-    >>> print(format_table([("split", "n"), ("val", 1234)]))
-    split      n
-    val    1,234
-    """
-    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    numeric = [all(isinstance(row[column], int) for row in rows[1:]) for column in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        for row in cells
-    )
-
-
-def _splits_table(splits: dict[str, dict[str, Any]], frames: int, questions: int) -> str:
-    kinds = list(dict.fromkeys(kind for facts in splits.values() for kind in facts["by_kind"]))
-    table: list[Sequence[Any]] = [("split", "frames", "questions", *kinds)]
-    for split, facts in splits.items():
-        table.append((split, facts["frames"], facts["questions"], *(facts["by_kind"].get(kind, 0) for kind in kinds)))
-    sums = [sum(facts["by_kind"].get(kind, 0) for facts in splits.values()) for kind in kinds]
-    table.append(("total", frames, questions, *sums))
-    return format_table(table)
-
-
-def _stats_table(reasoning: dict[str, Any]) -> str:
-    table: list[Sequence[Any]] = [("writer", "reasoning", "count")]
-    for writer, counts in reasoning.items():
-        for name in ("asked", "accepted", "at_first_attempt", "dropped"):
-            table.append((writer, name.replace("_", " "), counts[name]))
-        table += [(writer, f"rejected: {reason}", count) for reason, count in counts["rejected"].items()]
-    return format_table(table)
-
-
-def _rule_lines(rule: dict[str, Any]) -> str:
-    lines = []
-    for source, facts in rule["by_source"].items():
-        if facts["rule"] is None:
-            lines.append(f"location rule of {source}: no location labels to measure")
-        else:
-            share = f"{facts['agreement']:.1%} of {facts['n']:,} labels"
-            lines.append(f"location rule of {source}: {facts['rule']}, followed by {share}")
-    return "\n".join(lines)
-
-
-def _say_issues(name: str, issues: Sequence[ValidationIssue]) -> None:
-    if not issues:
-        return
-    say(f"\n{len(issues):,} {name}{'s' if len(issues) > 1 else ''}:")
-    shown: Counter[str] = Counter()
-    for issue in issues:
-        shown[issue.what] += 1
-        if shown[issue.what] <= _SHOWN_PER_KIND:
-            say(f"  {issue}")
-    for what, count in shown.items():
-        if count > _SHOWN_PER_KIND:
-            say(f"  and {count - _SHOWN_PER_KIND:,} more: {what} (--json lists all)")
-    say("")

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from surgery_r1._util.files import dump_json
-from surgery_r1.cli.data import format_table, say
+from surgery_r1.cli.output import format_table, say
 from surgery_r1.errors import SurgeryR1Error
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from surgery_r1._util.files import dump_json
 from surgery_r1._util.offline import stay_offline
-from surgery_r1.cli.data import say
+from surgery_r1.cli.output import say
 from surgery_r1.cli.overrides import Overrides, in_order
 
 

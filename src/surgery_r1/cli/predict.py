@@ -11,7 +11,7 @@ import tyro
 from surgery_r1._util.files import atomic_write, dump_json
 from surgery_r1._util.offline import stay_offline
 from surgery_r1._util.progress import ProgressBar
-from surgery_r1.cli.data import say
+from surgery_r1.cli.output import say
 from surgery_r1.errors import SurgeryR1Error
 
 

@@ -1,4 +1,4 @@
-"""What ``surgery-r1 data check`` reports of a label folder: counts, the measured top/bottom rule, faults, notices."""
+"""What ``surgery-r1 data check`` reports of a label folder: counts, the measured top/bottom rule, errors, warnings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from surgery_r1.records import Frame
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """Counts, faults and notices of a label folder; see DESIGN 2, ``data check --json``."""
+    """Counts, errors and warnings of a label folder."""
 
     frames: int
     questions: int
     splits: dict[str, dict[str, Any]]
     location_rule: dict[str, Any]
-    faults: tuple[ValidationIssue, ...]
-    notices: tuple[ValidationIssue, ...]
+    errors: tuple[ValidationIssue, ...]
+    warnings: tuple[ValidationIssue, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The contract's object."""
@@ -34,16 +34,16 @@ class CheckReport:
             "questions": self.questions,
             "splits": self.splits,
             "location_rule": self.location_rule,
-            "faults": [issue.to_json() for issue in self.faults],
-            "notices": [issue.to_json() for issue in self.notices],
+            "faults": [issue.to_json() for issue in self.errors],
+            "notices": [issue.to_json() for issue in self.warnings],
         }
 
 
 def check_folder(folder: Path, images: Path | None = None) -> CheckReport:
-    """Read a label folder and report counts, the measured location rule, every fault and every notice.
+    """Read a label folder and report counts, the measured location rule, every error and every warning.
 
     Args:
-        folder: folder with labels, in any layout of FACTS 2.
+        folder: folder with labels, in any layout of EndoVis-18-VQLA or EndoVis-17-VQLA.
         images: folder with the images, where they lie apart.
 
     Raises:
@@ -68,9 +68,9 @@ def summarise(content: FolderContent) -> CheckReport:
         questions=len(content.samples),
         splits=splits,
         location_rule=measure_by_source(content.samples, content.frames),
-        faults=tuple(content.faults),
-        notices=(
-            *content.notices,
+        errors=tuple(content.errors),
+        warnings=(
+            *content.warnings,
             *split_disagreements(content.samples, content.frames),
             *_several_sizes(content.frames.values()),
         ),
@@ -78,7 +78,7 @@ def summarise(content: FolderContent) -> CheckReport:
 
 
 def _several_sizes(frames: Iterable[Frame]) -> Iterator[ValidationIssue]:
-    """A notice for each source whose frames differ in size."""
+    """A warning for each source whose frames differ in size."""
     sizes: dict[str, Counter[str]] = defaultdict(Counter)
     for frame in frames:
         sizes[frame.frame_id.split("/")[0]][f"{frame.width}x{frame.height}"] += 1

@@ -1,4 +1,4 @@
-"""Which top/bottom rule the location labels follow, measured (FACTS 2: the public generators disagree)."""
+"""Which top/bottom rule the location labels follow, measured: the public generators of labels disagree."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def measure_by_source(samples: Iterable[Sample], frames: Mapping[str, Frame]) ->
 
 
 def split_disagreements(samples: Sequence[Sample], frames: Mapping[str, Frame]) -> Iterable[ValidationIssue]:
-    """A notice for each split of a source whose labels follow another rule than the source as a whole."""
+    """A warning for each split of a source whose labels follow another rule than the source as a whole."""
     for source in sorted({sample.source for sample in samples}):
         own = [sample for sample in samples if sample.source == source]
         whole = measure_location_rule(own, frames)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from surgery_r1.data.formats.path_patterns import natural_key
+from surgery_r1._util.sorting import natural_key
 from surgery_r1.evaluate.metrics import Tally, rates
 from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.records import Record

@@ -37,7 +37,12 @@ from surgery_r1.records import TASKS, Frame, Sample
 
 FORMAT = 2
 RECORDS = ("frames.jsonl", "samples.jsonl", "rows.jsonl", "labels.jsonl")
-_FAULTS_SHOWN = 5
+_ERRORS_SHOWN = 5
+#: What a manifest says of every build alike.
+_VERSIONS: dict[str, Any] = {
+    "dev_sequences": [f"seq_{number}" for number in vocab.DEV_SEQUENCES],
+    "versions": {"surgery_r1": __version__, "format": FORMAT},
+}
 _HASHERS = min(8, os.cpu_count() or 1)
 
 
@@ -58,7 +63,7 @@ def build_dataset(
     """Build a dataset folder from label folders. The same input, recipe and seed give the same bytes.
 
     Args:
-        folders: label folders, in any layout of FACTS 2 or of ``open_source``.
+        folders: label folders, in any layout of EndoVis-VQLA, or in that of ``open_source``.
         out: the dataset folder to write; replaced only when ``overwrite`` and it is a dataset folder.
         images: folder with the images, where they lie apart from the labels.
         recipe: rows and reasoning; by default one row of each kind, by the template writer.
@@ -83,51 +88,61 @@ def build_dataset(
     if seed is not None:
         recipe = dataclasses.replace(recipe, seed=seed)
     with replacing_folder(out, overwrite) as target:
-        sources = [open_source(folder, images) for folder in folders]
-        reading = _Reading(sources, target, embed_images)
+        reading = _Reading([open_source(folder, images) for folder in folders], target, embed_images)
         try:
             reading.run()
             if on_fault == "stop":
-                _stop_at_faults(reading.faults)
+                _stop_at_errors(reading.errors)
             if not reading.staging.frames:
                 raise SurgeryR1Error("no sound question found", fix="surgery-r1 data check FOLDER lists what is wrong")
-            rule = reading.rule.result()
-            rules = trusted_rules(rule)
-            known = {TEMPLATE: TemplateWriter(rules), **(writers or {})}
-            unknown = next((name for name in recipe.turns if name not in known), None)
-            if unknown is not None:
-                raise SurgeryR1Error(f"the recipe names the writer {unknown!r}", fix="give it with writers=")
-            used = {name: known[name] for name in recipe.turns}
-            root = target / "images" if embed_images else reading.image_root
-            generator = RationaleGenerator(recipe, used, rules, reading.classes, root)
+            generator = _generator(reading, recipe, writers or {}, target if embed_images else None)
             counts = _write_records(target, reading.staging, recipe, generator, progress)
         finally:
             reading.staging.close()
-        manifest = {
-            "format": FORMAT,
-            "image_root": "images" if embed_images else str(reading.image_root),
-            "label_root": str(reading.label_root),
-            **counts.to_json(),
-            "skipped": dict(sorted(reading.skipped.items())),
-            "reasoning": {name: writer.to_json() for name, writer in generator.counts.items()},
-            "location_rule": rule,
-            "sources": counts.sources(reading.classes),
-            "images_in_two_splits": reading.splits.images_in_two,
-            "sha256": {name: sha256_file(target / name) for name in RECORDS} | {"images": reading.images_hash},
-            "recipe": {
-                **recipe.to_json(),
-                "writer": ", ".join(generator.counts),
-                "writers": {writer.name: writer.facts() for writer in used.values()},
-                "tasks": [task for task in TASKS if getattr(recipe.rows, task)],
-                "on_fault": on_fault,
-                "embed_images": embed_images,
-                "dev_sequences": [f"seq_{number}" for number in vocab.DEV_SEQUENCES],
-                "versions": {"surgery_r1": __version__, "format": FORMAT},
-            },
-        }
+        manifest = _manifest(target, reading, generator, counts, recipe)
+        manifest["image_root"] = "images" if embed_images else str(reading.image_root)
+        manifest["recipe"] |= {"on_fault": on_fault, "embed_images": embed_images, **_VERSIONS}
         (target / "README.md").write_text(dataset_card(manifest), encoding="utf-8")
         write_json(target / "manifest.json", manifest)
     return manifest
+
+
+def _generator(
+    reading: _Reading, recipe: Recipe, writers: Mapping[str, RationaleWriter], embedded: Path | None
+) -> RationaleGenerator:
+    """The rationales that the recipe asks for, by the writers that it names."""
+    rules = trusted_rules(reading.rule.result())
+    known = {TEMPLATE: TemplateWriter(rules), **writers}
+    unknown = next((name for name in recipe.turns if name not in known), None)
+    if unknown is not None:
+        raise SurgeryR1Error(f"the recipe names the writer {unknown!r}", fix="give it with writers=")
+    used = {name: known[name] for name in recipe.turns}
+    root = reading.image_root if embedded is None else embedded / "images"
+    return RationaleGenerator(recipe, used, rules, reading.classes, root)
+
+
+def _manifest(
+    target: Path, reading: _Reading, generator: RationaleGenerator, counts: Counts, recipe: Recipe
+) -> dict[str, Any]:
+    """What was built of what; the caller fills in how."""
+    return {
+        "format": FORMAT,
+        "image_root": "",
+        "label_root": str(reading.label_root),
+        **counts.to_json(),
+        "skipped": dict(sorted(reading.skipped.items())),
+        "reasoning": {name: writer.to_json() for name, writer in generator.counts.items()},
+        "location_rule": reading.rule.result(),
+        "sources": counts.sources(reading.classes),
+        "images_in_two_splits": reading.splits.images_in_two,
+        "sha256": {name: sha256_file(target / name) for name in RECORDS} | {"images": reading.images_hash},
+        "recipe": {
+            **recipe.to_json(),
+            "writer": ", ".join(generator.counts),
+            "writers": generator.facts(),
+            "tasks": [task for task in TASKS if getattr(recipe.rows, task)],
+        },
+    }
 
 
 def trusted_rules(measured: Mapping[str, Any]) -> dict[str, LocationRule | None]:
@@ -147,7 +162,7 @@ class _Reading:
         self.image_root = _above(source.image_root for source in sources)
         self.label_root = _above(source.label_root for source in sources)
         self.classes = {name: kinds for source in sources for name, kinds in source.classes.items()}
-        self.faults: list[ValidationIssue] = []
+        self.errors: list[ValidationIssue] = []
         self.skipped: Counter[str] = Counter()
         self.rule = SourceTally()
         self.splits = Splits()
@@ -161,7 +176,7 @@ class _Reading:
         with (self._target / "labels.jsonl").open("w", encoding="utf-8", newline="\n") as labels:
             written: set[Path] = set()
             for (source, content), (digest, of_labels) in ordered_map(self._hash, self._contents(), _HASHERS):
-                self.faults += content.faults
+                self.errors += content.errors
                 self.skipped += content.skipped
                 for path, sha in of_labels.items():
                     if path not in written:
@@ -214,12 +229,12 @@ def _above(roots: Iterable[Path]) -> Path:
     return Path(os.path.commonpath([root.resolve() for root in roots]))
 
 
-def _stop_at_faults(faults: Sequence[ValidationIssue]) -> None:
-    if not faults:
+def _stop_at_errors(errors: Sequence[ValidationIssue]) -> None:
+    if not errors:
         return
-    shown = "".join(f"\n  {fault}" for fault in faults[:_FAULTS_SHOWN])
-    more = f"\n  and {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
-    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    shown = "".join(f"\n  {error}" for error in errors[:_ERRORS_SHOWN])
+    more = f"\n  and {len(errors) - _ERRORS_SHOWN} more" if len(errors) > _ERRORS_SHOWN else ""
+    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
     raise SurgeryR1Error(
         f"{count} in the labels:{shown}{more}\nNothing was built",
         fix="repair them (surgery-r1 data check FOLDER lists all), or leave them out with --on-fault skip",

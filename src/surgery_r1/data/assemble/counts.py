@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from surgery_r1 import vocab
-from surgery_r1.data.formats.path_patterns import natural_key
+from surgery_r1._util.sorting import natural_key
 from surgery_r1.records import TASKS, Sample, TrainingRow
 
 

@@ -1,1 +1,1 @@
-"""Prediction label folders: EndoVis-VQLA as found in the wild, and other sets by a declarative format."""
+"""Reading label folders: EndoVis-VQLA as found in the wild, and other sets by a declarative format."""

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from string import Formatter
 from typing import Literal
 
 from surgery_r1 import vocab
-from surgery_r1._util import toml as toml
+from surgery_r1._util import toml
 from surgery_r1.data.formats.path_patterns import PathPattern
 
 #: Adapters that come with the package, usable by their bare name.
 SHIPPED = Path(__file__).with_name("shipped")
-_CORNERS = ("x1", "y1", "x2", "y2")
+#: Names of the four numbers of a box in a line's regular expression.
+CORNERS = ("x1", "y1", "x2", "y2")
+
+
+_ORDERS = {
+    "xyxy": "x1, y1, x2, y2",
+    "xywh": "x, y, width, height",
+    "cxcywh": "centre x, centre y, width, height",
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,20 @@ class BoxFormat:
     units: Literal["pixels", "relative", "permille"] = "pixels"
     size: tuple[int, ...] = ()
 
+    @property
+    def written(self) -> str:
+        """The four numbers by name, for messages.
+
+        >>> BoxFormat().written
+        'x1, y1, x2, y2'
+        """
+        return _ORDERS[self.order]
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the numbers are others than pixels of the image."""
+        return self.units != "pixels" or bool(self.size)
+
 
 @dataclass(frozen=True)
 class DatasetFormat:
@@ -47,7 +70,11 @@ class DatasetFormat:
         exclude: what is not looked at.
         sequence, frame: names made of the parts of a path and of columns.
         format: ``lines`` of text, ``csv`` with a heading, or ``jsonl``.
-        line: for lines, a regular expression with groups question, answer, x1, y1, x2, y2 (and others for names).
+        fields: for lines, what stands between the separators, in order: question, answer, box (four numbers with commas
+            between them), and others for names.
+        separator: of fields.
+        line: for lines that ``fields`` cannot tell, a regular expression with groups question, answer, x1, y1, x2, y2
+            (and others for names).
         columns: for csv and jsonl, what is called how; ``box`` is one column with four numbers, or four columns.
         answers: question kind -> classes; ``tool`` are also the names of tools that are asked about.
         rename: answer as written -> class.
@@ -62,6 +89,8 @@ class DatasetFormat:
     questions: dict[str, str | tuple[str, ...]]
     splits: dict[str, tuple[str, ...]]
     format: Literal["lines", "csv", "jsonl"] = "lines"
+    fields: tuple[str, ...] = ()
+    separator: str = "|"
     line: str = ""
     columns: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
@@ -74,6 +103,10 @@ class DatasetFormat:
     def subjects(self) -> tuple[str, ...]:
         """Names that a question can be about."""
         return tuple(dict.fromkeys((*self.answers.get("tool", ()), *vocab.TOOLS)))
+
+    def splits_of(self, sequence: str) -> list[str]:
+        """The splits that a sequence belongs to: one, where nothing is wrong."""
+        return [name for name in vocab.SPLITS if any(fnmatchcase(sequence, p) for p in self.splits.get(name, ()))]
 
 
 def shipped_formats() -> list[str]:
@@ -132,16 +165,20 @@ def _wrong_names(adapter: DatasetFormat, known: Mapping[str, set[str]]) -> Itera
     """Whether a frame can be named from its image and from its labels, and all fields are there."""
     fields: set[str] = set()
     if adapter.format == "lines":
-        yield from _wrong_regex("line", adapter.line, ("question", "answer", *_CORNERS))
-        if not list(_wrong_regex("line", adapter.line)):
-            fields = set(re.compile(adapter.line).groupindex)
+        if adapter.fields:
+            fields = set(adapter.fields)
+            yield from _wrong_fields(adapter)
+        else:
+            yield from _wrong_regex("line", adapter.line, ("question", "answer", *CORNERS))
+            if not list(_wrong_regex("line", adapter.line)):
+                fields = set(re.compile(adapter.line).groupindex)
         if adapter.columns:
-            yield "columns are for csv and jsonl; lines are read by line"
+            yield "columns are for csv and jsonl; lines are read by fields or line"
     else:
         fields = set(adapter.columns)
-        missing = [name for name in ("question", "answer", "box") if name not in fields]
-        if missing:
-            yield f"columns without {', '.join(missing)}"
+        yield from _missing("columns", fields)
+        if adapter.fields:
+            yield "fields are for lines; csv and jsonl are read by columns"
         box = adapter.columns.get("box", "")
         if not isinstance(box, str) and len(box) != 4:
             yield f"columns.box = {list(box)}, expected one column or four"
@@ -156,6 +193,22 @@ def _wrong_names(adapter: DatasetFormat, known: Mapping[str, set[str]]) -> Itera
             if needed - there:
                 lacking = ", ".join(sorted(needed - there))
                 yield f"{key} = {getattr(adapter, key)!r} needs {lacking}, which {where} does not name"
+
+
+def _wrong_fields(adapter: DatasetFormat) -> Iterator[str]:
+    yield from _missing("fields", adapter.fields)
+    if len(set(adapter.fields)) != len(adapter.fields):
+        yield f"fields = {list(adapter.fields)}: a name stands twice"
+    if adapter.line:
+        yield "fields and line: lines are read by one of them"
+    if not adapter.separator.strip() or "," in adapter.separator:
+        yield f"separator = {adapter.separator!r}, expected a character other than a comma, such as |"
+
+
+def _missing(key: str, names: Collection[str]) -> Iterator[str]:
+    missing = [name for name in ("question", "answer", "box") if name not in names]
+    if missing:
+        yield f"{key} without {', '.join(missing)}"
 
 
 def _wrong_regex(key: str, text: str, groups: tuple[str, ...] = ()) -> Iterator[str]:

@@ -1,4 +1,8 @@
-"""FieldParser of EndoVis-18-VQLA and EndoVis-17-VQLA label folders (FACTS 2): samples, frames, faults and notices."""
+"""Label folders of EndoVis-18-VQLA and EndoVis-17-VQLA in every layout found in the wild.
+
+Files are found by :mod:`surgery_r1.data.formats.endovis_scan` and images chosen by
+:mod:`surgery_r1.data.formats.endovis_images`. What is written in the files is read as any dataset format says it.
+"""
 
 from __future__ import annotations
 
@@ -8,42 +12,32 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from surgery_r1 import vocab
-from surgery_r1.data.formats import validation as f
+from surgery_r1._util.sorting import natural_key
+from surgery_r1.data.formats import validation
+from surgery_r1.data.formats.declarative import load_format
 from surgery_r1.data.formats.endovis_images import pair
-from surgery_r1.data.formats.endovis_scan import ImageTree, LabelFile, Layout, scan
-from surgery_r1.data.formats.image_files import TornImageError, image_size
-from surgery_r1.data.formats.lines import ANSWERS_OF_KIND
-from surgery_r1.data.formats.questions import FrameLabels, merge_answers, read_frame_labels
-from surgery_r1.data.formats.source import FolderContent, FrameContent, check_folders, labelled_frame, read_all
+from surgery_r1.data.formats.endovis_scan import LabelFile, Layout, scan
+from surgery_r1.data.formats.frame_assembly import FrameAssembler, FramePlace
+from surgery_r1.data.formats.label_records import RecordReader
+from surgery_r1.data.formats.source import FolderContent, FrameContent, check_folders, read_all
 from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
 
 SOURCES: tuple[str, ...] = ("endovis18", "endovis17")
-
-
-def official_split(source: str, sequence: int | None) -> str | None:
-    """Split of a sequence: by number for EndoVis-18 (dev is ours), ``test`` for EndoVis-17, None for no split."""
-    if source == "endovis17":
-        return "test"
-    if sequence in vocab.VAL_SEQUENCES:
-        return "val"
-    if sequence in vocab.TRAIN_SEQUENCES:
-        return "dev" if sequence in vocab.DEV_SEQUENCES else "train"
-    return None
+#: Dataset format with the lines, questions and answers of all these sets; they differ in where their files lie.
+_FORMAT = "endovis18_extended"
 
 
 class LabelFolder:
     """A label folder as a :class:`surgery_r1.data.formats.source.Source`.
 
     Args:
-        folder: folder with labels, in any layout of FACTS 2.
+        folder: folder with labels, in any layout of EndoVis-18-VQLA or EndoVis-17-VQLA.
         images: folder with the images, where they lie apart.
 
     Raises:
         SurgeryR1Error: when a folder does not exist or holds no label file.
     """
-
-    classes: Mapping[str, Mapping[str, tuple[str, ...]]] = dict.fromkeys(SOURCES, ANSWERS_OF_KIND)
 
     def __init__(self, folder: Path, images: Path | None = None) -> None:
         check_folders(folder, images)
@@ -53,28 +47,60 @@ class LabelFolder:
                 "no label file found",
                 where=str(folder),
                 fix="expected seq_N/vqla/label/frame003_QA.txt, seq_N/vqla/, seq_N/vqa/Classification/ or "
-                "vqla/label/seq1_frame015.txt; for other sets name an --adapter",
+                "vqla/label/seq1_frame015.txt; for other sets name an --adapter, or put an adapter.toml in the folder",
             )
         self.label_root = folder
-        self._trees, notices = pair(layout)
+        self._trees, warnings = pair(layout)
         used = [tree.path for tree in self._trees.values()]
         self.image_root = _image_root(used, folder, images)
-        self.notices = layout.notices + notices
+        self.warnings = layout.warnings + warnings
         self._files = list(_by_frame(layout))
+        self._format = load_format(_FORMAT)
+        self._official = {source: load_format(source) for source in SOURCES}
+        self.classes: Mapping[str, Mapping[str, tuple[str, ...]]] = dict.fromkeys(SOURCES, self._format.answers)
 
     def frames(self) -> Iterator[FrameContent]:
         """Every labelled frame; faulty questions are left out, listed and counted."""
+        reader, assembler = RecordReader(self._format), FrameAssembler(self._format, known_tools=vocab.TOOLS)
         repeated: Counter[str] = Counter()
         for files in self._files:
-            content = FrameContent(labels=[file.path for file in files])
-            labels = _read_frame(files, self._trees.get(files[0].tree_key), self.image_root, content)
-            if labels.repeated:
-                repeated[str(files[1].path.parent)] += labels.repeated
+            place = self._place(files)
+            content = assembler.frame(place, {file.path: reader.lines(file.path, {}) for file in files})
+            if content.repeated:
+                repeated[str(files[1].path.parent)] += content.repeated
             yield content
         for path, count in repeated.items():
             value, fix = f"{count} questions already read from another label folder", "nothing to do: counted once"
             found = ValidationIssue(path, None, "second label folder for the same frames", value, fix)
-            yield FrameContent(notices=[found])
+            yield FrameContent(warnings=[found])
+
+    def _place(self, files: list[LabelFile]) -> FramePlace:
+        """Where a frame's files lie, and what is wrong with that; no split matters more than no image."""
+        head, tree = files[0], self._trees.get(files[0].tree_key)
+        sequence, official = f"seq_{head.sequence}", self._official[head.source]
+        split = next(iter(official.splits_of(sequence)), None)
+        name = tree.files.get(head.stem) if tree else None
+        image = tree.path / name if tree and name else None
+        error = None
+        if split is None:
+            value = "no seq_N folder above it" if head.sequence is None else f"sequence {head.sequence}"
+            known = sorted((name for names in official.splits.values() for name in names), key=natural_key)
+            fix = f"EndoVis-18 labels belong to sequences {', '.join(name.removeprefix('seq_') for name in known)}"
+            error = ValidationIssue(str(head.path), 1, validation.NO_SEQUENCE, value, fix)
+        elif image is None:
+            value = f"{tree.path}/{head.stem}.*" if tree else f"{head.stem} in {sequence}/left_frames, no such folder"
+            fix = "restore it, or name --images ROOT"
+            error = ValidationIssue(str(head.path), 1, validation.MISSING_IMAGE, value, fix)
+        return FramePlace(
+            source=head.source,
+            sequence=sequence,
+            frame=head.frame,
+            split=split,
+            image=image,
+            relative=_relative(image, self.image_root) if image else "",
+            labels=tuple(file.path for file in files),
+            error=error,
+        )
 
 
 def read_folder(folder: Path, images: Path | None = None) -> FolderContent:
@@ -102,49 +128,6 @@ def _image_root(trees: list[Path], folder: Path, images: Path | None) -> Path:
     return Path(os.path.commonpath(resolved)) if resolved else folder.resolve()
 
 
-def _read_frame(files: list[LabelFile], tree: ImageTree | None, root: Path, content: FrameContent) -> FrameLabels:
-    head = files[0]
-    image, size, fault = _find_image(head, tree)
-    labels = read_frame_labels(files, size)
-    content.notices += labels.notices
-    split = official_split(head.source, head.sequence)
-    if split is None:
-        found = "no seq_N folder above it" if head.sequence is None else f"sequence {head.sequence}"
-        known = sorted((*vocab.TRAIN_SEQUENCES, *vocab.VAL_SEQUENCES))
-        fix = f"EndoVis-18 labels belong to sequences {', '.join(map(str, known))}"
-        fault = ValidationIssue(str(head.path), 1, f.NO_SEQUENCE, found, fix)
-    content.faults += ([fault] if fault else []) + labels.faults
-    content.skipped += labels.skipped
-    if fault or image is None or size is None or split is None:
-        if fault:
-            content.skipped[fault.what] += len(merge_answers(labels.lines)[0])
-        return labels
-    if labels.lines:
-        relative = Path(os.path.relpath(image.parent.resolve() / image.name, root)).as_posix()
-        labelled_frame(head.source, split, f"seq_{head.sequence}", head.frame, relative, size, labels.lines, content)
-    return labels
-
-
-def _find_image(
-    label: LabelFile, tree: ImageTree | None
-) -> tuple[Path | None, tuple[int, int] | None, ValidationIssue | None]:
-    name = tree.files.get(label.stem) if tree else None
-    if tree is None or name is None:
-        place = tree.path if tree else f"seq_{label.sequence}/left_frames"
-        value = f"{place}/{label.stem}.*" if tree else f"{label.stem} in {place}, no such folder"
-        return (
-            None,
-            None,
-            ValidationIssue(str(label.path), 1, f.MISSING_IMAGE, value, "restore it, or name --images ROOT"),
-        )
-    image = tree.path / name
-    try:
-        return image, image_size(image), None
-    except FileNotFoundError:  # a dangling link
-        return None, None, ValidationIssue(str(label.path), 1, f.MISSING_IMAGE, str(image), "restore the file")
-    except (TornImageError, OSError) as error:
-        return (
-            None,
-            None,
-            ValidationIssue(str(label.path), 1, f.TORN_IMAGE, f"{image}: {error}", "unpack the archive again"),
-        )
+def _relative(image: Path, root: Path) -> str:
+    """Path of an image below a root, with ``/``; the name of the file may be a link, folders may not."""
+    return Path(os.path.relpath(image.parent.resolve() / image.name, root)).as_posix()

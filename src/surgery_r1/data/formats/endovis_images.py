@@ -12,7 +12,7 @@ from surgery_r1.data.formats.validation import ValidationIssue
 
 
 def pair(layout: Layout) -> tuple[dict[TreeKey, ImageTree], list[ValidationIssue]]:
-    """The image folder of each labelled sequence, and notices about other candidates and unlabelled images.
+    """The image folder of each labelled sequence, and warnings about other candidates and unlabelled images.
 
     A folder that holds labelled frames wins over one that does not; then one outside a test archive (its ``seq_1`` is
     another recording than the labelled ``seq_1``); then one under the images root; then the labels' nearest.
@@ -25,15 +25,15 @@ def pair(layout: Layout) -> tuple[dict[TreeKey, ImageTree], list[ValidationIssue
         for key in tree.sequences():
             trees[key].append(tree)
     chosen: dict[TreeKey, ImageTree] = {}
-    notices: list[ValidationIssue] = []
+    warnings: list[ValidationIssue] = []
     for key, files in sorted(labels.items(), key=lambda item: (item[0][0], item[0][1] or 0)):
         stems = {label.stem for label in files}
         ranked = sorted(trees.get(key, ()), key=lambda tree: _preference(tree, stems, files[0].path))
         if ranked:
             chosen[key] = ranked[0]
-            notices += _choice_notices(key, ranked, stems)
-    notices += _unlabelled(layout, labels, chosen, trees)
-    return chosen, notices
+            warnings += _choice_warnings(key, ranked, stems)
+    warnings += _unlabelled(layout, labels, chosen, trees)
+    return chosen, warnings
 
 
 def _preference(tree: ImageTree, stems: set[str], label: Path) -> tuple[bool, bool, int, int, str]:
@@ -41,7 +41,7 @@ def _preference(tree: ImageTree, stems: set[str], label: Path) -> tuple[bool, bo
     return (stems.isdisjoint(tree.files), tree.test_like, tree.root_index, -common, str(tree.path))
 
 
-def _choice_notices(key: TreeKey, ranked: list[ImageTree], stems: set[str]) -> Iterable[ValidationIssue]:
+def _choice_warnings(key: TreeKey, ranked: list[ImageTree], stems: set[str]) -> Iterable[ValidationIssue]:
     name = f"seq_{key[1]}" if key[1] is not None else "EndoVis-17"
     for other in ranked[1:]:
         if not stems.isdisjoint(other.files):
@@ -65,7 +65,7 @@ def _unlabelled(
         keys = tree.sequences()
         stems = {label.stem for key in keys for label in labels.get(key, ())}
         bare = len(set(tree.files) - stems)
-        # A second folder of a labelled sequence has its own notice.
+        # A second folder of a labelled sequence has its own warning.
         if bare and (id(tree) in used or not stems & set(tree.files)):
             value = f"{bare} of {len(tree.files)} images"
             fix = "nothing to do: unclear frames and some sequences were left out of the labels"

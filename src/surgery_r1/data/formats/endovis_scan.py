@@ -1,4 +1,4 @@
-"""Where label files and images lie in a folder: every layout and file-name form of FACTS section 2.
+"""Where label files and images lie in a folder: every layout and form of file names found in the wild.
 
 Nothing is read by position in a path: a label folder is known by its name (``vqla``, ``vqla/label``,
 ``vqa/Classification``), an image folder by ``left_frames``, a sequence by the nearest ``seq_N`` above them.
@@ -66,13 +66,13 @@ class Layout:
 
     labels: list[LabelFile] = field(default_factory=list)
     trees: list[ImageTree] = field(default_factory=list)
-    notices: list[ValidationIssue] = field(default_factory=list)
+    warnings: list[ValidationIssue] = field(default_factory=list)
 
 
 def scan(folder: Path, images: Path | None = None) -> Layout:
     """Label files of ``folder`` and image folders of ``images`` (searched first) and ``folder``, sorted by path."""
     layout = Layout()
-    for directory, names in _walk(folder, layout.notices):
+    for directory, names in _walk(folder, layout.warnings):
         _labels(directory, names, layout)
         _images(directory, names, folder, 1, layout)
     if images is not None:
@@ -84,13 +84,13 @@ def scan(folder: Path, images: Path | None = None) -> Layout:
                 known.root_index = 0
             else:
                 _images(directory, names, images, 0, layout)
-        layout.notices += [notice for notice in found if notice not in layout.notices]
+        layout.warnings += [warning for warning in found if warning not in layout.warnings]
     layout.trees.sort(key=lambda tree: str(tree.path))
     return layout
 
 
-def _walk(root: Path, notices: list[ValidationIssue]) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder with its sorted file names; shadow trees are left out and noticed."""
+def _walk(root: Path, warnings: list[ValidationIssue]) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder with its sorted file names; shadow trees are left out with a warning."""
     seen: set[str] = set()
     right: list[Path] = []
     for current, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
@@ -103,7 +103,7 @@ def _walk(root: Path, notices: list[ValidationIssue]) -> Iterator[tuple[Path, li
         for name in sorted(folders):
             if name.lower() == SHADOW:
                 fix = "nothing to do: archives packed on macOS carry it"
-                notices.append(ValidationIssue(str(here / name), None, "shadow tree", "not read", fix))
+                warnings.append(ValidationIssue(str(here / name), None, "shadow tree", "not read", fix))
             elif name.lower() == "right_frames":
                 right.append(here / name)
         skipped = (SHADOW, "right_frames")
@@ -111,13 +111,13 @@ def _walk(root: Path, notices: list[ValidationIssue]) -> Iterator[tuple[Path, li
         shadows = sum(name.startswith("._") for name in files)
         if shadows:
             fix = "nothing to do: archives packed on macOS carry them"
-            notices.append(
+            warnings.append(
                 ValidationIssue(str(here), None, "shadow files", f"{shadows} files named ._*, not read", fix)
             )
         yield here, sorted(name for name in files if not name.startswith("."))
     if right:
         value, fix = f"{len(right)} right_frames folders, not read", "nothing to do: labels belong to left_frames"
-        notices.append(ValidationIssue(str(right[0]), None, "right camera", value, fix))
+        warnings.append(ValidationIssue(str(right[0]), None, "right camera", value, fix))
 
 
 def _unreadable(error: OSError) -> None:
@@ -151,7 +151,7 @@ def _labels(directory: Path, names: list[str], layout: Layout) -> None:
     if rank is None:
         if {part.lower() for part in directory.parts[-3:]} & {"vqla", "vqa"}:
             fix = "labels are read from vqla, vqla/label and vqa/Classification"
-            layout.notices.append(
+            layout.warnings.append(
                 ValidationIssue(str(directory), None, "other texts", f"{len(texts)} files, not read", fix)
             )
         return
@@ -160,7 +160,7 @@ def _labels(directory: Path, names: list[str], layout: Layout) -> None:
         match = _LABEL_NAME.fullmatch(name[:-4])
         if match is None:
             fix = "label files are named frame003_QA.txt or seq1_frame015.txt"
-            layout.notices.append(
+            layout.warnings.append(
                 ValidationIssue(str(directory / name), None, "unknown label file name", repr(name), fix)
             )
             continue

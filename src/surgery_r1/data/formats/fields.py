@@ -1,4 +1,4 @@
-"""What one record of an adapter's labels says: kind, subject, answer and box in pixels of the image."""
+"""What the fields of one record say: kind and subject of the question, class of the answer, box in pixels."""
 
 from __future__ import annotations
 
@@ -8,17 +8,26 @@ import re
 from typing import Any
 
 from surgery_r1 import vocab
-from surgery_r1.data.formats import validation as f
+from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import BoxFormat, DatasetFormat, several
 from surgery_r1.data.formats.lines import LineError
+from surgery_r1.data.formats.validation import shown
 from surgery_r1.geometry import Box
 
 _SPREAD = re.compile(r"[\s,;]+")
+#: ASCII digits only: ``float`` would also take ``1_0`` and digits of other scripts.
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.I)
 _UNITS = {"relative": 1.0, "permille": 1000.0}
+_IN = {
+    "pixels": "pixels of the frame",
+    "relative": "shares of the frame (0 to 1)",
+    "permille": "thousandths of the frame",
+}
 
 
 class FieldParser:
-    """Reads records by an adapter."""
+    """Reads the fields of records by a dataset format."""
 
     def __init__(self, adapter: DatasetFormat) -> None:
         self._format = adapter
@@ -53,8 +62,11 @@ class FieldParser:
         if answer in names:
             return answer
         near = self._classes[kind].get(vocab.spoken(answer))
-        fix = f'did you mean {near!r}? [rename] "{answer}" = "{near}"' if near else f"one of {', '.join(names)}"
-        raise LineError(f.UNKNOWN_ANSWER, repr(answer[:60]), fix)
+        if near:
+            fix = f'did you mean {near!r}? Correct the label, or write in an adapter: [rename] "{answer}" = "{near}"'
+        else:
+            fix = f"the answer to a question of kind {kind} is one of {', '.join(names)}"
+        raise LineError(validation.UNKNOWN_ANSWER, repr(answer[:60]), fix)
 
     def box(self, values: list[str], size: tuple[int, int] | None) -> Box:
         """The box in 0-based pixels of an image of ``size`` (width, height).
@@ -87,30 +99,47 @@ def read_box(values: list[str], rule: BoxFormat, size: tuple[int, int] | None) -
     Raises:
         LineError: for a wrong number of values, one that is no finite number, an empty, inverted or outside box.
     """
-    shown = repr(", ".join(values)[:60])
+    written = shown(", ".join(values))
     if len(values) != 4:
-        raise LineError(f.CORNER_COUNT, f"{len(values)} numbers in {shown}", "a box has four")
-    try:
-        a, b, c, d = map(float, values)
-    except ValueError:
-        raise LineError(f.NON_NUMERIC, shown, "write numbers") from None
-    if not all(map(math.isfinite, (a, b, c, d))):
-        raise LineError(f.NAN_CORNER, shown, "write numbers")
+        raise LineError(validation.CORNER_COUNT, f"{len(values)} numbers in {written}", f"write {rule.written}")
+    a, b, c, d = (_number(value, rule) for value in values)
     if rule.order == "cxcywh":
         a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
     elif rule.order == "xywh":
         c, d = a + c, b + d
     corners = [value - rule.origin for value in (a, b, c, d)]
-    if size is not None:
-        given = rule.size or size
-        units = (_UNITS[rule.units],) * 2 if rule.units != "pixels" else given
+    if size is not None and rule.is_scaled:
+        units = rule.size if rule.units == "pixels" else (_UNITS[rule.units],) * 2
         corners = [value * size[i % 2] / units[i % 2] for i, value in enumerate(corners)]
-    x1, y1, x2, y2 = (int(value) if value == int(value) else round(value, 6) for value in corners)
+    if not all(map(math.isfinite, corners)):
+        raise LineError(validation.NAN_CORNER, written, _write_number(rule))
+    # Adding and scaling leave noise behind the sixth decimal; corners that are written as such are taken as written.
+    digits = 6 if rule.is_scaled or rule.order != "xyxy" else None
+    x1, y1, x2, y2 = (_whole(value if digits is None else round(value, digits)) for value in corners)
     if x2 <= x1 or y2 <= y1:
         fix = "the second corner must lie right of and below the first; is box.order right?"
-        raise LineError(f.EMPTY_BOX, shown, fix)
+        raise LineError(validation.EMPTY_BOX, written, fix)
     # Counted from 1, the last pixel is the last corner there is; counted from 0, its far edge may be meant.
     if size is not None and (x1 < 0 or y1 < 0 or x2 > size[0] - rule.origin or y2 > size[1] - rule.origin):
-        fix = "check box.order, box.origin, box.units and box.size"
-        raise LineError(f.OUTSIDE, f"{shown} in a frame of {size[0]}x{size[1]}", fix)
+        fix = f"boxes are read as {rule.written}, counted from {rule.origin} in {_IN[rule.units]}; "
+        fix += "has the image been resized, or is an adapter's [box] wrong?"
+        raise LineError(validation.OUTSIDE, f"{written} in a frame of {size[0]}x{size[1]}", fix)
     return x1, y1, x2, y2
+
+
+def _number(text: str, rule: BoxFormat) -> float:
+    text = text.strip()
+    if _NOT_FINITE.fullmatch(text) or (_NUMBER.fullmatch(text) and not math.isfinite(float(text))):
+        raise LineError(validation.NAN_CORNER, shown(text), _write_number(rule))
+    if not _NUMBER.fullmatch(text):
+        raise LineError(validation.NON_NUMERIC, shown(text), _write_number(rule))
+    return float(text)
+
+
+def _write_number(rule: BoxFormat) -> str:
+    return f"write a number in {_IN[rule.units]}, with the digits 0 to 9"
+
+
+def _whole(value: float) -> float:
+    """Whole numbers as int, so that records have no needless ``.0``."""
+    return int(value) if value == int(value) else value

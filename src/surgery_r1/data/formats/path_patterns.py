@@ -86,12 +86,3 @@ def files_below(folder: Path) -> list[str]:
         if not hidden and path.is_file():
             found.append("/".join(parts))
     return found
-
-
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sorts ``seq_2`` before ``seq_10``.
-
-    >>> sorted(["seq_10", "seq_2"], key=natural_key)
-    ['seq_2', 'seq_10']
-    """
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name)]

@@ -1,42 +1,25 @@
-"""A folder read by an adapter (:class:`surgery_r1.data.formats.source.Source`)."""
+"""A folder read by a dataset format alone: its patterns say which files belong to which frame."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from surgery_r1 import vocab
-from surgery_r1.data.formats import validation as f
+from surgery_r1._util.sorting import natural_key
+from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import DatasetFormat, several
-from surgery_r1.data.formats.fields import FieldParser, numbers_of
-from surgery_r1.data.formats.image_files import TornImageError, image_size
-from surgery_r1.data.formats.lines import LabelLine, LineError, read_lines
-from surgery_r1.data.formats.path_patterns import PathPattern, files_below, natural_key
-from surgery_r1.data.formats.questions import merge_answers
-from surgery_r1.data.formats.source import FrameContent, check_folders, labelled_frame
+from surgery_r1.data.formats.frame_assembly import FrameAssembler, FramePlace
+from surgery_r1.data.formats.label_records import LabelRecord, RecordReader
+from surgery_r1.data.formats.path_patterns import PathPattern, files_below
+from surgery_r1.data.formats.source import FrameContent, check_folders
 from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
 
 _Key = tuple[str, str]
 _EXAMPLES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """One question as a label file has it; ``fault`` where it cannot be taken apart."""
-
-    path: Path
-    line: int
-    fields: dict[str, Any]
-    fault: ValidationIssue | None = None
 
 
 class FormatReader:
@@ -54,12 +37,10 @@ class FormatReader:
     def __init__(self, adapter: DatasetFormat, folder: Path, images: Path | None = None) -> None:
         check_folders(folder, images)
         self._format = adapter
-        self._reader = FieldParser(adapter)
-        self._line = re.compile(adapter.line)
-        self._asked: Counter[str] = Counter()
+        self._records = RecordReader(adapter)
         self.label_root, self.image_root = folder, (images or folder).resolve()
         self.classes: Mapping[str, Mapping[str, tuple[str, ...]]] = {adapter.name: adapter.answers}
-        self.notices: list[ValidationIssue] = []
+        self.warnings: list[ValidationIssue] = []
         self._images = self._find_images()
         self._labels = [
             (folder / path, parts) for path, parts in self._matching("labels", adapter.labels, self.label_root)
@@ -93,7 +74,9 @@ class FormatReader:
             first = images.setdefault(key, path)
             if first != path:
                 value, fix = f"{path} and {first}", "the first is taken; leave the other out with exclude"
-                self.notices.append(ValidationIssue(str(self.image_root), None, "two images for one frame", value, fix))
+                self.warnings.append(
+                    ValidationIssue(str(self.image_root), None, "two images for one frame", value, fix)
+                )
         return images
 
     def _key(self, parts: dict[str, Any]) -> _Key:
@@ -101,183 +84,90 @@ class FormatReader:
 
     def frames(self) -> Iterator[FrameContent]:
         """Every labelled frame; faulty questions are left out, listed and counted."""
+        assembler = FrameAssembler(self._format)
         labelled: set[_Key] = set()
-        self._asked.clear()
+        for key, labels, records in self._by_frame():
+            if key is None:
+                # Rows that do not even say which frame they are about.
+                errors = [record.error for record in records if record.error is not None]
+                skipped = Counter(error.what for error in errors)
+                yield FrameContent(errors=errors, skipped=skipped, labels=list(labels))
+                continue
+            labelled.add(key)
+            place = self._place(key, labels, records)
+            yield assembler.frame(place, {labels[0]: records})
+        yield from self._unused({sequence for sequence, _ in labelled}, assembler.asked)
+        bare = len(self._images.keys() - labelled)
+        if bare:
+            value, fix = f"{bare} of {len(self._images)} images", "nothing to do, if they were left out on purpose"
+            yield FrameContent(
+                warnings=[ValidationIssue(str(self.image_root), None, "images without labels", value, fix)]
+            )
+
+    def _by_frame(self) -> Iterator[tuple[_Key | None, tuple[Path, ...], list[LabelRecord]]]:
+        """Label files and records of each frame in natural order; key None: a row that belongs to no frame."""
         if self._format.format == "lines":
             # One file a frame, or several: nothing but their paths is held.
             files: dict[_Key, list[tuple[Path, dict[str, str]]]] = defaultdict(list)
             for path, parts in self._labels:
                 files[self._key(parts)].append((path, parts))
             for key in sorted(files, key=_order):
-                labelled.add(key)
-                yield self._frame(key, (record for file in files[key] for record in self._lines(*file)))
-        else:
-            frames: dict[_Key, list[_Record]] = defaultdict(list)
-            for path, parts in self._labels:
-                for record in self._table(path, parts):
-                    if record.fault is not None:
-                        yield FrameContent(faults=[record.fault], skipped=Counter([record.fault.what]), labels=[path])
-                    else:
-                        frames[self._key(record.fields)].append(record)
-            for key in sorted(frames, key=_order):
-                labelled.add(key)
-                yield self._frame(key, frames.pop(key))
-        yield from self._unused({sequence for sequence, _ in labelled})
-        bare = len(self._images.keys() - labelled)
-        if bare:
-            value, fix = f"{bare} of {len(self._images)} images", "nothing to do, if they were left out on purpose"
-            yield FrameContent(
-                notices=[ValidationIssue(str(self.image_root), None, "images without labels", value, fix)]
-            )
+                paths = tuple(path for path, _ in files[key])
+                yield key, paths, [record for file in files[key] for record in self._records.lines(*file)]
+            return
+        frames: dict[_Key, list[LabelRecord]] = defaultdict(list)
+        for path, parts in self._labels:
+            for record in self._records.table(path, parts):
+                if record.error is not None:
+                    yield None, (path,), [record]
+                else:
+                    frames[self._key(record.fields)].append(record)
+        for key in sorted(frames, key=_order):
+            records = frames.pop(key)
+            yield key, tuple(dict.fromkeys(record.path for record in records)), records
 
-    def _unused(self, sequences: set[str]) -> Iterator[FrameContent]:
+    def _place(self, key: _Key, labels: tuple[Path, ...], records: Sequence[LabelRecord]) -> FramePlace:
+        """Where a frame's files lie, and what is wrong with that."""
+        sequence, frame = key
+        splits, image = self._format.splits_of(sequence), self._images.get(key)
+        line = records[0].line if records else 1
+        error = None
+        if len(splits) != 1:
+            what = validation.SEVERAL_SPLITS if splits else validation.NO_SEQUENCE
+            value = f"{sequence!r} is in {' and '.join(splits) or 'no split'}"
+            error = ValidationIssue(str(labels[0]), line, what, value, "name it in [splits], once")
+        elif image is None:
+            what, value = validation.MISSING_IMAGE, f"{sequence}/{frame}"
+            fix = "restore it, correct images, or name --images ROOT"
+            error = ValidationIssue(str(labels[0]), line, what, value, fix)
+        return FramePlace(
+            source=self._format.name,
+            sequence=sequence,
+            frame=frame,
+            split=splits[0] if len(splits) == 1 else None,
+            image=None if image is None else self.image_root / image,
+            relative=image or "",
+            labels=labels,
+            line=line,
+            error=error,
+        )
+
+    def _unused(self, sequences: set[str], asked: Mapping[str, int]) -> Iterator[FrameContent]:
         """Patterns of the adapter that nothing matched."""
         name = f"adapter {self._format.name}"
         for kind in self._format.questions:
-            if not self._asked[kind]:
+            if not asked[kind]:
                 value, fix = f"questions.{kind} matches no question", "correct the pattern, or leave the kind out"
-                found = ValidationIssue(name, None, f.NO_QUESTION, value, fix)
+                found = ValidationIssue(name, None, validation.NO_QUESTION, value, fix)
                 # A kind may be missing here. Where other questions are not understood, it is the pattern that is wrong.
-                broken = self._asked[f.UNKNOWN_FORM] > 0
-                yield FrameContent(faults=[found]) if broken else FrameContent(notices=[found])
+                broken = asked[validation.UNKNOWN_FORM] > 0
+                yield FrameContent(errors=[found]) if broken else FrameContent(warnings=[found])
         for split, patterns in self._format.splits.items():
             for pattern in patterns:
                 if not any(fnmatchcase(sequence, pattern) for sequence in sequences):
                     value, fix = f"splits.{split}: {pattern!r} matches no sequence", "nothing to do, if it is not here"
-                    yield FrameContent(notices=[ValidationIssue(name, None, f.NO_QUESTION, value, fix)])
-
-    def _lines(self, path: Path, parts: dict[str, str]) -> Iterator[_Record]:
-        lines, faults = read_lines(path)
-        yield from (_Record(path, fault.line or 1, parts, fault) for fault in faults)
-        for number, text in lines:
-            match = self._line.fullmatch(text)
-            if match is None:
-                fix = "the adapter's line does not match it"
-                yield _Record(
-                    path, number, parts, ValidationIssue(str(path), number, f.FIELD_COUNT, repr(text[:60]), fix)
-                )
-                continue
-            groups = match.groupdict()
-            box = [groups.pop(name) for name in ("x1", "y1", "x2", "y2")]
-            yield _Record(path, number, {**parts, **groups, "box": [value.strip() for value in box]})
-
-    def _table(self, path: Path, parts: dict[str, str]) -> Iterator[_Record]:
-        lines, faults = read_lines(path)
-        yield from (_Record(path, fault.line or 1, parts, fault) for fault in faults)
-        rows = _jsonl(lines) if self._format.format == "jsonl" else _csv(path, lines)
-        for number, row in rows:
-            if row is None:
-                fault = ValidationIssue(str(path), number, f.FIELD_COUNT, "not valid JSON", "write one object a line")
-                yield _Record(path, number, parts, fault)
-                continue
-            try:
-                yield _Record(path, number, {**parts, **self._columns(row)})
-            except (KeyError, TypeError) as error:
-                fix = "columns says which fields a row has"
-                fault = ValidationIssue(str(path), number, f.FIELD_COUNT, f"no field {error} in {str(row)[:60]}", fix)
-                yield _Record(path, number, parts, fault)
-
-    def _columns(self, row: Any) -> dict[str, Any]:
-        fields: dict[str, Any] = {}
-        for name, column in self._format.columns.items():
-            values = [row[part] for part in several(column)]
-            if None in values:
-                raise KeyError(column)
-            if name == "box":
-                fields[name] = numbers_of(values[0]) if isinstance(column, str) else [str(v).strip() for v in values]
-            else:
-                fields[name] = " ".join(map(str, values)).strip()
-        return fields
-
-    def _frame(self, key: _Key, records: Iterable[_Record]) -> FrameContent:
-        sequence, frame = key
-        content = FrameContent()
-        image, size, splits = self._images.get(key), None, self._splits(sequence)
-        split = splits[0] if len(splits) == 1 else None
-        records = list(records)
-        content.labels = list(dict.fromkeys(record.path for record in records))
-        path, line = (str(records[0].path), records[0].line) if records else ("", 1)
-        if split is None:
-            value = f"{sequence!r} is in {' and '.join(splits) or 'no split'}"
-            what = f.SEVERAL_SPLITS if splits else f.NO_SEQUENCE
-            content.faults.append(ValidationIssue(path, line, what, value, "name it in [splits], once"))
-        elif image is None:
-            value, fix = f"{sequence}/{frame}", "restore it, correct images, or name --images ROOT"
-            content.faults.append(ValidationIssue(path, line, f.MISSING_IMAGE, value, fix))
-        else:
-            try:
-                size = image_size(self.image_root / image)
-            except (TornImageError, OSError) as error:
-                content.faults.append(ValidationIssue(path, line, f.TORN_IMAGE, f"{image}: {error}", "copy it again"))
-        lines = self._questions(records, size, content)
-        if content.faults and (split is None or image is None or size is None):
-            content.skipped[content.faults[0].what] += len(merge_answers(lines)[0])
-        elif lines and split and image and size:
-            labelled_frame(self._format.name, split, sequence, frame, image, size, lines, content)
-        return content
-
-    def _questions(
-        self, records: list[_Record], size: tuple[int, int] | None, content: FrameContent
-    ) -> list[LabelLine]:
-        lines: list[LabelLine] = []
-        for index, record in enumerate(records):
-            path, number = str(record.path), record.line
-            if record.fault is not None:
-                content.faults.append(record.fault)
-                content.skipped[record.fault.what] += 1
-                continue
-            text = record.fields["question"].strip()
-            found = self._reader.question(text)
-            if found is None:
-                fix = "the line is left out; see [questions]"
-                content.notices.append(ValidationIssue(path, number, f.UNKNOWN_FORM, repr(text[:60]), fix))
-                content.skipped[f.UNKNOWN_FORM] += 1
-                self._asked[f.UNKNOWN_FORM] += 1
-                continue
-            self._asked[found[0]] += 1
-            try:
-                answer = self._reader.answer(found[0], record.fields["answer"])
-                box = self._reader.box(record.fields["box"], size)
-            except LineError as fault:
-                content.faults.append(ValidationIssue(path, number, fault.what, fault.value, fault.fix))
-                content.skipped[fault.what] += 1
-                continue
-            line = LabelLine(record.path, record.line, index, text, *found, answer, box)
-            if any((line.key, line.answer, line.box_px) == (old.key, old.answer, old.box_px) for old in lines):
-                content.faults.append(ValidationIssue(path, number, f.DUPLICATE, repr(text[:60]), "delete the line"))
-                content.skipped[f.DUPLICATE] += 1
-                continue
-            lines.append(line)
-        return lines
-
-    def _splits(self, sequence: str) -> list[str]:
-        splits = self._format.splits
-        return [name for name in vocab.SPLITS if any(fnmatchcase(sequence, p) for p in splits.get(name, ()))]
+                    yield FrameContent(warnings=[ValidationIssue(name, None, validation.NO_QUESTION, value, fix)])
 
 
 def _order(key: _Key) -> tuple[Any, Any]:
     return natural_key(key[0]), natural_key(key[1])
-
-
-def _jsonl(lines: list[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
-    for number, text in lines:
-        try:
-            yield number, json.loads(text)
-        except ValueError:
-            yield number, None
-
-
-def _csv(path: Path, lines: list[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
-    """Rows by their heading; comma, semicolon or tab, whichever the heading has."""
-    if not lines:
-        return
-    heading = lines[0][1]
-    delimiter = max(",;\t", key=heading.count)
-    reader = csv.DictReader(io.StringIO("\n".join(text for _, text in lines)), delimiter=delimiter, strict=True)
-    try:
-        for row in reader:
-            yield lines[min(reader.line_num, len(lines)) - 1][0], row
-    except csv.Error as error:
-        raise SurgeryR1Error(
-            f"not valid CSV: {error}", where=f"{path}:{lines[min(reader.line_num, len(lines)) - 1][0]}", fix="repair it"
-        ) from None

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from surgery_r1.data.formats.lines import LabelLine
-from surgery_r1.data.formats.questions import derive_objects, merge_answers
 from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.records import Frame, Sample
@@ -22,17 +20,24 @@ class FrameContent:
     Attributes:
         frame: None when no question of it is sound; ``sha256`` is empty (filled in by the build).
         samples: its sound questions, in the order of the file.
-        faults, notices: issues in the order of the lines.
-        skipped: questions that faults cost, by fault.
+        errors, warnings: issues in the order of the lines.
+        skipped: questions that errors cost, by error.
         labels: the files that its questions come from.
+        repeated: questions of later label files that an earlier file has already answered; they are counted once.
     """
 
     frame: Frame | None = None
     samples: list[Sample] = field(default_factory=list)
-    faults: list[ValidationIssue] = field(default_factory=list)
-    notices: list[ValidationIssue] = field(default_factory=list)
+    errors: list[ValidationIssue] = field(default_factory=list)
+    warnings: list[ValidationIssue] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     labels: list[Path] = field(default_factory=list)
+    repeated: int = 0
+
+    def leave_out(self, error: ValidationIssue) -> None:
+        """Note an error that costs one question."""
+        self.errors.append(error)
+        self.skipped[error.what] += 1
 
 
 class Source(Protocol):
@@ -41,13 +46,13 @@ class Source(Protocol):
     Attributes:
         image_root: the folder that ``image`` of samples and frames is relative to.
         label_root: the folder that was named by the user.
-        notices: issues about folders; those about frames come with the frames.
+        warnings: issues about folders; those about frames come with the frames.
         classes: for each source name the answers that a question of each kind can have.
     """
 
     image_root: Path
     label_root: Path
-    notices: list[ValidationIssue]
+    warnings: list[ValidationIssue]
     classes: Mapping[str, Mapping[str, tuple[str, ...]]]
 
     def frames(self) -> Iterator[FrameContent]:
@@ -63,15 +68,15 @@ class FolderContent:
         image_root: the folder that ``image`` of samples and frames is relative to.
         samples: sound questions, sorted by sequence, frame and position in the file.
         frames: frames with at least one sound question; their ``sha256`` is empty (filled in by the build).
-        faults, notices: issues in the order of the files.
-        skipped: number of questions that faults cost, by fault.
+        errors, warnings: issues in the order of the files.
+        skipped: number of questions that errors cost, by error.
     """
 
     image_root: Path
     samples: list[Sample] = field(default_factory=list)
     frames: dict[str, Frame] = field(default_factory=dict)
-    faults: list[ValidationIssue] = field(default_factory=list)
-    notices: list[ValidationIssue] = field(default_factory=list)
+    errors: list[ValidationIssue] = field(default_factory=list)
+    warnings: list[ValidationIssue] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
 
@@ -89,52 +94,13 @@ def check_folders(*named: Path | None) -> None:
 def read_all(source: Source) -> FolderContent:
     """All of a source at once."""
     content = FolderContent(source.image_root)
-    # What is noticed about folders while frames are read stands after what was noticed before.
+    # What is warned of about folders while frames are read stands after what was warned of before.
     for part in source.frames():
         if part.frame is not None:
             content.frames[part.frame.frame_id] = part.frame
         content.samples += part.samples
-        content.faults += part.faults
-        content.notices += part.notices
+        content.errors += part.errors
+        content.warnings += part.warnings
         content.skipped += part.skipped
-    content.notices[:0] = source.notices
+    content.warnings[:0] = source.warnings
     return content
-
-
-def labelled_frame(
-    source: str,
-    split: str,
-    sequence: str,
-    frame: str,
-    image: str,
-    size: tuple[int, int],
-    lines: list[LabelLine],
-    content: FrameContent,
-) -> None:
-    """Fill ``content`` with the frame and the questions that ``lines`` (at least one) ask about it."""
-    frame_id = f"{source}/{sequence}/{frame}"
-    groups, several = merge_answers(lines)
-    objects, disagreeing = derive_objects(lines)
-    content.notices += several + disagreeing
-    content.frame = Frame(frame_id, image, *size, sha256="", objects=objects)
-    for group in groups:
-        first = group[0]
-        content.samples.append(
-            Sample(
-                id=f"{frame_id}/{first.index}",
-                source=source,
-                split=split,
-                sequence=sequence,
-                frame=frame,
-                image=image,
-                width=size[0],
-                height=size[1],
-                question=first.question,
-                kind=first.kind,
-                subject=first.subject,
-                answer=first.answer,
-                box_px=first.box_px,
-                answers_accepted=tuple(line.answer for line in group) if len(group) > 1 else (),
-                boxes_accepted=tuple(line.box_px for line in group) if len(group) > 1 else (),
-            )
-        )

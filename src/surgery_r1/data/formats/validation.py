@@ -1,4 +1,4 @@
-"""What a reader has to say about a label folder: faults, which stop a build, and notices, which do not."""
+"""What a reader has to say about a label folder: errors, which stop a build, and warnings, which do not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ENCODING = "wrong encoding"
 NO_SEQUENCE = "labels in no sequence of a split"
 SEVERAL_SPLITS = "sequence in several splits"
 NO_QUESTION = "pattern that matches nothing"
-#: No fault: lines that ask what is not looked for are left out, and counted.
+#: No error: lines that ask what is not looked for are left out, and counted.
 UNKNOWN_FORM = "unknown question form"
 
-#: Every fault, in the order tables list them. Each is also a key of the manifest's ``skipped``.
-FAULTS: tuple[str, ...] = (
+#: Every error, in the order tables list them. Each is also a key of the manifest's ``skipped``.
+ERRORS: tuple[str, ...] = (
     MISSING_IMAGE,
     TORN_IMAGE,
     FIELD_COUNT,
@@ -43,12 +43,12 @@ FAULTS: tuple[str, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class ValidationIssue:
-    """A fault or a notice.
+    """An error or a warning.
 
     Attributes:
         path: the file or folder it is about.
         line: 1-based line of a label file; None for a folder or for a file as a whole.
-        what: what it is; for faults one of :data:`FAULTS`.
+        what: what it is; for errors one of :data:`ERRORS`.
         value: the value found.
         fix: what to do.
     """
@@ -66,3 +66,12 @@ class ValidationIssue:
     def to_json(self) -> dict[str, Any]:
         """The five keys of the contract."""
         return asdict(self)
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """A text in quotes for a message, cut where it is long.
+
+    >>> shown("What organ is being operated?", 12)
+    "'What orga...'"
+    """
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

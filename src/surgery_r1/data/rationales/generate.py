@@ -97,6 +97,10 @@ class RationaleGenerator:
         self._image_root = image_root
         self.counts: dict[str, WriterCounts] = {writer.name: WriterCounts() for writer, _ in self._turns}
 
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What each writer says of itself, by its own name."""
+        return {writer.name: writer.facts() for writer, _ in self._turns}
+
     def __call__(self, frames: Iterable[Work]) -> Iterator[tuple[Work, list[list[Rationale]]]]:
         """For each frame the rationales of each of its questions, in the order of the frames.
 
