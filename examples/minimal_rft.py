@@ -122,9 +122,8 @@ def sample_completions(
     for length in set(lengths):
         members = [i for i in range(len(prompts)) if lengths[i] == length]
         inputs = prefill(model, [prompts[i] for i in members], images, tokenizer.pad_token_id)
-        # The whole distribution at temperature 1, so that sampling and training speak of the same probabilities.
+        # The whole distribution at temperature 1: what is sampled is what is trained. Image tokens would have no image.
         sampling = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-        # An image token in a completion would have no image.
         sampling |= {"suppress_tokens": [image_token], "max_new_tokens": max_new_tokens, "use_cache": True}
         output = model.generate(**inputs, **sampling, eos_token_id=[*ends], pad_token_id=tokenizer.pad_token_id)
         for i, ids in zip(members, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
@@ -202,8 +201,7 @@ def clipped_loss(log_probs: Any, old_log_probs: Any, advantages: Any, mask: Any,
         log_probs, old_log_probs: (B, C), of the model now, and of the model that sampled the completions.
         advantages: (B,); every token of a completion is given the advantage of the whole.
         mask: (B, C), 1 for tokens of completions.
-        epsilon: a token whose probability has already changed by this share in the direction of its advantage is not
-            pushed further: completions that another model sampled say little about this one.
+        epsilon: a token whose probability has changed by this share, the way its advantage asks for, is left alone.
     """
     ratio = torch.exp(log_probs - old_log_probs)
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
@@ -243,11 +241,12 @@ def train(data: Path, start: Path | str, out: Path, settings: Settings) -> dict[
     model.model.visual.requires_grad_(False)
     keep_frozen_features(model)
     rows = rft_dataset(dataset, processor, bundle.info.box_space, flips=settings.flips, seed=settings.seed)
+    if len(rows) < settings.prompts:
+        raise SystemExit(f"{len(rows)} questions do not fill a step of {settings.prompts}: give fewer --prompts")
     mixture = Mixture(settings.rewards)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     before, begun = evaluate(model, bundle, dataset, settings), time.perf_counter()
-    LOG.info("start: %s", before)
     log: list[dict[str, Any]] = []
     order = question_order(len(rows), settings.prompts, settings.seed)
     for step, chosen in zip(range(settings.steps), order, strict=False):
@@ -290,10 +289,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = vars(parser.parse_args(arguments))
     data, model, out = (args.pop(name) for name in ("data", "model", "out"))
     if out.exists():
-        parser.error(f"--out {out} is there already")
+        parser.error(f"{out} exists: give another --out")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     stay_offline(False)
-    train(data, model, out, Settings(learning_rate=args.pop("lr"), **args))
+    result = train(data, model, out, Settings(learning_rate=args.pop("lr"), **args))
+    LOG.info("dev before: %(start)s\ndev after: %(dev)s", result)
 
 
 if __name__ == "__main__":

@@ -257,6 +257,15 @@ def test_completions_are_drawn_from_what_is_trained(dataset):
     assert compared > 3
 
 
+def test_what_cannot_be_run_is_refused(dataset, tmp_path):
+    with pytest.raises(SystemExit, match="do not fill a step of 1000"):
+        minimal_rft.train(dataset.root, "tiny", tmp_path / "run", minimal_rft.Settings(prompts=1000))
+    assert not (tmp_path / "run").exists()
+    command = ["--data", str(dataset.root), "--model", "tiny", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="2"):
+        minimal_rft.main(command)
+
+
 def test_it_is_short_and_imports_no_trl():
     source = (EXAMPLES / "minimal_rft.py").read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 300
