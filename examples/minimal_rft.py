@@ -31,9 +31,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from surgery_r1._util.files import write_json
+from surgery_r1._util.offline import stay_offline
 from surgery_r1.codec import read_reply
 from surgery_r1.data.dataset import Dataset, open_dataset
-from surgery_r1.evaluate.generation import TransformersEngine
+from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
 from surgery_r1.evaluate.predict import evenly_spaced, prompt_of
 from surgery_r1.matching import match
 from surgery_r1.models.encode import expand_images
@@ -46,7 +47,7 @@ from surgery_r1.models.sharing.vision_features import keep_frozen_features
 from surgery_r1.prompts import chat_messages
 from surgery_r1.rewards import Mixture, Truth, reward_named
 from surgery_r1.train.datasets import rft_dataset
-from surgery_r1.train.run_folder import seed_everything, stay_offline
+from surgery_r1.train.run_folder import seed_everything
 
 LOG = logging.getLogger("minimal_rft")
 
@@ -213,8 +214,8 @@ def clipped_loss(log_probs: Any, old_log_probs: Any, advantages: Any, mask: Any,
 def evaluate(model: Any, bundle: Bundle, dataset: Dataset, settings: Settings) -> dict[str, float]:
     """Greedy replies to the questions of dev: accuracy, mean IoU, both at once (joint), all in [0, 1]."""
     samples, space = evenly_spaced(dataset.split("dev"), settings.dev_samples), bundle.info.box_space
-    sizes = {"batch_size": settings.dev_batch_size, "max_new_tokens": settings.dev_max_new_tokens}
-    engine = TransformersEngine(model, bundle.processor, space, **sizes)
+    options = GenerationOptions(settings.dev_batch_size, settings.dev_max_new_tokens)
+    engine = TransformersEngine(model, bundle.processor, space, options)
     texts = [text for batch in engine.generate([prompt_of(s, dataset) for s in samples]) for text in batch]
     views = [view_of(bundle.processor, s.width, s.height) for s in samples]
     readings = [read_reply(text, space, view) for text, view in zip(texts, views, strict=True)]

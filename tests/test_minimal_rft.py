@@ -14,7 +14,7 @@ import torch
 from small import small
 
 import surgery_r1
-from surgery_r1 import stages
+from surgery_r1._util.offline import stay_offline
 from surgery_r1.codec import render, to_model
 from surgery_r1.models import from_pretrained
 from surgery_r1.models.sharing import attention
@@ -23,7 +23,7 @@ from surgery_r1.train.config import load_config
 from surgery_r1.train.datasets import rft_dataset
 from surgery_r1.train.options import Permissions
 from surgery_r1.train.rft import rft_arguments
-from surgery_r1.train.run_folder import stay_offline
+from surgery_r1.train.stage import train
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -195,7 +195,7 @@ def test_steps_are_those_of_trl(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(SharedFrameGRPOTrainer, "_generate_single_turn", record)
     changes = {"rft_max_steps": 4, "rft_eval_every": 4, "rft_learning_rate": 1e-3, "rft_warmup_steps": 3}
     config = small(eval_choose="last", **changes)
-    stages.train("rft", config, dataset, tmp_path / "theirs", quiet=True)
+    train("rft", config, dataset, tmp_path / "theirs", quiet=True)
     rest = iter(recorded)
 
     def replay(model, processor, prompts, *_):
