@@ -38,7 +38,7 @@ from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
 from surgery_r1.evaluate.predict import evenly_spaced, prompt_of
 from surgery_r1.matching import match
 from surgery_r1.models.encode import expand_images
-from surgery_r1.models.load import Bundle, from_pretrained, weights_sha256
+from surgery_r1.models.load import Bundle, from_pretrained, merged, weights_sha256
 from surgery_r1.models.processor import image_key, view_of
 from surgery_r1.models.save import save_model
 from surgery_r1.models.sharing import attention, prefix_tree
@@ -234,8 +234,7 @@ def train(data: Path, start: Path | str, out: Path, settings: Settings) -> dict[
     seed_everything(settings.seed)
     dataset, bundle = open_dataset(data), from_pretrained(start, dtype="float32")
     processor = bundle.processor
-    # The adapter of an SFT run with LoRA becomes part of the weights.
-    model = bundle.model.merge_and_unload() if hasattr(bundle.model, "merge_and_unload") else bundle.model
+    model = merged(bundle.model)
     if not attention.enable(model):
         raise SystemExit("this file needs a model that takes prefix trees; train this one with surgery-r1 train rft")
     # The frozen vision tower reads each frame once in the whole run.
