@@ -121,7 +121,7 @@ def test_errors_are_skipped_and_counted(tmp_path):
 
 def test_nothing_sound_left(tmp_path):
     lf.put_frame(tmp_path / "set", lines=["broken"])
-    with pytest.raises(SurgeryR1Error, match="no sound question"):
+    with pytest.raises(SurgeryR1Error, match="no usable question"):
         build_dataset([tmp_path / "set"], tmp_path / "ds", on_fault="skip")
 
 

@@ -39,7 +39,7 @@ def test_open(built):
     assert dataset.frame_of(sample).frame_id == "endovis18/seq_1/frame003"
     assert dataset.location_rule == LocationRule("image", "normal") == dataset.location_rule_of("endovis18")
     assert dataset.location_rule_of("endovis17") is None
-    assert dataset.location_agreement == 1.0
+    assert dataset.manifest["location_rule"]["agreement"] == 1.0
     assert dataset.hash == open_dataset(built / "ds").hash and len(dataset.hash) == 64
 
 
@@ -56,7 +56,7 @@ def test_a_rule_that_few_labels_follow_is_not_used(root):
     manifest["location_rule"]["agreement"] = 0.94
     (root / "manifest.json").write_text(json.dumps(manifest))
     dataset = open_dataset(root)
-    assert dataset.location_rule is None and dataset.location_agreement == 0.94
+    assert dataset.location_rule is None and dataset.manifest["location_rule"]["agreement"] == 0.94
 
 
 def test_no_such_dataset(built, tmp_path):

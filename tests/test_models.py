@@ -463,7 +463,7 @@ def test_the_hub_is_asked_only_when_allowed(monkeypatch):
     with pytest.raises(SurgeryR1Error, match="no model at 'some/model'"):
         resolve("some/model")
     assert asked == []
-    with pytest.raises(SurgeryR1Error, match=r"some/model: cannot be had from the hub \(OSError: no route\)"):
+    with pytest.raises(SurgeryR1Error, match=r"some/model: cannot be downloaded from the hub \(OSError: no route\)"):
         resolve("some/model", allow_hub=True)
     assert asked == ["some/model"]
 

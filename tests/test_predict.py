@@ -126,7 +126,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny, dataset, tmp_path, torn):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights_sha256": "other"}, "was begun with weights_sha256='abc', now it is 'other'"),
+        ({"weights_sha256": "other"}, "was started with weights_sha256='abc', now it is 'other'"),
         ({"reasoning": False}, "reasoning=True"),
         ({"max_new_tokens": 10}, "max_new_tokens=9, now it is 10"),
         ({"split": "dev"}, "split='val'"),

@@ -97,11 +97,6 @@ class Dataset:
         return self.frames[sample.frame_id]
 
     @property
-    def location_agreement(self) -> float:
-        """Share in [0, 1] of the location labels that follow the measured rule; 0 where nothing was measured."""
-        return float(self.manifest["location_rule"]["agreement"] or 0.0)
-
-    @property
     def location_rule(self) -> LocationRule | None:
         """The measured top/bottom rule, None where fewer than 95 % of the labels follow it."""
         return _trusted(self.manifest["location_rule"])
@@ -118,7 +113,7 @@ class Dataset:
 
 
 def open_dataset(
-    folder: Path, *, images: Path | None = None, check_images: bool = True, verify: bool = False
+    folder: str | Path, *, images: Path | None = None, check_images: bool = True, verify: bool = False
 ) -> Dataset:
     """Open a dataset folder.
 
@@ -129,7 +124,11 @@ def open_dataset(
         verify: compare records and images with their sha256 sums.
 
     Raises:
-        SurgeryR1Error: when there is no such dataset, a file is torn, or images are missing or changed.
+        SurgeryR1Error: when there is no such dataset, a file is incomplete, or images are missing or changed.
+
+    >>> open_dataset("no/such/folder")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    surgery_r1.errors.SurgeryR1Error: no/such/folder: no such dataset folder; surgery-r1 data build ...
     """
     folder = Path(folder)
     if not (folder / "manifest.json").is_file():
@@ -164,7 +163,9 @@ def _trusted(measured: dict[str, Any]) -> LocationRule | None:
 
 def _check_count(path: Path, found: int, expected: int) -> None:
     if found != expected:
-        raise SurgeryR1Error(f"torn file: {found} records, the manifest says {expected}", where=str(path), fix=_REBUILD)
+        raise SurgeryR1Error(
+            f"incomplete file: {found} records, the manifest says {expected}", where=str(path), fix=_REBUILD
+        )
 
 
 def _check_images(dataset: Dataset) -> None:
@@ -198,7 +199,7 @@ def label_changes(dataset: Dataset) -> Iterator[ValidationIssue]:
         raise SurgeryR1Error("the label files are not where they were", where=str(labels), fix=fix)
     for where, record in read_jsonl(listing):
         if not {"path", "sha256"} <= set(record):
-            raise SurgeryR1Error("torn list of label files", where=where, fix=_REBUILD)
+            raise SurgeryR1Error("damaged list of label files", where=where, fix=_REBUILD)
         yield from _change(labels / record["path"], record["sha256"], CHANGED_LABELS)
 
 

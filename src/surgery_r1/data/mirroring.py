@@ -12,6 +12,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from surgery_r1 import vocab
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import FLIPS, flip_box
 from surgery_r1.records import Frame, Sample
@@ -60,10 +61,9 @@ def flip_sample(sample: Sample, flip: str) -> Sample:
     for text in (sample.question, sample.subject, *answers):
         if _SIDE.search(_PLACE.sub("", text)) or (text in places and not _PLACE.fullmatch(text)):
             raise SurgeryR1Error(
-                f"nobody said what {text!r} is in a mirror",
+                f"{text!r} cannot be flipped: it names a side in other words than {', '.join(vocab.LOCATIONS)}",
                 where=sample.id,
-                fix="leave flips out of the config, or build the dataset with left-top, right-top, left-bottom and "
-                "right-bottom as classes",
+                fix="leave flips out of the config, or build the dataset with these four as classes",
             )
     width, height = sample.width, sample.height
     return replace(

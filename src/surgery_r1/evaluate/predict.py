@@ -136,7 +136,7 @@ def _finished(partial: Path, stamp: dict[str, Any]) -> set[str]:
         for key, value in stamp.items():
             if record.get(key) != value:
                 raise SurgeryR1Error(
-                    f"was begun with {key}={record.get(key)!r}, now it is {value!r}",
+                    f"was started with {key}={record.get(key)!r}, now it is {value!r}",
                     where=where,
                     fix=f"remove {partial} to start again, or give another --out",
                 )

@@ -43,7 +43,9 @@ def resolve(name: str | Path, *, allow_hub: bool = False) -> Path:
     """
     if str(name) == "tiny":
         if not (TINY_BASE / "config.json").is_file():
-            raise SurgeryR1Error("the tiny base is not there", where=str(TINY_BASE), fix="install the package again")
+            raise SurgeryR1Error(
+                "the tiny base model is missing", where=str(TINY_BASE), fix="install the package again"
+            )
         return TINY_BASE
     path = Path(name)
     # A run folder holds its own resolved config.json, which has no model type.
@@ -64,7 +66,7 @@ def resolve(name: str | Path, *, allow_hub: bool = False) -> Path:
             return Path(snapshot_download(str(name)))
         except Exception as error:
             raise SurgeryR1Error(
-                f"cannot be had from the hub ({type(error).__name__}: {_first_line(error)})",
+                f"cannot be downloaded from the hub ({type(error).__name__}: {_first_line(error)})",
                 where=str(name),
                 fix="check name and network, or give a folder",
             ) from error

@@ -108,9 +108,9 @@ def _refuse_changes(
             changed.append(f"{name} was {old.get(name)!r}, now {new.get(name)!r}")
     if changed:
         raise SurgeryR1Error(
-            f"was begun otherwise: {'; '.join(changed)}",
+            f"was started with other settings: {'; '.join(changed)}",
             where=str(folder),
-            fix="resume with what it was begun with, or give another --out",
+            fix="resume with the settings that it was started with, or give another --out",
         )
 
 

@@ -94,7 +94,7 @@ def build_dataset(
             if on_fault == "stop":
                 _stop_at_errors(reading.errors)
             if not reading.staging.frames:
-                raise SurgeryR1Error("no sound question found", fix="surgery-r1 data check FOLDER lists what is wrong")
+                raise SurgeryR1Error("no usable question found", fix="surgery-r1 data check FOLDER lists what is wrong")
             generator = _generator(reading, recipe, writers or {}, target if embed_images else None)
             counts = _write_records(target, reading.staging, recipe, generator, progress)
         finally:
