@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from surgery_r1.synthetic.placement import plan_sequence
-from surgery_r1.synthetic.render import objects_of, render
+from surgery_r1.synthetic.render import objects_of, render_scene
 from surgery_r1.synthetic.statistics import sequence_records
 from surgery_r1.synthetic.write import style_of
 
@@ -29,7 +29,7 @@ def draw_one(domain: int, sequence: int, frame: int, boxes: bool) -> Image.Image
     style = style_of(domain, sequence, 0)
     rows = sequence_records(domain)[sequence]
     plan = plan_sequence(rows, SIZE[0] / SIZE[1], style, domain, 0, sequence)[frame % len(rows)]
-    image = render(plan, style, SIZE)
+    image = render_scene(plan, style, SIZE)
     if boxes:
         draw = ImageDraw.Draw(image)
         for obj in objects_of(plan, style, SIZE):

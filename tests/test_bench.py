@@ -8,7 +8,7 @@ import pytest
 
 from surgery_r1 import prompts
 from surgery_r1.bench import operations
-from surgery_r1.bench.shapes import Work, build_model, build_processor, questions
+from surgery_r1.bench.shapes import Work, build_processor, questions, random_model
 from surgery_r1.cli import main
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing.prefix_tree import TreeLayout
@@ -48,7 +48,7 @@ def test_prediction_for_the_7b_model():
 
 def test_counted_weights_are_the_models():
     work = Work(image_tokens=30)
-    model = build_model(work, build_processor(work, deduplicate=True).tokenizer)
+    model = random_model(work, build_processor(work, deduplicate=True).tokenizer)
     layers = sum(p.numel() for n, p in model.model.language_model.layers.named_parameters() if p.dim() == 2)
     assert operations.cost(work).token == 2 * layers
     tower = sum(p.numel() for p in model.model.visual.parameters())

@@ -12,7 +12,7 @@ import pytest
 from surgery_r1 import vocab
 from surgery_r1.cli import main
 from surgery_r1.data.assemble import build_dataset
-from surgery_r1.data.check import summarise
+from surgery_r1.data.check import check_report
 from surgery_r1.data.dataset import open_dataset
 from surgery_r1.data.formats import declarative as adapters
 from surgery_r1.data.formats import validation
@@ -329,7 +329,7 @@ def test_frames_of_several_sizes_give_a_warning(tmp_path):
     folder = own(tmp_path / "set", "video1,f1,Which organ?,liver,1,1,9,9\nvideo1,f2,Which organ?,liver,1,1,9,9\n")
     (folder / "video1/f2.png").write_bytes(lf.image_bytes("png", size=(80, 64)))
     content = read_all(FormatReader(adapter_of(tmp_path / "a.toml", COLUMNS), folder))
-    warnings = {warning.what: warning for warning in summarise(content).warnings}
+    warnings = {warning.what: warning for warning in check_report(content).warnings}
     assert warnings["frames of several sizes"].value == "160x128: 1, 80x64: 1"
     assert "see that none was resized" in warnings["frames of several sizes"].fix
 

@@ -7,7 +7,7 @@ import label_folders as lf
 import pytest
 
 from surgery_r1 import vocab
-from surgery_r1.data.check import check_folder, summarise
+from surgery_r1.data.check import check_folder, check_report
 from surgery_r1.data.contact_sheet import write_sheet
 from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import load_format
@@ -498,4 +498,4 @@ def test_sheet(tmp_path, name):
     with Image.open(tmp_path / name) as sheet:
         assert sheet.width > 800
         sheet.load()
-    assert summarise(content).frames == 6
+    assert check_report(content).frames == 6

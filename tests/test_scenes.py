@@ -16,9 +16,9 @@ from surgery_r1 import vocab
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.synthetic import draw_random_scene, make_scenes
 from surgery_r1.synthetic import statistics as records
-from surgery_r1.synthetic.boxes import clearance, quadrant, tool_box
+from surgery_r1.synthetic.boxes import clearance, tool_box
 from surgery_r1.synthetic.placement import CLEAR, plan_random, plan_sequence
-from surgery_r1.synthetic.render import draw_tool, objects_of, render
+from surgery_r1.synthetic.render import draw_tool, objects_of, render_scene
 from surgery_r1.synthetic.scene import KidneyPose
 from surgery_r1.synthetic.style import make_style
 from surgery_r1.synthetic.tissue import kidney_outline
@@ -73,7 +73,7 @@ def test_location_labels_agree_with_boxes_on_every_frame(domain):
             for pose in plan.tools:
                 box = tool_box(pose, 1.25, style.circle)
                 assert clearance(box, pose.location, 1.25) >= CLEAR
-                assert quadrant(box, 1.25) == pose.location
+                assert location_of(box, 1.25) == pose.location
 
 
 def test_frames_of_a_sequence_move_smoothly():
@@ -107,7 +107,9 @@ def test_kidney_outline_bounds_the_painted_organ():
     plan = plan_random(random.Random(0), 1.25, style, [])
     plan = replace(plan, kidney=KidneyPose((0.6, 0.5), (0.3, 0.2), 0.4, 0.3))
     far = replace(plan, kidney=replace(plan.kidney, centre=(9.0, 9.0)))
-    change = np.abs(np.asarray(render(plan, style, (320, 256)), int) - np.asarray(render(far, style, (320, 256)), int))
+    change = np.abs(
+        np.asarray(render_scene(plan, style, (320, 256)), int) - np.asarray(render_scene(far, style, (320, 256)), int)
+    )
     ys, xs = np.nonzero(change.max(axis=2) > 4)  # the organ and the shadow around it
     x1, y1 = kidney_outline(plan.kidney).min(axis=0) * 256
     x2, y2 = kidney_outline(plan.kidney).max(axis=0) * 256
@@ -149,8 +151,8 @@ def test_any_size_shows_the_same_scene(size):
     plan = plan_random(
         random.Random(5), 1.25, style, [("stapler", "Staple", "left-top"), ("suction", "Suction", "right-bottom")]
     )
-    image = render(plan, style, size)
-    reference = render(plan, style, (320, 256))
+    image = render_scene(plan, style, size)
+    reference = render_scene(plan, style, (320, 256))
     assert image.size == size
     apart = np.abs(np.asarray(image.resize((80, 64)), int) - np.asarray(reference.resize((80, 64)), int))
     assert apart.mean() < 12

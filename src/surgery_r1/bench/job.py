@@ -30,7 +30,7 @@ class Benchmark:
         if work.threads:
             torch.set_num_threads(work.threads)
         self.processor = shapes.build_processor(work, deduplicate=self.optimised)
-        self.model = shapes.build_model(work, self.processor.tokenizer)
+        self.model = shapes.random_model(work, self.processor.tokenizer)
         if work.checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if self.optimised:

@@ -127,7 +127,7 @@ class Work:
             )
 
 
-def build_model(work: Work, tokenizer: Any) -> Any:
+def random_model(work: Work, tokenizer: Any) -> Any:
     """The model of ``work.shape`` with random weights, on its device."""
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration

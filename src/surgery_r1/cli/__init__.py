@@ -18,7 +18,7 @@ from surgery_r1.cli.data import Build, Check, MakeScenes
 from surgery_r1.cli.data_export import ExportData
 from surgery_r1.cli.demo import DemoCommand
 from surgery_r1.cli.evaluate import Report, Score
-from surgery_r1.cli.messages import messages
+from surgery_r1.cli.messages import shown_messages
 from surgery_r1.cli.predict import Ask, PredictCommand
 from surgery_r1.cli.train import Export, TrainRft, TrainSft
 from surgery_r1.errors import SurgeryR1Error
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
-        with messages(debug):
+        with shown_messages(debug):
             status = _run(args)
         sys.stdout.flush()
     except SurgeryR1Error as error:

@@ -45,7 +45,7 @@ class Check:
 
     def run(self) -> int:
         """Exit status: 1 when there are errors."""
-        from surgery_r1.data.check import summarise
+        from surgery_r1.data.check import check_report
         from surgery_r1.data.formats.opening import source_opener
         from surgery_r1.data.formats.source import read_all
 
@@ -53,7 +53,7 @@ class Check:
         if self.adapter is None and all((self.folder / name).is_file() for name in files):
             return self._check_dataset()
         content = read_all(source_opener(self.adapter)(self.folder, self.images))
-        report = summarise(content)
+        report = check_report(content)
         if self.json:
             say(dump_json(report.to_json(), indent=2))
         else:

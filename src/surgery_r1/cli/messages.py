@@ -23,7 +23,7 @@ class _Style(logging.Formatter):
 
 
 @contextmanager
-def messages(debug: bool) -> Iterator[None]:
+def shown_messages(debug: bool) -> Iterator[None]:
     """Show the package's log on standard error inside the block, and with ``debug`` what libraries warn of too."""
     logger = logging.getLogger("surgery_r1")
     handler = logging.StreamHandler(sys.stderr)

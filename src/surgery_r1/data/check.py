@@ -49,10 +49,10 @@ def check_folder(folder: Path, images: Path | None = None) -> CheckReport:
     Raises:
         SurgeryR1Error: when a folder does not exist or holds no label file.
     """
-    return summarise(read_folder(folder, images))
+    return check_report(read_folder(folder, images))
 
 
-def summarise(content: FolderContent) -> CheckReport:
+def check_report(content: FolderContent) -> CheckReport:
     """The report of a folder already read."""
     splits: dict[str, dict[str, Any]] = {}
     for split in vocab.SPLITS:

@@ -75,10 +75,10 @@ def tool_box(pose: ToolPose, aspect: float, circle: float | None = None) -> Box 
     return (x1, y1, x2, y2) if box is None else (min(x1, box[0]), min(y1, box[1]), max(x2, box[2]), max(y2, box[3]))
 
 
-def quadrant(box: Box, aspect: float) -> str:
+def location_of(box: Box, aspect: float) -> str:
     """The location label of a box: which quarter of the image its centre is in, y downward.
 
-    >>> quadrant((0.0, 0.0, 0.5, 0.5), 1.25)
+    >>> location_of((0.0, 0.0, 0.5, 0.5), 1.25)
     'left-top'
     """
     cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2

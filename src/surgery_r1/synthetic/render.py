@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from surgery_r1 import vocab
-from surgery_r1.synthetic.boxes import quadrant, tool_box, visible_box
+from surgery_r1.synthetic.boxes import location_of, tool_box, visible_box
 from surgery_r1.synthetic.cues import draw_cue
 from surgery_r1.synthetic.placement import plan_random
 from surgery_r1.synthetic.scene import DrawnObject, DrawnScene, FramePlan, ToolPose
@@ -70,7 +70,7 @@ def _shadow(plan: FramePlan, style: Style, width: int, height: int) -> Image.Ima
     return mask.filter(ImageFilter.BoxBlur(0.02 * unit)).resize((width, height), Image.Resampling.BILINEAR)
 
 
-def render(plan: FramePlan, style: Style, size: tuple[int, int]) -> Image.Image:
+def render_scene(plan: FramePlan, style: Style, size: tuple[int, int]) -> Image.Image:
     """The picture (RGB) of ``plan`` at ``size`` (width, height)."""
     width, height = size
     shrink = min(1.0, TISSUE_HEIGHT / height)
@@ -125,7 +125,7 @@ def objects_of(plan: FramePlan, style: Style, size: tuple[int, int]) -> tuple[Dr
         found.append(DrawnObject(vocab.ORGAN, None, None, _to_pixels(box, width, height), None))
     for pose in plan.tools:
         box = tool_box(pose, aspect, style.circle)
-        if box is None or quadrant(box, aspect) != pose.location:
+        if box is None or location_of(box, aspect) != pose.location:
             raise RuntimeError(f"{pose.name} does not lie at {pose.location}: {box}")
         tip = (pose.tip[0] * height, pose.tip[1] * height)
         found.append(DrawnObject(pose.name, pose.state, pose.location, _to_pixels(box, width, height), tip))
@@ -142,4 +142,4 @@ def draw_random_scene(rng: random.Random, size: tuple[int, int], style_seed: int
     names = rng.sample(vocab.TOOLS, rng.randint(1, 4))
     record = [(name, rng.choice(vocab.STATES), rng.choice(vocab.LOCATIONS)) for name in names]
     plan = plan_random(rng, size[0] / size[1], style, record)
-    return DrawnScene(render(plan, style, size), objects_of(plan, style, size))
+    return DrawnScene(render_scene(plan, style, size), objects_of(plan, style, size))

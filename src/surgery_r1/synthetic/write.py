@@ -15,7 +15,7 @@ from pathlib import Path
 from surgery_r1 import vocab
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.synthetic.placement import plan_sequence
-from surgery_r1.synthetic.render import objects_of, render
+from surgery_r1.synthetic.render import objects_of, render_scene
 from surgery_r1.synthetic.scene import DrawnObject
 from surgery_r1.synthetic.statistics import sequence_records
 from surgery_r1.synthetic.style import Style, make_style
@@ -96,7 +96,7 @@ def _draw_chunk(job: tuple) -> dict:
         picture, label = (Path(folder) / p for p in _paths(domain, sequence, index))
         picture.parent.mkdir(parents=True, exist_ok=True)
         label.parent.mkdir(parents=True, exist_ok=True)
-        image = render(plans[index], style, size)
+        image = render_scene(plans[index], style, size)
         if domain == 17:
             image.save(picture, quality=92, subsampling=0)
         else:

@@ -29,17 +29,21 @@ _IN = {
 class FieldParser:
     """Reads the fields of records by a dataset format."""
 
-    def __init__(self, adapter: DatasetFormat) -> None:
-        self._format = adapter
+    def __init__(self, dataset_format: DatasetFormat) -> None:
+        self._format = dataset_format
         self._questions = [
-            (kind, re.compile(text, re.I)) for kind, texts in adapter.questions.items() for text in several(texts)
+            (kind, re.compile(text, re.I))
+            for kind, texts in dataset_format.questions.items()
+            for text in several(texts)
         ]
-        self._subjects = {vocab.spoken(name): name for name in adapter.subjects}
-        self._places = {vocab.spoken(name): name for name in adapter.answers.get("location", ())}
-        self._classes = {kind: {vocab.spoken(name): name for name in names} for kind, names in adapter.answers.items()}
+        self._subjects = {vocab.spoken(name): name for name in dataset_format.subjects}
+        self._places = {vocab.spoken(name): name for name in dataset_format.answers.get("location", ())}
+        self._classes = {
+            kind: {vocab.spoken(name): name for name in names} for kind, names in dataset_format.answers.items()
+        }
 
     def question(self, text: str) -> tuple[str, str] | None:
-        """Kind and subject of a question, None for a form that the adapter does not know."""
+        """Kind and subject of a question, None for a form that the format does not know."""
         for kind, pattern in self._questions:
             match = pattern.fullmatch(text.strip())
             if match:

@@ -23,10 +23,10 @@ _EXAMPLES = 3
 
 
 class FormatReader:
-    """Frames and labels of a folder, as an adapter says.
+    """Frames and labels of a folder, as a dataset format says.
 
     Args:
-        adapter: from :func:`surgery_r1.data.formats.declarative.load_format`.
+        dataset_format: from :func:`surgery_r1.data.formats.declarative.load_format`.
         folder: with the labels.
         images: with the images, where they lie apart.
 
@@ -34,16 +34,16 @@ class FormatReader:
         SurgeryR1Error: when a folder does not exist, or a pattern matches nothing.
     """
 
-    def __init__(self, adapter: DatasetFormat, folder: Path, images: Path | None = None) -> None:
+    def __init__(self, dataset_format: DatasetFormat, folder: Path, images: Path | None = None) -> None:
         check_folders(folder, images)
-        self._format = adapter
-        self._records = RecordReader(adapter)
+        self._format = dataset_format
+        self._records = RecordReader(dataset_format)
         self.label_root, self.image_root = folder, (images or folder).resolve()
-        self.classes: Mapping[str, Mapping[str, tuple[str, ...]]] = {adapter.name: adapter.answers}
+        self.classes: Mapping[str, Mapping[str, tuple[str, ...]]] = {dataset_format.name: dataset_format.answers}
         self.warnings: list[ValidationIssue] = []
         self._images = self._find_images()
         self._labels = [
-            (folder / path, parts) for path, parts in self._matching("labels", adapter.labels, self.label_root)
+            (folder / path, parts) for path, parts in self._matching("labels", dataset_format.labels, self.label_root)
         ]
 
     def _matching(self, key: str, patterns: str | tuple[str, ...], root: Path) -> list[tuple[str, dict[str, str]]]:
