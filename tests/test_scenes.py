@@ -16,7 +16,7 @@ from surgery_r1 import vocab
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.synthetic import draw_random_scene, make_scenes
 from surgery_r1.synthetic import statistics as records
-from surgery_r1.synthetic.boxes import clearance, tool_box
+from surgery_r1.synthetic.boxes import clearance, location_of, tool_box
 from surgery_r1.synthetic.placement import CLEAR, plan_random, plan_sequence
 from surgery_r1.synthetic.render import draw_tool, objects_of, render_scene
 from surgery_r1.synthetic.scene import KidneyPose
