@@ -43,7 +43,9 @@ class Recorder(TrainerCallback):
         numbers = {k: v for k, v in logs.items() if isinstance(v, int | float) and math.isfinite(v)}
         self.write({"stage": self.stage, "step": state.global_step, **numbers})
         if self.bar is not None:
-            self.bar.set_postfix({k.split("/")[1] if "/" in k else k: f"{logs[k]:.3f}" for k in _SHOWN if k in numbers})
+            shown = {k.split("/")[1] if "/" in k else k: f"{logs[k]:.3f}" for k in _SHOWN if k in numbers}
+            # The bar is drawn when it is due: in a log file not for every step.
+            self.bar.set_postfix(shown, refresh=False)
 
     def close(self) -> None:
         """End the bar's line, also where training ends with an error that is told below it."""
