@@ -140,38 +140,38 @@ class Model:
         2
         """
         from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
-        from surgery_r1.models.encode import Prompt, load_image
+        from surgery_r1.models.encode import Prompt
         from surgery_r1.models.processor import view_of
 
-        sources = _Sources()
-        asked = [(sources(image), question.strip()) for image, question in questions]
-        for _, question in asked:
-            _check_question(question)
+        frames = _Frames()
+        asked = [(image, _checked(question)) for image, question in questions]
         options = GenerationOptions(batch_size, max_new_tokens, reasoning)
         space, processor = self._bundle.info.box_space, self._bundle.processor
         engine = TransformersEngine(self._bundle.model, processor, space, options)
-        wanted = [Prompt((frame,), prompts.user_text(question, "cot", reasoning)) for frame, question in asked]
+        wanted = [Prompt((frames(image),), prompts.user_text(question, "cot", reasoning)) for image, question in asked]
         texts = [text for batch in engine.generate(wanted) for text in batch]
         replies = []
-        for (frame, question), text in zip(asked, texts, strict=True):
-            image = load_image(frame)
-            read = read_reply(text, space, view_of(processor, *image.size))
-            replies.append(Reply(question, read.answer, read.box_px, read.rationale, text, read.problems, image))
+        for (image, question), text in zip(asked, texts, strict=True):
+            frame = frames(image).image
+            read = read_reply(text, space, view_of(processor, *frame.size))
+            replies.append(Reply(question, read.answer, read.box_px, read.rationale, text, read.problems, frame))
         return replies
 
 
-class _Sources:
-    """Images as prompts take them; an image object that comes again is the same one."""
+class _Frames:
+    """Images as prompts take them. A path or an image object that comes again is read once, and is the same frame."""
 
     def __init__(self) -> None:
-        self._in_memory: dict[int, MemoryImage] = {}
+        self._read: dict[Path | int, MemoryImage] = {}
 
-    def __call__(self, image: str | Path | Image) -> Path | MemoryImage:
-        from surgery_r1.models.encode import MemoryImage
+    def __call__(self, image: str | Path | Image) -> MemoryImage:
+        from surgery_r1.models.encode import MemoryImage, load_image
 
-        if isinstance(image, str | Path):
-            return Path(image)
-        return self._in_memory.setdefault(id(image), MemoryImage(image))
+        source = Path(image) if isinstance(image, str | Path) else MemoryImage(image)
+        key = source if isinstance(source, Path) else id(image)
+        if key not in self._read:
+            self._read[key] = MemoryImage(load_image(source))
+        return self._read[key]
 
 
 def load(model: str | Path, *, device: str | None = None, dtype: str = "auto", allow_hub: bool = False) -> Model:
@@ -197,7 +197,9 @@ def load(model: str | Path, *, device: str | None = None, dtype: str = "auto", a
     return Model(from_pretrained(model, device=device, dtype=dtype, allow_hub=allow_hub))
 
 
-def _check_question(question: str) -> None:
+def _checked(question: str) -> str:
+    """The question without blanks around it; one of an unknown form is told, an empty one is an error."""
+    question = question.strip()
     if not question:
         raise SurgeryR1Error("the question is empty", fix='ask for instance "What organ is being operated?"')
     if vocab.classify_question(question)[0] is None:
@@ -207,3 +209,4 @@ def _check_question(question: str) -> None:
             question,
             ", ".join(vocab.QUESTION_EXAMPLES),
         )
+    return question

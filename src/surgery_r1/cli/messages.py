@@ -25,19 +25,20 @@ class _Style(logging.Formatter):
 @contextmanager
 def shown_messages(debug: bool) -> Iterator[None]:
     """Show the package's log on standard error inside the block, and with ``debug`` what libraries warn of too."""
-    logger = logging.getLogger("surgery_r1")
+    package = logging.getLogger("surgery_r1")
+    libraries = [] if debug else [logging.getLogger(name) for name in _LIBRARIES]
+    levels = [(named, named.level) for named in (package, *libraries)]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Style())
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
     with warnings.catch_warnings():
-        if not debug:
-            for library in _LIBRARIES:
-                warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
-                logging.getLogger(library).setLevel(logging.ERROR)
+        for library in libraries:
+            warnings.filterwarnings("ignore", module=rf"{library.name}(\.|$)")
+            library.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
+            package.removeHandler(handler)
+            for named, level in levels:
+                named.setLevel(level)

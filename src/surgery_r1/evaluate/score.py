@@ -182,6 +182,16 @@ def score_predictions(
     Raises:
         SurgeryR1Error: for an unknown or empty split, or a prediction file that does not fit (as ``path:line``).
     """
+    records, metrics = _scored(predictions, dataset, split, box_space, bootstrap, seed)
+    write_jsonl(out / "scores.jsonl", (record.to_json() for record in records))
+    write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def _scored(
+    predictions: Path, dataset: Dataset, split: str, box_space: str | None, bootstrap: int, seed: int
+) -> tuple[list[ScoreRecord], dict[str, Any]]:
+    """What :func:`score_predictions` writes."""
     samples = _samples(dataset, split)
     read = read_predictions(
         predictions, {s.id: s for s in samples}, split=split, dataset_hash=dataset.hash, box_space=box_space
@@ -208,9 +218,7 @@ def score_predictions(
         **_provenance(predictions, read, dataset),
     }
     assert all(name in metrics for name in METRICS)
-    write_jsonl(out / "scores.jsonl", (line.to_json() for line in lines))
-    write_json(out / "metrics.json", metrics)
-    return metrics
+    return lines, metrics
 
 
 def _samples(dataset: Dataset, split: str) -> list[Sample]:
@@ -275,11 +283,9 @@ def score(
 
     if isinstance(dataset, str | Path):
         dataset = open_dataset(Path(dataset), check_images=False)
+    if isinstance(predictions, str | Path):
+        return _scored(Path(predictions), dataset, split, box_space, bootstrap, seed)[1]
     with tempfile.TemporaryDirectory() as scratch:
-        if isinstance(predictions, str | Path):
-            path = Path(predictions)
-        else:
-            path = Path(scratch) / "predictions"
-            write_jsonl(path, (dict(line) for line in predictions))
-        out = Path(scratch) / "scores"
-        return score_predictions(path, dataset, split, out, box_space=box_space, bootstrap=bootstrap, seed=seed)
+        path = Path(scratch) / "predictions"
+        write_jsonl(path, (dict(line) for line in predictions))
+        return _scored(path, dataset, split, box_space, bootstrap, seed)[1]

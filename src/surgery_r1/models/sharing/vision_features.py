@@ -141,22 +141,29 @@ class VisionCache:
         if self._offload and _ranks() > 1:
             # What wraps the model would look for the tower's buffers on the device.
             raise SurgeryR1Error("model.offload_vision is for one process", fix="leave it out when several ranks train")
+        files = self._files
         if self._sharded:
             # Every rank must run the tower in every pass, or the others wait for its shards for ever.
             self.forget()
-        keys = self._keys(hidden_states, grid_thw)
+            files = None
+        keys = content_keys(hidden_states, grid_thw)
+        if files is not None:
+            # Autocast makes other features of the same pixels.
+            device = hidden_states.device.type
+            cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            keys = [hashlib.blake2b(key + str(cast).encode(), digest_size=16).digest() for key in keys]
         # Held here until they are joined, whatever the cache has room for.
-        batch = {
-            key: part for key in dict.fromkeys(keys) if (part := self._known(key, hidden_states.device)) is not None
-        }
+        known = {key: self._known(key, files) for key in dict.fromkeys(keys)}
+        batch = {key: part.to(hidden_states.device) for key, part in known.items() if part is not None}
         fresh = [i for i, key in enumerate(keys) if key not in batch and key not in keys[:i]]
         self.computed += len(fresh)
         self.reused += len(keys) - len(fresh)
         if fresh:
             computed = self._compute(hidden_states, grid_thw, fresh, kwargs)
             batch |= {keys[i]: part for i, part in zip(fresh, computed, strict=True)}
-            for i in fresh if self._reads_files else ():
-                self._files.put(keys[i], batch[keys[i]])  # type: ignore[union-attr]
+            if files is not None:
+                for i in fresh:
+                    files.put(keys[i], batch[keys[i]])
         if self._offload:
             self._tower.to("cpu")
         # Passes over one batch follow each other: the last one is kept whole, however large it is.
@@ -164,25 +171,10 @@ class VisionCache:
         self._kept.update(batch)
         return BaseModelOutputWithPooling(pooler_output=torch.cat([batch[key] for key in keys]))
 
-    @property
-    def _reads_files(self) -> bool:
-        return self._files is not None and not self._sharded
-
-    def _keys(self, hidden_states: torch.Tensor, grid_thw: torch.Tensor) -> list[bytes]:
-        keys = content_keys(hidden_states, grid_thw)
-        if not self._reads_files:
-            return keys
-        # Autocast makes other features of the same pixels.
-        device = hidden_states.device.type
-        cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return [hashlib.blake2b(key + str(cast).encode(), digest_size=16).digest() for key in keys]
-
-    def _known(self, key: bytes, device: torch.device) -> torch.Tensor | None:
+    def _known(self, key: bytes, files: FeatureFolder | None) -> torch.Tensor | None:
         """Features that need not be computed, from memory or from disk."""
         part = self._kept.get(key, self._last.get(key))
-        if part is None and self._files is not None and self._reads_files:
-            part = self._files.get(key)
-        return None if part is None else part.to(device)
+        return files.get(key) if part is None and files is not None else part
 
     def _compute(
         self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, images: list[int], kwargs: dict[str, Any]
