@@ -22,6 +22,9 @@ _N = TypeVar("_N", int, float)
 #: Where the metadata of a field keeps its bound.
 _BOUND = "bound"
 
+#: Characters that an error shows of a value.
+_LONGEST_SHOWN = 120
+
 #: Files shipped with the package, usable by their bare name: training configs and the recipes of data sets.
 SHIPPED = Path(__file__).parents[1] / "configs"
 
@@ -183,7 +186,8 @@ class _Builder:
             else:
                 values[key], expected = _convert(value, hints[key])
                 if expected:
-                    problem = f"{name} = {value!r}, expected {expected}"
+                    name, value = _culprit(name, value, hints[key])
+                    problem = f"{name} = {_shown(value)}, expected {expected}"
                 else:
                     self._check_bound(name, values[key], known[key].metadata.get(_BOUND))
             if problem:
@@ -207,13 +211,29 @@ def _required(field: Any) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
+def _culprit(name: str, value: Any, kind: Any) -> tuple[str, Any]:
+    """Of a table of values of one kind the first that is wrong, with its dotted key."""
+    if typing.get_origin(kind) is dict and isinstance(value, dict):
+        part = typing.get_args(kind)[1]
+        key = next(key for key, item in value.items() if _convert(item, part)[1])
+        return f"{name}.{key}", value[key]
+    return name, value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
+
+
 def _convert(value: Any, kind: Any) -> tuple[Any, str | None]:
     """The value as ``kind``, or what was expected instead."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value, None
     if origin is Literal:
-        return value, None if value in arguments else f"one of {list(arguments)}"
+        # True equals 1, and 1.0 does too.
+        right = any(value == one and type(value) is type(one) for one in arguments)
+        return value, None if right else f"one of {list(arguments)}"
     if origin in (typing.Union, types.UnionType):
         tried = [_convert(value, part) for part in arguments if part is not type(None)]
         right = next((result for result in tried if result[1] is None), None)
@@ -232,7 +252,7 @@ def _convert(value: Any, kind: Any) -> tuple[Any, str | None]:
             return value, "a table"
         converted = {key: _convert(item, arguments[1]) for key, item in value.items()}
         bad = [key for key, (_, problem) in converted.items() if problem]
-        problem = f"{converted[bad[0]][1]} in {bad}" if bad else None
+        problem = converted[bad[0]][1] if bad else None
         return {key: item for key, (item, _) in converted.items()}, problem
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value), None

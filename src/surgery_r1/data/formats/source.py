@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from typing import Protocol
 from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.records import Frame, Sample
+
+#: Threads that read and decode images while labels are read.
+IMAGE_READERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(slots=True)
