@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery_r1 import vocab
+from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.endovis import read_folder
 from surgery_r1.data.formats.source import FolderContent
 from surgery_r1.data.formats.validation import ValidationIssue
@@ -68,13 +69,20 @@ def check_report(content: FolderContent) -> CheckReport:
         questions=len(content.samples),
         splits=splits,
         location_rule=measure_by_source(content.samples, content.frames),
-        errors=tuple(content.errors),
+        errors=(*content.errors, *_nothing_read(content)),
         warnings=(
             *content.warnings,
             *split_disagreements(content.samples, content.frames),
             *_several_sizes(content.frames.values()),
         ),
     )
+
+
+def _nothing_read(content: FolderContent) -> Iterator[ValidationIssue]:
+    """An error where a folder says nothing, not even what is wrong with it."""
+    if not content.samples and not content.errors:
+        fix = "are the label files empty, or of another set? surgery-r1 data check FOLDER --adapter names another format"
+        yield ValidationIssue(str(content.image_root), None, validation.NOTHING_READ, "0 questions", fix)
 
 
 def _several_sizes(frames: Iterable[Frame]) -> Iterator[ValidationIssue]:

@@ -10,7 +10,7 @@ from typing import Any
 from surgery_r1._util import toml as toml
 from surgery_r1._util.toml import bounded
 from surgery_r1._util.toml_sources import read_sources
-from surgery_r1.data.paraphrases import PARAPHRASES
+from surgery_r1.data.paraphrases import OWN_KINDS, PARAPHRASES
 from surgery_r1.records import TASKS
 
 #: The writer that fills in templates from the annotations, and the one that asks a language model.
@@ -137,7 +137,7 @@ def load_recipe(name: str | Path | None = None, overrides: Sequence[str] = ()) -
 def _wrong(recipe: Recipe) -> Iterator[str]:
     rows, reasoning, teacher = recipe.rows, recipe.reasoning, recipe.teacher
     for task in ("visual_qa", "grounding_qa"):
-        most = min(len(forms) for forms in PARAPHRASES[task].values())
+        most = min(len(forms) for forms in (*PARAPHRASES[task].values(), OWN_KINDS[task]))
         if getattr(rows, task) > most:
             yield f"rows.{task} = {getattr(rows, task)}, but there are {most} paraphrases"
     if recipe.rows_per_question == 0:

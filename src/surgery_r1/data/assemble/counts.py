@@ -19,7 +19,7 @@ class Counts:
         self._frames: Counter[str] = Counter()
         self._rows: Counter[str] = Counter()
         self._sources: dict[str, Counter[str]] = defaultdict(Counter)
-        self._sequences: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self._sequences: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
 
     def add(self, samples: list[Sample], rows: Iterable[TrainingRow]) -> None:
         """Count a frame's questions (at least one) and rows."""
@@ -28,7 +28,7 @@ class Counts:
         self._samples[head.split] += len(samples)
         self._rows.update(row.task for row in rows)
         self._sources[head.source].update({"frames": 1, "questions": len(samples)})
-        self._sequences[head.source][head.split].add(head.sequence)
+        self._sequences[head.source][head.split][head.sequence] += 1
 
     def to_json(self) -> dict[str, dict[str, int]]:
         """``samples``, ``frames`` and ``rows`` of a manifest."""
@@ -47,6 +47,13 @@ class Counts:
                     split: sorted(self._sequences[source][split], key=natural_key)
                     for split in vocab.SPLITS
                     if split in self._sequences[source]
+                },
+                "frames_of_sequence": {
+                    sequence: count
+                    for split in vocab.SPLITS
+                    for sequence, count in sorted(
+                        self._sequences[source][split].items(), key=lambda item: natural_key(item[0])
+                    )
                 },
                 "answers": {kind: list(names) for kind, names in classes[source].items()},
             }

@@ -198,7 +198,12 @@ def _fill(
     content.frame = Frame(frame_id, place.relative, *size, sha256="", objects=objects)
     for group in groups:
         first = group[0]
-        accepted = [pair for line in group for pair in line.accepted]
+        # Where one answer has a box and another has none, nothing says where the latter would be right.
+        for line in group:
+            if bool(line.boxes) != bool(first.boxes):
+                value, fix = shown(line.question), "give each of its answers a box, or none"
+                content.leave_out(ValidationIssue(str(line.path), line.line, validation.MIXED_BOXES, value, fix))
+        accepted = [pair for line in group if bool(line.boxes) == bool(first.boxes) for pair in line.accepted]
         content.samples.append(
             Sample(
                 id=f"{frame_id}/{first.index}",

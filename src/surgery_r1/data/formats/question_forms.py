@@ -76,9 +76,6 @@ class QuestionForms:
             form, found = rest[0]
             value = f"{left:,} lines of {len(rest):,} more forms are left out, such as {shown(found.question, 100)}"
             yield ValidationIssue(found.path, found.line, validation.FORM_LEFT_OUT, value, self._fix(form))
-        if self._asked == self._unread:
-            value, fix = f"{self._unread:,} lines of questions, none understood", "see the errors above; is it the right set?"
-            yield ValidationIssue(f"format {self._format.name}", None, validation.NOTHING_READ, value, fix)
 
     def _fix(self, form: str) -> str:
         """What to do about an unknown form, with the nearest known one."""

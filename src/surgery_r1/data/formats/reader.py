@@ -178,10 +178,12 @@ class FormatReader:
                 fix = f'correct the pattern, leave the kind out, or write: optional = ["{kind}"]'
                 yield FrameContent(errors=[ValidationIssue(name, None, validation.NO_QUESTION, value, fix)])
         for split, patterns in self._format.splits.items():
-            for pattern in patterns:
-                if not any(fnmatchcase(sequence, pattern) for sequence in sequences):
-                    value, fix = f"splits.{split}: {pattern!r} matches no sequence", "nothing to do, if it is not here"
-                    yield FrameContent(warnings=[ValidationIssue(name, None, validation.NO_QUESTION, value, fix)])
+            bare = [p for p in patterns if not any(fnmatchcase(sequence, p) for sequence in sequences)]
+            if bare:
+                few = ", ".join(map(repr, bare[:_EXAMPLES])) + (f" and {len(bare) - _EXAMPLES} more" * (len(bare) > _EXAMPLES))
+                value = f"splits.{split}: {few} {'matches' if len(bare) == 1 else 'match'} no sequence"
+                found = ValidationIssue(name, None, validation.NO_QUESTION, value, "nothing to do, if it is not here")
+                yield FrameContent(warnings=[found])
 
 
 def _names(template: str) -> set[str]:

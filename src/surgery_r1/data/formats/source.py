@@ -74,6 +74,7 @@ class FolderContent:
         frames: frames with at least one sound question; their ``sha256`` is empty (filled in by the build).
         errors, warnings: issues in the order of the files.
         skipped: number of questions that errors cost, by error.
+        classes: as :class:`Source` has them.
     """
 
     image_root: Path
@@ -82,6 +83,7 @@ class FolderContent:
     errors: list[ValidationIssue] = field(default_factory=list)
     warnings: list[ValidationIssue] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    classes: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
 
 def check_folders(*named: Path | None) -> None:
@@ -97,7 +99,7 @@ def check_folders(*named: Path | None) -> None:
 
 def read_all(source: Source) -> FolderContent:
     """All of a source at once."""
-    content = FolderContent(source.image_root)
+    content = FolderContent(source.image_root, classes=source.classes)
     # What is warned of about folders while frames are read stands after what was warned of before.
     for part in source.frames():
         if part.frame is not None:

@@ -16,6 +16,7 @@ NON_NUMERIC = "non-numeric corner"
 NAN_CORNER = "corner is NaN or infinite"
 EMPTY_BOX = "empty or inverted box"
 OUTSIDE = "box outside the frame"
+MIXED_BOXES = "question with and without a box"
 UNKNOWN_ANSWER = "unknown answer"
 DUPLICATE = "exact duplicate line"
 ENCODING = "wrong encoding"
@@ -41,6 +42,7 @@ ERRORS: tuple[str, ...] = (
     NAN_CORNER,
     EMPTY_BOX,
     OUTSIDE,
+    MIXED_BOXES,
     UNKNOWN_ANSWER,
     DUPLICATE,
     ENCODING,

@@ -97,6 +97,8 @@ _SEEN: dict[str, str] = {
 class TemplateWriter:
     """One short sentence: what is seen, where, and why that gives the answer. Two templates for each kind (ours).
 
+    Questions of a kind of their own get a sentence that claims nothing but the answer.
+
     The first reasoning of a question draws one of the two, the second is the other one; there is no third.
 
     The vocabulary is small and fixed on purpose: a model of a million parameters has to learn to say it. Nothing is
@@ -124,6 +126,8 @@ class TemplateWriter:
             return Draft(_location(sample, frame, rule, first))
         if sample.kind == "tool":
             return Draft(_tool(sample, frame, first))
+        if sample.kind not in vocab.KINDS:
+            return Draft(_own_kind(sample, first))
         return Draft(_state(sample, frame, rule, first))
 
     def stop(self) -> None:
@@ -181,6 +185,14 @@ def _tool(sample: Sample, frame: Frame, first: bool) -> str:
     if first:
         return f"in the {sample.subject} the {sample.answer} is seen{doing}, so the tool is {sample.answer}"
     return f"the {sample.answer} is seen{doing} in the {sample.subject}, so the tool is {sample.answer}"
+
+
+def _own_kind(sample: Sample, first: bool) -> str:
+    """What is asked about and the answer: annotations of other kinds of question say nothing of why."""
+    about = vocab.spoken(sample.kind) + (f" of {sample.subject}" if sample.subject else "")
+    if first:
+        return f"the frame is looked at for the {about}, and the answer is {sample.answer}"
+    return f"as to the {about}, the frame is looked at and the answer is {sample.answer}"
 
 
 def _place(seen: AnnotatedObject, frame: Frame, rule: LocationRule | None) -> str | None:
