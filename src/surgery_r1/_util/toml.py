@@ -232,8 +232,8 @@ def _convert(value: Any, kind: Any) -> tuple[Any, str | None]:
         return value, None
     if origin is Literal:
         # True equals 1, and 1.0 does too.
-        right = any(value == one and type(value) is type(one) for one in arguments)
-        return value, None if right else f"one of {list(arguments)}"
+        same = any(value == one and type(value) is type(one) for one in arguments)
+        return value, None if same else f"one of {list(arguments)}"
     if origin in (typing.Union, types.UnionType):
         tried = [_convert(value, part) for part in arguments if part is not type(None)]
         right = next((result for result in tried if result[1] is None), None)

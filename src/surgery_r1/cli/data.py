@@ -29,7 +29,9 @@ class Check:
     """Read a label folder; print every error as path:line. A sound one ends in a page to read before training.
 
     The page has counts by split, kind, class and sequence, the rare tail, overlaps of boxes, the measured top/bottom
-    rule and the no-image floor. Every image is decoded. Given a dataset, compare its records, images and label files with what they were when it was built.
+    rule and the no-image floor. Every image is decoded.
+
+    Given a dataset, compare its records, images and label files with what they were when it was built.
     """
 
     folder: tyro.conf.Positional[Path]

@@ -81,7 +81,9 @@ def check_report(content: FolderContent) -> CheckReport:
 def _nothing_read(content: FolderContent) -> Iterator[ValidationIssue]:
     """An error where a folder says nothing, not even what is wrong with it."""
     if not content.samples and not content.errors:
-        fix = "are the label files empty, or of another set? surgery-r1 data check FOLDER --adapter names another format"
+        fix = (
+            "are the label files empty, or of another set? surgery-r1 data check FOLDER --adapter names another format"
+        )
         yield ValidationIssue(str(content.image_root), None, validation.NOTHING_READ, "0 questions", fix)
 
 

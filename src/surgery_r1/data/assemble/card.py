@@ -23,7 +23,7 @@ Reasoning by a language model was kept where it passed the checks below; no surg
 """
 
 _OWN = """\
-Questions with answers, boxes and reasoning on the frames of {sources}, built by a recipe of this project.
+Questions with {what} on the frames of {sources}, built by a recipe of this project.
 """
 
 _USE = "Research use only; not for clinical decisions.\n"
@@ -40,7 +40,9 @@ def dataset_card(manifest: dict[str, Any]) -> str:
     samples, frames, rows = manifest["samples"], manifest["frames"], manifest["rows"]
     recipe = manifest["recipe"]
     endovis = all(source.startswith("endovis") for source in manifest["sources"])
-    origin = _ORIGIN if endovis else _OWN.format(sources=", ".join(manifest["sources"]))
+    boxless = bool(rows["total"]) and not rows["grounding_qa"] and bool(recipe["rows"]["grounding_qa"])
+    what = "answers and reasoning, without boxes," if boxless else "answers, boxes and reasoning"
+    origin = _ORIGIN if endovis else _OWN.format(what=what, sources=", ".join(manifest["sources"]))
     lines = [f"# {recipe['title']}", "", origin, "## Counts", "", "| split | frames | questions |"]
     lines += ["|---|---:|---:|"]
     lines += [f"| {split} | {frames[split]:,} | {samples[split]:,} |" for split in vocab.SPLITS]
@@ -52,18 +54,17 @@ def dataset_card(manifest: dict[str, Any]) -> str:
     )
     each = ", ".join(f"{count} {task}" for task, count in recipe["rows"].items())
     lines += ["", f"The recipe makes of each question: {each} (seed {recipe['seed']})."]
+    lines += ["", "A question without a box becomes no Grounding-QA row."] if boxless else []
     lines += ["", "## Reasoning", "", *_reasoning(manifest)]
-    lines += ["", "## Sequences", "", "| source | split | sequences |", "|---|---|---|"]
+    lines += ["", "## Sequences", "", "| source | split | sequences, with their frames |", "|---|---|---|"]
     for source, facts in manifest["sources"].items():
         for split, sequences in facts["sequences"].items():
-            lines.append(f"| {source} | {split} | {', '.join(sequences)} |")
-    lines += ["", "## What top and bottom mean", ""]
-    lines.append("Public label generators disagree, so the rule was measured on the location labels:")
-    lines += ["", "| labels | rule | agreement | labels measured |", "|---|---|---:|---:|"]
-    rule = manifest["location_rule"]
-    for name, facts in (("all", rule), *rule["by_source"].items()):
-        share = "" if facts["agreement"] is None else f"{facts['agreement']:.4f}"
-        lines.append(f"| {name} | {facts['rule'] or 'none'} | {share} | {facts['n']:,} |")
+            listed = ", ".join(f"{name} ({facts['frames_of_sequence'][name]:,})" for name in sequences)
+            lines.append(f"| {source} | {split} | {listed} |")
+    lines += ["", "## Classes", "", "| source | kind | classes |", "|---|---|---|"]
+    for source, facts in manifest["sources"].items():
+        lines += [f"| {source} | {kind} | {', '.join(names)} |" for kind, names in facts["answers"].items()]
+    lines += _location_rule(manifest["location_rule"])
     lines += ["", "## Left out", ""]
     skipped = {reason: count for reason, count in manifest["skipped"].items() if count}
     lines += [f"- {reason}: {count:,}" for reason, count in skipped.items()] or ["Nothing was left out as faulty."]
@@ -74,6 +75,19 @@ def dataset_card(manifest: dict[str, Any]) -> str:
     lines += [f"- `{name}` sha256 {digest}" for name, digest in manifest["sha256"].items()]
     lines += ["", "## Use and licence", "", _USE + (_USE_ENDOVIS if endovis else "")]
     return "\n".join(lines)
+
+
+def _location_rule(rule: dict[str, Any]) -> list[str]:
+    """The measured rule; nothing where no label asks for a place."""
+    if not rule["n"]:
+        return []
+    lines = ["", "## What top and bottom mean", ""]
+    lines.append("Public label generators disagree, so the rule was measured on the location labels:")
+    lines += ["", "| labels | rule | agreement | labels measured |", "|---|---|---:|---:|"]
+    for name, facts in (("all", rule), *rule["by_source"].items()):
+        share = "" if facts["agreement"] is None else f"{facts['agreement']:.4f}"
+        lines.append(f"| {name} | {facts['rule'] or 'none'} | {share} | {facts['n']:,} |")
+    return lines
 
 
 def _reasoning(manifest: dict[str, Any]) -> list[str]:

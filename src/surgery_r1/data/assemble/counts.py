@@ -43,22 +43,20 @@ class Counts:
         return {
             source: {
                 **counts,
-                "sequences": {
-                    split: sorted(self._sequences[source][split], key=natural_key)
-                    for split in vocab.SPLITS
-                    if split in self._sequences[source]
-                },
+                "sequences": {split: list(frames) for split, frames in self._frames_of(source).items()},
                 "frames_of_sequence": {
-                    sequence: count
-                    for split in vocab.SPLITS
-                    for sequence, count in sorted(
-                        self._sequences[source][split].items(), key=lambda item: natural_key(item[0])
-                    )
+                    name: n for frames in self._frames_of(source).values() for name, n in frames.items()
                 },
                 "answers": {kind: list(names) for kind, names in classes[source].items()},
             }
             for source, counts in self._sources.items()
         }
+
+    def _frames_of(self, source: str) -> dict[str, dict[str, int]]:
+        """Split -> sequence -> frames, in natural order."""
+        found = self._sequences[source]
+        ordered = {split: sorted(found[split], key=natural_key) for split in vocab.SPLITS if split in found}
+        return {split: {name: found[split][name] for name in names} for split, names in ordered.items()}
 
 
 def _totalled(counts: Counter[str], names: Iterable[str]) -> dict[str, int]:

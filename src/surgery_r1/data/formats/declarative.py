@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -76,17 +75,17 @@ class DatasetFormat:
         separator: of fields.
         line: for lines that ``fields`` cannot tell, a regular expression with groups question, answer, x1, y1, x2, y2
             (and others for names).
-        records: for json and jsonl, where the records of questions lie, such as ``data.items``: keys on the way, through
-            lists. A column is looked for in the record, then in what it lies in.
+        records: for json and jsonl, where the records of questions lie, such as ``data.items``: keys on the way,
+            through lists. A column is looked for in the record, then in what it lies in.
         columns: for csv, jsonl and json, what is called how; ``box`` is one column with four numbers, or four columns.
             Where records are nested, ``image.name`` is the key ``name`` of the key ``image``.
-        parts: field -> path pattern that takes it apart, such as ``{sequence}/{frame}.jpg``; its named parts are fields.
+        parts: field -> path pattern that takes it apart, such as ``{sequence}/{frame}.jpg``, into fields.
         several_boxes: whether a box field can hold several boxes, each of them right for the same answer.
         answers: question kind -> classes; ``tool`` are also the names of tools that are asked about. Beside the four
             kinds of EndoVis (organ, state, location, tool) any word is a kind of its own.
         rename: answer as written -> class.
-        questions: question kind -> regular expressions, with a group ``subject`` for what is asked about; kinds of their
-            own can do without it.
+        questions: question kind -> regular expressions, with a group ``subject`` for what is asked about; kinds of
+            their own can do without it.
         optional: kinds that may have no question in a folder.
         splits: split -> sequences, with ``*``.
     """

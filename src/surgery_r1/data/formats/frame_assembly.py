@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from surgery_r1._util.images import ImageSizeError
 from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import DatasetFormat
 from surgery_r1.data.formats.fields import FieldParser
-from surgery_r1._util.images import ImageSizeError
 from surgery_r1.data.formats.image_files import checked_size
 from surgery_r1.data.formats.label_records import LabelRecord
 from surgery_r1.data.formats.lines import LabelLine, LineError, question_key
@@ -69,9 +69,7 @@ class FrameAssembler:
         self.asked: Counter[str] = Counter()
         self.forms = QuestionForms(dataset_format)
 
-    def frame(
-        self, place: FramePlace, files: Mapping[Path, Sequence[LabelRecord]], image: ImageCheck
-    ) -> FrameContent:
+    def frame(self, place: FramePlace, files: Mapping[Path, Sequence[LabelRecord]], image: ImageCheck) -> FrameContent:
         """The frame with its sound questions; faulty ones are left out, listed and counted.
 
         ``image`` is what :func:`check_image` says of the place: whoever calls may ask for many at a time.

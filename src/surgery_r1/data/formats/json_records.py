@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import json.decoder
 import json.scanner
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -27,32 +28,27 @@ class _Decoder(json.JSONDecoder):
 
     def __init__(self) -> None:
         super().__init__()
-        read = self.parse_object
-
-        def parse_object(text_and_end: tuple[str, int], *args: Any) -> tuple[_Object, int]:
-            found, end = read(text_and_end, *args)
-            record = _Object(found)
-            record.at = text_and_end[1]
-            return record, end
-
-        self.parse_object = parse_object
+        self.parse_object = self._object
         # The scanner in C builds its own objects.
-        self.scan_once = json.scanner.py_make_scanner(self)
+        self.scan_once = json.scanner.py_make_scanner(self)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _object(text_and_end: tuple[str, int], *args: Any) -> tuple[_Object, int]:
+        found, end = json.decoder.JSONObject(text_and_end, *args)  # type: ignore[attr-defined]
+        record = _Object(found)
+        record.at = text_and_end[1]
+        return record, end
 
 
-def parse(text: str, where: str) -> Any:
-    """A JSON document.
-
-    Raises:
-        LineError: when it is none; ``where`` is said in front.
-    """
+def parse(text: str) -> tuple[Any, LineError | None]:
+    """A JSON document, or what is wrong with it."""
     try:
-        return _Decoder().decode(text)
+        return _Decoder().decode(text), None
     except json.JSONDecodeError as error:
         value = f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
     except RecursionError:
         value = "nested too deeply"
-    raise LineError(validation.FIELD_COUNT, value, f"repair {where}")
+    return None, LineError(validation.FIELD_COUNT, value, "repair the file")
 
 
 def lines_of(text: str) -> list[int]:

@@ -75,12 +75,9 @@ class RecordReader:
             yield LabelRecord(path, issue.line or 1, parts, error=issue)
             return
         text, broken = decoded(data)
-        try:
-            if broken is not None:
-                raise broken
-            document = json_records.parse(text, "the file")
-        except LineError as error:
-            yield LabelRecord(path, 1, parts, error=error.issue(path, 1))
+        document, broken = (None, broken) if broken else json_records.parse(text)
+        if broken is not None:
+            yield LabelRecord(path, 1, parts, error=broken.issue(path, 1))
             return
         begins = json_records.lines_of(text)
         for scopes, error in json_records.records_of(document, self._path):

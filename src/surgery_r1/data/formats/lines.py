@@ -7,7 +7,7 @@ from pathlib import Path
 
 from surgery_r1._util.files import open_regular
 from surgery_r1.data.formats import validation
-from surgery_r1.data.formats.validation import ValidationIssue
+from surgery_r1.data.formats.validation import ValidationIssue, shown
 from surgery_r1.geometry import Box
 
 #: Bytes of the largest label file that is read.
@@ -87,7 +87,9 @@ def read_text(path: Path) -> tuple[bytes, ValidationIssue | None]:
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"), None
 
 
-def read_lines(path: Path, *, skip: int = 0, longest: int = MAX_LINE) -> tuple[list[tuple[int, str]], list[ValidationIssue]]:
+def read_lines(
+    path: Path, *, skip: int = 0, longest: int = MAX_LINE
+) -> tuple[list[tuple[int, str]], list[ValidationIssue]]:
     """Non-blank lines of a label file as ``(line number, text)``, and what is wrong with the file or with lines.
 
     CRLF, a UTF-8 byte order mark and blank lines are fine. A line that is not UTF-8 or too long is an error and is left
@@ -106,7 +108,8 @@ def read_lines(path: Path, *, skip: int = 0, longest: int = MAX_LINE) -> tuple[l
             continue
         text, error = decoded(raw)
         if error is None and len(text) > longest:
-            error = LineError(validation.TOO_LONG, f"a line of {len(text):,} characters", f"at most {longest:,} are read")
+            value = f"a line of {len(text):,} characters, {shown(text)}"
+            error = LineError(validation.TOO_LONG, value, f"at most {longest:,} are read")
         if error is not None:
             errors.append(error.issue(path, number))
         elif text:

@@ -1,4 +1,4 @@
-"""Question forms that a dataset format does not know: a whole form that is left out is an error, a stray line is not."""
+"""Question forms that a dataset format does not know: leaving out a whole form is an error, a stray line is not."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ class QuestionForms:
         else:
             patterns = [f"{kind}: {shown(several(texts)[0], 80)}" for kind, texts in self._format.questions.items()]
             known = f"known are {'; '.join(patterns)}"
-        return f"{known}; add a pattern for it to [questions] of an adapter, or build with --on-fault skip to leave it out"
+        return (
+            f"{known}; add a pattern for it to [questions] of an adapter, or build with --on-fault skip to leave it out"
+        )
 
 
 def _turned(name: str) -> str:

@@ -180,7 +180,8 @@ class FormatReader:
         for split, patterns in self._format.splits.items():
             bare = [p for p in patterns if not any(fnmatchcase(sequence, p) for sequence in sequences)]
             if bare:
-                few = ", ".join(map(repr, bare[:_EXAMPLES])) + (f" and {len(bare) - _EXAMPLES} more" * (len(bare) > _EXAMPLES))
+                few = ", ".join(map(repr, bare[:_EXAMPLES]))
+                few += f" and {len(bare) - _EXAMPLES} more" if len(bare) > _EXAMPLES else ""
                 value = f"splits.{split}: {few} {'matches' if len(bare) == 1 else 'match'} no sequence"
                 found = ValidationIssue(name, None, validation.NO_QUESTION, value, "nothing to do, if it is not here")
                 yield FrameContent(warnings=[found])
