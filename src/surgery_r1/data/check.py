@@ -62,7 +62,7 @@ def check_report(content: FolderContent) -> CheckReport:
         splits[split] = {
             "frames": len({sample.frame_id for sample in samples}),
             "questions": len(samples),
-            "by_kind": {kind: kinds[kind] for kind in vocab.KINDS if kinds[kind]},
+            "by_kind": {kind: kinds[kind] for kind in dict.fromkeys((*vocab.KINDS, *sorted(kinds))) if kinds[kind]},
         }
     return CheckReport(
         frames=len(content.frames),

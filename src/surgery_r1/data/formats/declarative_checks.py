@@ -20,6 +20,8 @@ def wrong(adapter: DatasetFormat) -> Iterator[str]:
         yield f"name = {adapter.name!r}, expected letters, digits, _ and -"
     known: dict[str, set[str]] = {"images": set(), "labels": set(), "exclude": set()}
     for key, named in known.items():
+        if key != "exclude" and not getattr(adapter, key):
+            yield f"{key} = [], expected a pattern"
         for text in several(getattr(adapter, key)):
             try:
                 named.update(PathPattern(text).names)

@@ -40,15 +40,16 @@ class _Decoder(json.JSONDecoder):
         return record, end
 
 
-def parse(text: str) -> tuple[Any, LineError | None]:
-    """A JSON document, or what is wrong with it."""
+def parse(text: str) -> tuple[Any, LineError | None, int]:
+    """A JSON document, or what is wrong with it and on which line."""
+    line = 1
     try:
-        return _Decoder().decode(text), None
+        return _Decoder().decode(text), None, line
     except json.JSONDecodeError as error:
-        value = f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        value, line = f"not valid JSON: {error.msg} at column {error.colno}", error.lineno
     except RecursionError:
-        value = "nested too deeply"
-    return None, LineError(validation.FIELD_COUNT, value, "repair the file")
+        value = "not valid JSON: nested too deeply"
+    return None, LineError(validation.FIELD_COUNT, value, "repair the file: nothing of it was read"), line
 
 
 def lines_of(text: str) -> list[int]:

@@ -75,9 +75,9 @@ class RecordReader:
             yield LabelRecord(path, issue.line or 1, parts, error=issue)
             return
         text, broken = decoded(data)
-        document, broken = (None, broken) if broken else json_records.parse(text)
+        document, broken, line = (None, broken, 1) if broken else json_records.parse(text)
         if broken is not None:
-            yield LabelRecord(path, 1, parts, error=broken.issue(path, 1))
+            yield LabelRecord(path, line, parts, error=broken.issue(path, line))
             return
         begins = json_records.lines_of(text)
         for scopes, error in json_records.records_of(document, self._path):
