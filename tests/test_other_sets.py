@@ -146,7 +146,9 @@ def test_several_boxes_for_one_answer(tmp_path):
 
 @pytest.mark.parametrize("box", ["1, 1, 9", "1, 1, 9, 9, 2", ""])
 def test_numbers_that_are_no_boxes(tmp_path, box):
-    content = own(tmp_path, SEVERAL, {"v1/01.txt": f"{QUESTION}|idle|{box}\n", "v2/07.txt": f"{QUESTION}|idle|1,1,9,9\n"})
+    content = own(
+        tmp_path, SEVERAL, {"v1/01.txt": f"{QUESTION}|idle|{box}\n", "v2/07.txt": f"{QUESTION}|idle|1,1,9,9\n"}
+    )
     (error,) = content.errors
     assert error.what == validation.CORNER_COUNT and error.fix == "write four for each box: x1, y1, x2, y2"
 
@@ -166,7 +168,10 @@ def test_a_box_may_be_optional(tmp_path):
     [
         (NESTED.replace('"json"', '"csv"'), "records = 'data.images.qas' is for json and jsonl"),
         (NESTED.replace("data.images", "data..images"), "expected keys with dots between them"),
-        (NESTED.replace("parts.name", "parts.nome"), r"parts\.nome: there is no field of this name; known: answer, box"),
+        (
+            NESTED.replace("parts.name", "parts.nome"),
+            r"parts\.nome: there is no field of this name; known: answer, box",
+        ),
         (NESTED.replace("'{video}/", "'{video/"), r"parts\.name = .*a brace is not closed"),
         (NESTED.replace("records", "skip_lines = 1\nrecords"), "skip_lines = 1 is for lines, csv and jsonl"),
         (NESTED.replace("records", "skip_lines = -1\nrecords"), "skip_lines = -1, expected 0 or more"),
@@ -174,7 +179,10 @@ def test_a_box_may_be_optional(tmp_path):
         (NESTED.replace("records", "several_boxes = 1\nrecords"), "several_boxes = 1, expected bool"),
         (NESTED.replace("records", "box = 4\nrecords"), "box must be a table, found 4"),
         (NESTED.replace("records", "box.origin = true\nrecords"), r"box\.origin = True, expected one of \[0, 1\]"),
-        (NESTED.replace('box = "box"', "").replace("records", "box.optional = true\nrecords"), "no field is called box"),
+        (
+            NESTED.replace('box = "box"', "").replace("records", "box.optional = true\nrecords"),
+            "no field is called box",
+        ),
         (NESTED.replace('"q"', "7"), r"columns\.question = 7, expected str or a list of str"),
         (NESTED.replace('"all.json"', "[]"), r"labels = \[\], expected a pattern"),
         (SEVERAL.replace("several_boxes", "records = 'a'\nseveral_boxes"), "records = 'a' is for json and jsonl"),

@@ -71,7 +71,10 @@ def test_two_tools_in_one_place_are_both_right(tmp_path):
 
 def test_forms_blank_out_names_places_and_numbers():
     forms = QuestionForms(load_format("endovis18_extended"))
-    same = ["Which 2 tools touch the bipolar_forceps in the left top?", "which 3 tools touch the  Clip Applier in the top-left?"]
+    same = [
+        "Which 2 tools touch the bipolar_forceps in the left top?",
+        "which 3 tools touch the  Clip Applier in the top-left?",
+    ]
     assert {forms.form_of(text) for text in same} == {"which _ tools touch the _ in the _?"}
 
 
@@ -134,14 +137,20 @@ def test_a_kind_that_nothing_fills_is_an_error(tmp_path, capsys):
     (tmp_path / "own.toml").write_text(text)
     capsys.readouterr()
     assert Check(tmp_path, adapter=str(tmp_path / "own.toml")).run() == 1
-    assert 'questions.count matches no question, correct the pattern, leave the kind out, or write: optional = ["count"]' in (
-        capsys.readouterr().out
+    assert (
+        'questions.count matches no question, correct the pattern, leave the kind out, or write: optional = ["count"]'
+        in (capsys.readouterr().out)
     )
 
 
 def load_text(name):
     from surgery_r1.data.formats.declarative import SHIPPED
 
-    return (SHIPPED / f"{name}.toml").read_text().replace("[box]\norigin = 1\n", "", 1).replace(
-        'fields = ["question", "answer", "box"]', 'fields = ["question", "answer", "box"]\nbox = { origin = 1 }'
+    return (
+        (SHIPPED / f"{name}.toml")
+        .read_text()
+        .replace("[box]\norigin = 1\n", "", 1)
+        .replace(
+            'fields = ["question", "answer", "box"]', 'fields = ["question", "answer", "box"]\nbox = { origin = 1 }'
+        )
     )

@@ -128,8 +128,8 @@ def _boxes(facts: Mapping[str, Any], report: CheckReport) -> list[str]:
     if not with_box:
         return ["boxes: none. Answers alone are scored, and no Grounding-QA rows are built"]
     lines = [] if with_box == report.questions else [f"boxes: {with_box:,} of {report.questions:,} questions have one"]
-    shares = "; ".join(f"{split} {v['iou30']:.1%} and {v['iou50']:.1%}" for split, v in facts["overlaps"].items())
-    lines += _wrapped(f"true box overlaps another object, IoU .3 and .5 or more: {shares}")
+    shares = "; ".join(f"{split} {v['iou30']:.1%}, {v['iou50']:.1%}" for split, v in facts["overlaps"].items())
+    lines += _wrapped(f"true box overlaps another object (IoU from .3, from .5): {shares}")
     return lines + rule_lines(report.location_rule).splitlines()
 
 
@@ -142,12 +142,11 @@ def _floor_lines(facts: Mapping[str, Any]) -> list[str]:
             table.append((split, f"{training} ({values['training_questions']:,})", *shown, values["n"]))
     lines = format_table(table).splitlines() if len(table) > 1 else ["no-image floor: no val or test to compute it for"]
     blocks = ", ".join(
-        f"{split} {b['blocks']:,}"
-        + (f" ({b['shorter']:,} hold fewer, down to {b['smallest']})" if b["shorter"] else "")
+        f"{split} {b['blocks']:,}" + (f" ({b['shorter']:,} of fewer, down to {b['smallest']})" if b["shorter"] else "")
         for split, b in facts["blocks"].items()
     )
     size = next((block["frames_per_block"] for block in facts["blocks"].values()), 0)
-    return lines + _wrapped(f"blocks of {size} neighbouring frames, for intervals: {blocks}")
+    return lines + _wrapped(f"blocks of {size} neighbouring frames: {blocks}")
 
 
 def _wrapped(text: str) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from surgery_r1 import vocab
 from surgery_r1._util.files import atomic_write
+from surgery_r1._util.images import opened_image
 from surgery_r1.data.formats.source import FolderContent
 from surgery_r1.geometry import scale
 from surgery_r1.records import Frame
@@ -69,7 +70,7 @@ def _tile(root: Path, frame: Frame, width: int):
     lines = [(frame.frame_id, "#ffffff")]
     lines += [(_describe(seen), _colour(seen.name)) for seen in frame.objects]
     tile = Image.new("RGB", (width, height + _LINE * 7), "#101010")
-    with Image.open(root / frame.image) as image:
+    with opened_image(root / frame.image) as image:
         image.draft("RGB", (width, height))
         tile.paste(image.convert("RGB").resize((width, height)), (0, 0))
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(size=10)

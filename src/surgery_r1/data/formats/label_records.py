@@ -182,7 +182,11 @@ def _csv(lines: list[tuple[int, str]]) -> Iterator[tuple[int, json_records.Scope
         except csv.Error as error:
             value = f"not valid CSV: {error}"
             fix = "repair it: nothing behind this line was read"
-            yield lines[min(reader.line_num, len(lines)) - 1][0], (), LineError(validation.FIELD_COUNT, value, fix)
+            yield (
+                lines[min(reader.reader.line_num, len(lines)) - 1][0],
+                (),
+                LineError(validation.FIELD_COUNT, value, fix),
+            )
             return
         if row is None:
             return
