@@ -34,7 +34,7 @@ def pipe(path: Path) -> None:
 
 def listening(path: Path) -> None:
     # Bound by a relative name: the paths of sockets are short.
-    here = os.getcwd()
+    here = Path.cwd()
     os.chdir(path.parent)
     try:
         with socket.socket(socket.AF_UNIX) as server:

@@ -32,8 +32,8 @@ def merge_answers(lines: Sequence[LabelLine]) -> tuple[list[list[LabelLine]], li
 def derive_objects(lines: Sequence[LabelLine]) -> tuple[tuple[AnnotatedObject, ...], list[ValidationIssue]]:
     """Every object that the lines of a frame annotate with a box, the organ first and then in order of mention.
 
-    Two lines that disagree on the box of one tool give a warning; the first box is kept. Of several boxes of a line each is
-    an object.
+    Two lines that disagree on the box of one tool give a warning; the first box is kept. Of several boxes of a line
+    each is an object.
     """
     organs: list[AnnotatedObject] = []
     tools: dict[str, list[dict]] = {}
