@@ -96,7 +96,7 @@ def test_an_image_that_is_no_file_is_one_error(tmp_path, make):
     make(image)
     (error,) = check_folder(tmp_path).errors
     assert error.what in (validation.TORN_IMAGE, validation.MISSING_IMAGE) and str(image) in error.value
-    with pytest.raises(SurgeryR1Error, match=r"frame003\.png: (no such image|the image cannot be decoded)"):
+    with pytest.raises(SurgeryR1Error, match=r"frame003\.png: (no such image|the image cannot be opened)"):
         load_image(image)
 
 

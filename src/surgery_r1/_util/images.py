@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,11 +37,9 @@ def opened_image(path: Path) -> Iterator[Image]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with open_regular(path) as handle, Image.open(handle) as image:
+        with _opened(path) as handle, Image.open(handle) as image:
             _check_size(path, *image.size)
             yield image
-    except FileNotFoundError:
-        raise SurgeryR1Error("no such image", where=str(path), fix="check the path; a dataset takes --images") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Before the size is known here; an error where Pillow warns, if warnings are errors.
         raise _too_large(path, (re.findall(r"\d+", str(error)) or ["too many"])[0]) from None
@@ -52,6 +51,16 @@ def opened_image(path: Path) -> Iterator[Image]:
         # Pillow raises SyntaxError or ValueError for some torn headers.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise SurgeryR1Error(f"the image cannot be decoded: {reason}", where=str(path), fix="copy it again") from None
+
+
+def _opened(path: Path) -> BufferedReader:
+    try:
+        return open_regular(path)
+    except FileNotFoundError:
+        raise SurgeryR1Error("no such image", where=str(path), fix="check the path; a dataset takes --images") from None
+    except OSError as error:
+        what = f"the image cannot be opened: {error.strerror or error}"
+        raise SurgeryR1Error(what, where=str(path), fix="name a PNG or JPEG file that can be read") from None
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
