@@ -7,7 +7,7 @@ the side, one unit = ``CUE`` frame heights. Most are strokes of a table, ``cues.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +52,24 @@ class Pen:
             self._xy(points), fill=self._ink(colour, alpha), width=max(1, round(width * self.size)), joint="curve"
         )
 
-    def blob(self, x: float, y: float, rx: float, ry: float, colour, alpha: float = 1.0, wobble: float = 0.0) -> None:
+    def blob(self, ellipse: Sequence[float], colour, alpha: float = 1.0, wobble: float = 0.0) -> None:
+        """A filled ellipse (x, y, rx, ry); ``wobble`` makes its outline uneven."""
+        x, y, rx, ry = ellipse
         t = np.linspace(0, 2 * math.pi, 28, endpoint=False)
         r = 1 + wobble * (np.sin(3 * t + self.rng.uniform(0, 6)) + 0.6 * np.sin(5 * t + self.rng.uniform(0, 6)))
         self.shape(np.stack([x + rx * r * np.cos(t), y + ry * r * np.sin(t)], axis=1), colour, alpha)
 
-    def arc(self, x: float, y: float, r: float, a: float, b: float, colour, width: float, alpha: float = 1.0) -> None:
-        t = np.linspace(a, b, 20)
+    def arc(self, circle: Sequence[float], colour, width: float, alpha: float = 1.0) -> None:
+        """A line along (x, y, r, from, to), angles in radians."""
+        x, y, r, start, stop = circle
+        t = np.linspace(start, stop, 20)
         self.line(np.stack([x + r * np.cos(t), y + r * np.sin(t)], axis=1), colour, width, alpha)
 
     def soft(self, x: float, y: float, r: float, colour, alpha: float, steps: int = 5) -> None:
         """A blurred disc out of nested ones, cheaper than a blur."""
         for i in range(steps):
             radius = r * (1 - i / steps)
-            self.blob(x, y, radius, radius, colour, alpha / steps * 1.6)
+            self.blob((x, y, radius, radius), colour, alpha / steps * 1.6)
 
 
 def _bright(colour, lift: float):
@@ -88,14 +92,15 @@ def _cutting(pen: Pen) -> None:
 def _cauterization(pen: Pen) -> None:
     """Char under the tip, a white-hot spark, and smoke rising from it."""
     pen.soft(0.06, 0, 0.5, (1.0, 0.55, 0.05), 0.9)
-    pen.blob(0.04, 0, 0.18, 0.18, (1.0, 0.96, 0.7))
+    pen.blob((0.04, 0, 0.18, 0.18), (1.0, 0.96, 0.7))
     # Smoke climbs in the picture, whatever the tool's direction.
     up = np.linalg.solve(pen.basis.T, np.array([0.0, -pen.size]))
     for i in range(7):
         s = 0.35 + 0.30 * i
         sway = 0.22 * math.sin(1.1 * i + 2)
         x, y = 0.3 + up[0] * s - up[1] * sway, up[1] * s + up[0] * sway
-        pen.blob(x, y, 0.30 + 0.09 * i, 0.30 + 0.09 * i, (0.93, 0.93, 0.95), 0.42 - 0.035 * i, 0.07)
+        size = 0.30 + 0.09 * i
+        pen.blob((x, y, size, size), (0.93, 0.93, 0.95), 0.42 - 0.035 * i, 0.07)
 
 
 def _ultrasound_sensing(pen: Pen) -> None:
@@ -104,7 +109,7 @@ def _ultrasound_sensing(pen: Pen) -> None:
     fan = np.concatenate([[(-0.1, 0.0)], np.stack([1.85 * np.cos(t), 1.85 * np.sin(t)], 1)])
     pen.shape(fan, (0.02, 0.10, 0.16), 0.72)
     for r in (0.5, 0.92, 1.34, 1.76):
-        pen.arc(-0.05, 0, r, -0.8, 0.8, (0.45, 1.0, 1.0), 0.14, 0.95)
+        pen.arc((-0.05, 0, r, -0.8, 0.8), (0.45, 1.0, 1.0), 0.14, 0.95)
 
 
 #: Cues that follow a formula, by state and whether they lie over the tool.
@@ -121,9 +126,9 @@ def _stroke(pen: Pen, stroke: Mapping[str, Any], colours: Mapping[str, Any]) -> 
     colour = _bright([c * stroke.get("tone", 1.0) for c in rgb], stroke.get("lift", 0.0))
     alpha = stroke.get("alpha", 1.0)
     if "blob" in stroke:
-        pen.blob(*stroke["blob"], colour, alpha, stroke.get("wobble", 0.0))
+        pen.blob(stroke["blob"], colour, alpha, stroke.get("wobble", 0.0))
     if "arc" in stroke:
-        pen.arc(*stroke["arc"], colour, stroke["width"], alpha)
+        pen.arc(stroke["arc"], colour, stroke["width"], alpha)
     for offset in np.array(stroke.get("at", [(0.0, 0.0)])):
         if "polygon" in stroke:
             pen.shape(stroke["polygon"] + offset, colour, alpha)

@@ -52,7 +52,8 @@ def _outline(shape: dict[str, Any]) -> np.ndarray:
         x1, x2, y1, y2 = shape["bar"]
         return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
     if "round" in shape:
-        return _ellipse(*shape["round"], _WHOLE)
+        x, y, rx, ry = shape["round"]
+        return _ellipse(x, y, rx, ry, _WHOLE)
     if "nose" in shape:
         x, rx, ry = shape["nose"]
         return np.concatenate([_ellipse(x, 0.0, rx, ry, _HALF), shape["points"]])
