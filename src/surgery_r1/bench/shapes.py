@@ -15,34 +15,37 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = load_toml(Path(__file__).with_nam
 
 @dataclass(frozen=True)
 class Work:
-    """What is computed. The vision tower is frozen always."""
+    """What is computed. The vision tower is frozen always.
+
+    Attributes:
+        shape: Size of the model, whose weights are random.
+        image_tokens: Tokens of the frame; rounded to a grid of about 5:4.
+        prompt_tokens: Text tokens of a prompt, system text and chat marks included.
+        completion_tokens: Tokens of a completion; 0: 128 for rft, 60 for sft, 32 for predict.
+        questions: Questions on the frame; 0: 1 for rft, 6 for sft and predict.
+        generations: Completions of a question (rft).
+        rows: Training rows of a question (sft).
+        micro_batch: Rows in a pass of the baseline; 0: one group (rft) or 6 rows (sft).
+        dtype: Of weights and activations.
+        device: cpu or cuda.
+        lora: Train an adapter of rank 16 instead of the language model.
+        checkpointing: Recompute activations in the backward pass.
+        threads: Threads of each process; 0: as many as torch takes.
+    """
 
     shape: Literal["cpu", "3b", "7b"] = "cpu"
-    """Size of the model, whose weights are random."""
     image_tokens: int = 1280
-    """Tokens of the frame; rounded to a grid of about 5:4."""
     prompt_tokens: int = 150
-    """Text tokens of a prompt, system text and chat marks included."""
     completion_tokens: int = 0
-    """Tokens of a completion; 0: 128 for rft, 60 for sft, 32 for predict."""
     questions: int = 0
-    """Questions on the frame; 0: 1 for rft, 6 for sft and predict."""
     generations: int = 8
-    """Completions of a question (rft)."""
     rows: int = 3
-    """Training rows of a question (sft)."""
     micro_batch: int = 0
-    """Rows in a pass of the baseline; 0: one group (rft) or 6 rows (sft)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and activations."""
     device: str = "cpu"
-    """cpu or cuda."""
     lora: bool = False
-    """Train an adapter of rank 16 instead of the language model."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass."""
     threads: int = 0
-    """Threads of each process; 0: as many as torch takes."""
 
     def of(self, name: str) -> Work:
         """The same with the usual numbers of the benchmark ``name`` where there are zeros.

@@ -18,13 +18,6 @@ Record = tuple[tuple[str, str, str], ...]
 
 TABLE = Path(__file__).with_name("train_facts.tsv")
 
-HEADER = (
-    "# Facts counted from the public record text of the MIT-licensed Surgical-VQLA repository: how often each set",
-    "# of (tool, state, location) labels occurs in each of eleven equal blocks of its 1,560 EndoVis-18 train frames.",
-    "# Made by scripts/make_scene_facts.py. Columns: sequence, frames, labels. A label is a tool digit, a state letter",
-    "# and a location digit, each an index (0 or a first) into vocab.TOOLS, vocab.STATES and vocab.LOCATIONS.",
-)
-
 #: Val sequence -> blocks it mimics (named by training sequence) and its number of tool instances (1,161 in all).
 VAL_MIX: dict[int, tuple[tuple[int, ...], int]] = {1: ((2, 6), 384), 5: ((3, 4, 7), 424), 16: ((7, 14, 15), 353)}
 VAL_FRAMES = 149
