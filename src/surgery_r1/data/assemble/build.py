@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,7 +175,8 @@ class _Reading:
         """Read everything."""
         with (self._target / "labels.jsonl").open("w", encoding="utf-8", newline="\n") as labels:
             written: set[Path] = set()
-            for (source, content), (digest, of_labels) in ordered_map(self._hash, self._contents(), _HASHERS):
+            contents = ((source, content) for source in self._sources for content in source.frames())
+            for (source, content), (digest, of_labels) in ordered_map(self._hash, contents, _HASHERS):
                 self.errors += content.errors
                 self.skipped += content.skipped
                 for path, sha in of_labels.items():
@@ -191,11 +192,6 @@ class _Reading:
         """One hash for all images."""
         listing = "".join(f"{digest}  {frame_id}\n" for frame_id, digest in sorted(self._hashes.items()))
         return hashlib.sha256(listing.encode()).hexdigest()
-
-    def _contents(self) -> Iterator[tuple[Source, FrameContent]]:
-        for source in self._sources:
-            for content in source.frames():
-                yield source, content
 
     def _hash(self, item: tuple[Source, FrameContent]) -> tuple[str, dict[Path, str]]:
         source, content = item
