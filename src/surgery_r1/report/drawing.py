@@ -23,8 +23,6 @@ _INK = "#0b0f14"
 _SHORTEST_WIDTH = 900
 _LONGEST_LABEL = 60
 
-Rectangle = tuple[float, float, float, float]
-
 
 def draw_boxes(
     image: Image,
@@ -56,7 +54,7 @@ def draw_boxes(
     draw = ImageDraw.Draw(picture)
     stroke = max(3, width // 280)
     font = ImageFont.load_default(max(18, width // 46))
-    taken: list[Rectangle] = []
+    taken: list[Box] = []
     for box, label, colour, dashed in (
         (true_px, true_label, TRUE_COLOUR, False),
         (predicted_px, predicted_label, PREDICTED_COLOUR, True),
@@ -92,9 +90,7 @@ def _outline(draw: ImageDraw, box: Box, colour: str, stroke: int, dashed: bool) 
             draw.rectangle((across, at, across + stroke - 1, min(at + dash, stop)), fill=colour)
 
 
-def _label(
-    picture: Image, text: str, box: Box | None, colour: str, font: Font, taken: Sequence[Rectangle]
-) -> Rectangle:
+def _label(picture: Image, text: str, box: Box | None, colour: str, font: Font, taken: Sequence[Box]) -> Box:
     """Write a label at the first place near its box that is inside the frame and free; the place it took."""
     from PIL import ImageDraw
 
@@ -118,7 +114,7 @@ def _label(
     return x, y, x + w, y + h
 
 
-def _touch(a: Rectangle, b: Rectangle) -> bool:
+def _touch(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

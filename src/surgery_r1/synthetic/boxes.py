@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from surgery_r1.geometry import LOCATION_RULES, Box, center, quadrant
+from surgery_r1.geometry import Box, LocationRule, center, quadrant
 from surgery_r1.synthetic.scene import ToolPose
 from surgery_r1.synthetic.tools import silhouette, tool_parts
 
@@ -80,7 +80,7 @@ def location_of(box: Box, aspect: float) -> str:
     >>> location_of((0.0, 0.0, 0.5, 0.5), 1.25)
     'left-top'
     """
-    return str(quadrant(box, LOCATION_RULES[0], aspect, 1.0, None))
+    return str(quadrant(box, LocationRule("image", "normal"), aspect, 1.0, None))
 
 
 def clearance(box: Box, location: str, aspect: float) -> float:
