@@ -65,11 +65,11 @@ class Pen:
         t = np.linspace(start, stop, 20)
         self.line(np.stack([x + r * np.cos(t), y + r * np.sin(t)], axis=1), colour, width, alpha)
 
-    def soft(self, x: float, y: float, r: float, colour, alpha: float, steps: int = 5) -> None:
-        """A blurred disc out of nested ones, cheaper than a blur."""
-        for i in range(steps):
-            radius = r * (1 - i / steps)
-            self.blob((x, y, radius, radius), colour, alpha / steps * 1.6)
+    def soft(self, x: float, y: float, r: float, colour, alpha: float) -> None:
+        """A blurred disc out of five nested ones, cheaper than a blur."""
+        for i in range(5):
+            radius = r * (1 - i / 5)
+            self.blob((x, y, radius, radius), colour, alpha / 5 * 1.6)
 
 
 def _bright(colour, lift: float):
@@ -82,11 +82,13 @@ def _cutting(pen: Pen) -> None:
     mid = 0.12 * np.sin(3 * t)
     wide = 0.42 * np.sin(np.pi * np.clip(t * 0.95 + 0.05, 0, 1)) ** 0.7
     x = -0.35 + 2.05 * t
-    lips = np.concatenate([np.stack([x, mid - wide * 1.3], 1), np.stack([x, mid + wide * 1.3], 1)[::-1]])
-    slit = np.concatenate([np.stack([x, mid - wide * 0.8], 1), np.stack([x, mid + wide * 0.8], 1)[::-1]])
-    pen.shape(lips, (0.93, 0.20, 0.16))
-    pen.shape(slit, (0.22, 0.0, 0.02))
-    pen.line(np.stack([x, mid - wide * 1.25], 1), _bright(pen.style.flesh, 0.6), 0.07)
+
+    def lip(share: float) -> np.ndarray:
+        return np.stack([x, mid + wide * share], 1)
+
+    pen.shape(np.concatenate([lip(-1.3), lip(1.3)[::-1]]), (0.93, 0.20, 0.16))
+    pen.shape(np.concatenate([lip(-0.8), lip(0.8)[::-1]]), (0.22, 0.0, 0.02))
+    pen.line(lip(-1.25), _bright(pen.style.flesh, 0.6), 0.07)
 
 
 def _cauterization(pen: Pen) -> None:

@@ -248,5 +248,5 @@ def plan_sequence(records: Sequence[Record], aspect: float, style: Style, *seed:
             centre=(kidney.centre[0] + drift[0], kidney.centre[1] + drift[1]),
             turn=kidney.turn + 0.05 * math.sin(t + sway[3]),
         )
-        plans.append(FramePlan(tuple(tools), bean, drift, rng.getrandbits(30), tuple(record)))
+        plans.append(FramePlan(tuple(tools), bean, drift, rng.getrandbits(30)))
     return plans
