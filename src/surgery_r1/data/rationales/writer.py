@@ -130,7 +130,7 @@ class TemplateWriter:
 def _organ(sample: Sample, frame: Frame, rule: LocationRule | None) -> tuple[str, str]:
     organ = sample.answer
     tool = next((seen for seen in frame.objects if not seen.is_organ), None)
-    where = f"with the {tool.name}{_in_place(_place(tool, frame, rule))}" if tool else "in the frame"
+    where = f"with the {tool.name}{_in_place(tool, frame, rule)}" if tool else "in the frame"
     return (
         f"the {organ} is seen {where}, so the organ is {organ}",
         f"{where} the {organ} is seen, so the organ is {organ}",
@@ -140,7 +140,7 @@ def _organ(sample: Sample, frame: Frame, rule: LocationRule | None) -> tuple[str
 def _state(sample: Sample, frame: Frame, rule: LocationRule | None) -> tuple[str, str]:
     own = [seen for seen in frame.objects if seen.name == sample.subject]
     tool = next((seen for seen in own if seen.box_px == sample.box_px), own[0] if own else None)
-    where = _in_place(_place(tool, frame, rule) if tool else None)
+    where = _in_place(tool, frame, rule) if tool else ""
     # Classes of other sets are said as they are.
     seen = _SEEN.get(sample.answer, f"in the state {sample.answer}")
     return (
@@ -169,15 +169,12 @@ def _tool(sample: Sample, frame: Frame, _: LocationRule | None) -> tuple[str, st
     return f"{where} {seen}, {claim}", f"{seen} {where}, {claim}"
 
 
-def _place(seen: AnnotatedObject, frame: Frame, rule: LocationRule | None) -> str | None:
-    if seen.location is not None:
-        return seen.location
-    return _quadrant(seen.box_px, frame, rule) if rule is not None else None
+def _in_place(seen: AnnotatedObject, frame: Frame, rule: LocationRule | None) -> str:
+    place = seen.location
+    if place is None and rule is not None:
+        place = _quadrant(seen.box_px, frame, rule)
+    return f" in the {place}" if place else ""
 
 
 def _quadrant(box: Box, frame: Frame, rule: LocationRule) -> str | None:
     return quadrant(box, rule, frame.width, frame.height, frame.organ_box)
-
-
-def _in_place(place: str | None) -> str:
-    return f" in the {place}" if place else ""
