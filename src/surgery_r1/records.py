@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from surgery_r1 import vocab
+from surgery_r1._util.checked import WrongData, checked
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import Box, is_box
 
@@ -25,21 +26,13 @@ class Record:
         """Build from a parsed JSON object.
 
         Raises:
-            SurgeryR1Error: naming ``where`` and the key or value that does not fit.
+            SurgeryR1Error: naming ``where`` and every key and value that does not fit.
         """
-        names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(data) - names)
-        missing = sorted(names - cls._optional - set(data))
-        if unknown or missing:
-            raise SurgeryR1Error(
-                f"{cls.__name__} with unknown keys {unknown} and missing keys {missing}",
-                where=where,
-                fix="rebuild the dataset with this version of surgery-r1",
-            )
         try:
-            return cls(**{name: _frozen(name, value) for name, value in data.items()})
-        except (TypeError, ValueError) as error:
-            raise SurgeryR1Error(f"bad {cls.__name__}: {error}", where=where, fix="rebuild the dataset") from None
+            return checked(cls, data)
+        except WrongData as error:
+            fix = "rebuild the dataset with this version of surgery-r1"
+            raise SurgeryR1Error(f"bad {cls.__name__}: {error}", where=where, fix=fix) from None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict with the fields as keys, in order; optional fields at their default are left out."""
@@ -50,14 +43,6 @@ class Record:
                 continue
             data[f.name] = _thawed(value)
         return data
-
-
-def _frozen(name: str, value: Any) -> Any:
-    if name == "objects":
-        return tuple(AnnotatedObject.from_json(item) for item in value)
-    if isinstance(value, list):
-        return tuple(_frozen("", item) for item in value)
-    return value
 
 
 def _thawed(value: Any) -> Any:

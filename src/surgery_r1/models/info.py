@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from surgery_r1 import codec, prompts
+from surgery_r1._util.checked import WrongData, checked
 from surgery_r1._util.files import read_json, write_json
 from surgery_r1.errors import SurgeryR1Error
 
@@ -44,6 +45,10 @@ class ModelInfo:
     prompt_version: str = prompts.PROMPT_VERSION
     step: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.box_space not in codec.BOX_SPACES:
+            raise ValueError(f"box_space {self.box_space!r}, expected one of {[*codec.BOX_SPACES]}")
+
     def save(self, folder: Path) -> None:
         write_json(folder / INFO_FILE, asdict(self))
 
@@ -55,12 +60,9 @@ class ModelInfo:
             SurgeryR1Error: when the file does not fit, or was written by another codec or prompt version.
         """
         path = folder / INFO_FILE
-        data = read_json(path)
         try:
-            info = cls(**data)
-            if info.box_space not in codec.BOX_SPACES:
-                raise TypeError(f"box_space {info.box_space!r}")
-        except TypeError as error:
+            info = checked(cls, read_json(path))
+        except WrongData as error:
             raise SurgeryR1Error(
                 f"does not describe a model: {error}", where=str(path), fix="export it again"
             ) from None
