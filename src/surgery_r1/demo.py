@@ -238,24 +238,25 @@ def run_demo(
     *,
     config: str = "tiny",
     overrides: Sequence[str] = (),
-    seed: int = 0,
-    frames: int | None = None,
-    controls: bool = False,
     fresh: bool,
+    **settings: Any,
 ) -> dict[str, Any]:
     """The demo with a config by name; ``fresh`` first removes what an earlier demo wrote (:data:`PARTS`).
+
+    Args:
+        settings: as :class:`Demo` takes them.
 
     Raises:
         SurgeryR1Error: when the config or its overrides are wrong (nothing is removed then), and as :meth:`Demo.run`.
     """
-    settings = load_config(config, overrides)
+    demo = Demo(out, load_config(config, overrides), **settings)
     if fresh:
         for part in (out / name for name in PARTS):
             if part.is_dir():
                 shutil.rmtree(part)
             else:
                 part.unlink(missing_ok=True)
-    return Demo(out, settings, seed=seed, frames=frames, controls=controls).run()
+    return demo.run()
 
 
 def _shown(dataset: Dataset) -> Sample:

@@ -66,9 +66,6 @@ class _Kept(ByteCache[bytes, tuple[Any, Any]]):
     def __init__(self, limit: int) -> None:
         super().__init__(limit, lambda image: image[0].nbytes)
 
-    def __deepcopy__(self, memo: Any) -> _Kept:
-        return _Kept(int(self.maxsize))
-
     def __reduce__(self) -> Any:
         return _Kept, (self.maxsize,)
 
@@ -118,7 +115,8 @@ class DeduplicatingImageProcessor(Qwen2VLImageProcessorPil):
         return {**data, "image_processor_type": "Qwen2VLImageProcessor"}
 
 
-_IMAGE_ONLY: dict[str, type[Any]] = {
+#: Model family -> its processor without video; the class below it is the stock one, which other engines look up.
+PROCESSORS: dict[str, type[Any]] = {
     "qwen2_vl": ImageOnlyQwen2VLProcessor,
     "qwen2_5_vl": ImageOnlyQwen25VLProcessor,
     "qwen3_vl": ImageOnlyQwen3VLProcessor,
@@ -146,7 +144,7 @@ def load_processor(folder: Path, model_type: str, *, min_pixels: int | None = No
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             image_processor = DeduplicatingImageProcessor.from_pretrained(folder, local_files_only=True)
             template = getattr(tokenizer, "chat_template", None)
-            processor = _IMAGE_ONLY[model_type](image_processor, tokenizer, chat_template=template)
+            processor = PROCESSORS[model_type](image_processor, tokenizer, chat_template=template)
     except Exception as error:
         raise SurgeryR1Error(
             f"tokenizer or image processor cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})",

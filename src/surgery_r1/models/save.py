@@ -9,15 +9,8 @@ from typing import Any
 from surgery_r1._util.files import read_json, write_json
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.info import ModelInfo
+from surgery_r1.models.processor import PROCESSORS
 from surgery_r1.models.quiet import without_progress_bars
-
-#: Stock processor by model type, which other engines look up by this name.
-_PROCESSOR_CLASS = {
-    "qwen2_vl": "Qwen2VLProcessor",
-    "qwen2_5_vl": "Qwen2_5_VLProcessor",
-    "qwen3_vl": "Qwen3VLProcessor",
-    "qwen3_vl_moe": "Qwen3VLProcessor",
-}
 
 
 def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> None:
@@ -70,4 +63,4 @@ def save_processor(processor: Any, model_type: str, folder: Path) -> None:
     processor.tokenizer.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     path = folder / "preprocessor_config.json"
-    write_json(path, {**read_json(path), "processor_class": _PROCESSOR_CLASS[model_type]})
+    write_json(path, {**read_json(path), "processor_class": PROCESSORS[model_type].__bases__[-1].__name__})

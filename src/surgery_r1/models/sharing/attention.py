@@ -129,18 +129,16 @@ def forget_masks() -> None:
 
 def flex_tree_attention(query: Any, key: Any, value: Any, layout: TreeLayout, scale: float) -> Any:
     """The same attention with torch's flex attention, compiled where there is a GPU. Shapes as in the CPU's way."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    attend = _compiled_flex() if query.is_cuda else flex_attention
+    attend = _flex_attention(compiled=query.is_cuda)
     mask = _block_mask(layout, query.device)
     return attend(query, key, value, block_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
 
 
-@lru_cache(maxsize=1)
-def _compiled_flex() -> Any:
+@cache
+def _flex_attention(compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True)
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
 
 
 def tree_attention(

@@ -12,15 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from surgery_r1 import prompts
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models.encode import expand_images
+from surgery_r1.models.encode import expand_images, image_dimensions
+from surgery_r1.models.processor import view_of
 from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.train.datasets import lazy
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from datasets import Dataset as HFDataset
 
     from surgery_r1.train.config import TrainConfig
@@ -125,8 +127,6 @@ class FramePackCollator:
         Raises:
             SurgeryR1Error: when two rows of the same images differ before the end of their images.
         """
-        import torch
-
         processed = self.processor.image_processor(
             images=[image for pack in packs for image in pack["images"]], return_tensors="pt"
         )
@@ -213,8 +213,6 @@ class PlainPackCollator(FramePackCollator):
 
 def packed(rows: HFDataset, collator: FramePackCollator, config: TrainConfig) -> HFDataset:
     """The packs of ``rows`` that ``[sft]`` asks for."""
-    import torch
-
     packs = pack_rows(rows, config.sft.rows_per_frame, config.seed)
     if not config.sft.pack_tokens:
         return packs
@@ -227,11 +225,6 @@ def packed(rows: HFDataset, collator: FramePackCollator, config: TrainConfig) ->
 
 def image_grids(paths: Sequence[str], processor: Any) -> np.ndarray:
     """(images, 3): temporal, height and width in patches of each image, from its header alone."""
-    import numpy as np
-
-    from surgery_r1.models.encode import image_dimensions
-    from surgery_r1.models.processor import view_of
-
     patch = processor.image_processor.patch_size
     grids = []
     for path in paths:
