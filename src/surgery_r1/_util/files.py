@@ -50,11 +50,11 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 def write_error(path: Path, error: OSError) -> SurgeryR1Error:
     """What to raise when ``path`` could not be written; names another file where that was in the way."""
     if error.errno == errno.ENOSPC:
-        return SurgeryR1Error("no space left on the disk", where=str(path), fix="free some space and run again")
+        return SurgeryR1Error("no space left on the disk", where=path, fix="free some space and run again")
     reason = error.strerror or str(error)
     if error.filename is not None and not _is_part(Path(os.fsdecode(error.filename)), path):
         reason += f": {os.fsdecode(error.filename)}"
-    return SurgeryR1Error(f"cannot write: {reason}", where=str(path), fix="check path and permissions")
+    return SurgeryR1Error(f"cannot write: {reason}", where=path, fix="check path and permissions")
 
 
 def _is_part(name: Path, path: Path) -> bool:
@@ -82,7 +82,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SurgeryR1Error("no such file", where=str(path), fix="check the path") from None
+        raise SurgeryR1Error("no such file", where=path, fix="check the path") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         line = getattr(error, "lineno", 1)
         raise SurgeryR1Error(f"not valid JSON: {error}", where=f"{path}:{line}", fix="write the file again") from None
@@ -107,7 +107,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         handle = path.open(encoding="utf-8")
     except FileNotFoundError:
-        raise SurgeryR1Error("no such file", where=str(path), fix="check the path") from None
+        raise SurgeryR1Error("no such file", where=path, fix="check the path") from None
     with handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip():

@@ -75,13 +75,13 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise SurgeryR1Error("is a file", where=str(out), fix="name a new folder for --out")
+        raise SurgeryR1Error("is a file", where=out, fix="name a new folder for --out")
     if not any(out.iterdir()):
         return
     if not ((out / "manifest.json").is_file() and (out / "samples.jsonl").is_file()):
-        raise SurgeryR1Error("folder is not empty and not a dataset", where=str(out), fix="name a new folder for --out")
+        raise SurgeryR1Error("folder is not empty and not a dataset", where=out, fix="name a new folder for --out")
     if not overwrite:
-        raise SurgeryR1Error("a dataset is already there", where=str(out), fix="add --overwrite to replace it")
+        raise SurgeryR1Error("a dataset is already there", where=out, fix="add --overwrite to replace it")
 
 
 def _take_place(temporary: Path, out: Path) -> None:

@@ -36,9 +36,7 @@ def find(name: str | Path, folder: Path, known: Iterable[str]) -> Path:
     if not path.suffix and (folder / f"{name}.toml").is_file():
         return folder / f"{name}.toml"
     if not path.is_file():
-        raise SurgeryR1Error(
-            "no such config", where=str(name), fix=f"give a TOML file or one of {', '.join(sorted(known))}"
-        )
+        raise SurgeryR1Error("no such config", where=name, fix=f"give a TOML file or one of {', '.join(sorted(known))}")
     return path
 
 
@@ -52,9 +50,9 @@ def load_toml(path: Path) -> tuple[dict[str, Any], str]:
         text = path.read_text(encoding="utf-8")
         return tomllib.loads(text), text
     except UnicodeDecodeError as error:
-        raise SurgeryR1Error(f"not UTF-8: {error.reason}", where=str(path), fix="save the file as UTF-8") from None
+        raise SurgeryR1Error(f"not UTF-8: {error.reason}", where=path, fix="save the file as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise SurgeryR1Error(f"not valid TOML: {error}", where=str(path), fix="correct the line") from None
+        raise SurgeryR1Error(f"not valid TOML: {error}", where=path, fix="correct the line") from None
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,7 @@ class ModelInfo:
         try:
             info = checked(cls, read_json(path))
         except WrongData as error:
-            raise SurgeryR1Error(
-                f"does not describe a model: {error}", where=str(path), fix="export it again"
-            ) from None
+            raise SurgeryR1Error(f"does not describe a model: {error}", where=path, fix="export it again") from None
         for name, have, want in (
             ("codec", info.codec_version, codec.CODEC_VERSION),
             ("prompt", info.prompt_version, prompts.PROMPT_VERSION),
@@ -73,7 +71,7 @@ class ModelInfo:
             if have != want:
                 raise SurgeryR1Error(
                     f"written with {name} version {have}, this is {want}",
-                    where=str(path),
+                    where=path,
                     fix="train again, or use the surgery-r1 version that wrote it",
                 )
         return info

@@ -23,7 +23,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from surgery_r1._util.byte_cache import ByteCache
 from surgery_r1.codec import View
-from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.errors import SurgeryR1Error, explained
 
 
 class _ImageOnly:
@@ -135,7 +135,8 @@ def load_processor(folder: Path, model_type: str, *, min_pixels: int | None = No
     Raises:
         SurgeryR1Error: when files are missing or torn.
     """
-    try:
+    fix = "copy tokenizer.json, tokenizer_config.json and preprocessor_config.json of the model again"
+    with explained("tokenizer or image processor cannot be read", where=folder, fix=fix):
         if importlib.util.find_spec("torchvision") is not None:
             from transformers import AutoProcessor
 
@@ -145,16 +146,10 @@ def load_processor(folder: Path, model_type: str, *, min_pixels: int | None = No
             image_processor = DeduplicatingImageProcessor.from_pretrained(folder, local_files_only=True)
             template = getattr(tokenizer, "chat_template", None)
             processor = PROCESSORS[model_type](image_processor, tokenizer, chat_template=template)
-    except Exception as error:
-        raise SurgeryR1Error(
-            f"tokenizer or image processor cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})",
-            where=str(folder),
-            fix="copy tokenizer.json, tokenizer_config.json and preprocessor_config.json of the model again",
-        ) from error
     if not hasattr(processor, "image_processor"):
         raise SurgeryR1Error(
             "the folder holds a tokenizer but no image processor",
-            where=str(folder),
+            where=folder,
             fix="add preprocessor_config.json of the model",
         )
     size = dict(processor.image_processor.size)

@@ -45,7 +45,7 @@ def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> Non
         # safetensors reports a full disk as an exception type of its own.
         raise SurgeryR1Error(
             f"the model could not be saved ({type(error).__name__}: {error})",
-            where=str(folder),
+            where=folder,
             fix="free some disk space and go on with --resume",
         ) from error
 

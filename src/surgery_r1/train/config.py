@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -204,42 +204,35 @@ def _dev_asked_as_in_rft(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return data
 
 
-def _inconsistent(config: TrainConfig) -> list[str]:
+def _inconsistent(config: TrainConfig) -> Iterator[str]:
     """Names that nobody knows, and values that are fine alone and wrong together."""
-    messages = []
-    rft = config.rft
+    model, sft, rft = config.model, config.sft, config.rft
     completions = rft.prompts * rft.generations
     if rft.micro_batch and (completions % rft.micro_batch or rft.micro_batch % rft.generations):
-        messages.append(
+        yield (
             f"rft.micro_batch = {rft.micro_batch} cannot hold whole groups: it must be a multiple of "
             f"rft.generations = {rft.generations} that divides prompts x generations = {completions}"
         )
     if config.eval.reasoning and not rft.reasoning:
-        messages.append(
+        yield (
             "eval.reasoning = true, but rft.reasoning = false: dev would choose a model by prompts that RFT does not "
             "train; set both alike, or leave eval.reasoning out"
         )
-    model = config.model
     if (model.vision_cache or model.offload_vision) and not model.freeze_vision:
-        messages.append("model.vision_cache and model.offload_vision need model.freeze_vision: they must not change")
-    sft = config.sft
+        yield "model.vision_cache and model.offload_vision need model.freeze_vision: they must not change"
     if sft.pack_tokens and not sft.rows_per_frame:
-        messages.append("sft.pack_tokens needs sft.rows_per_frame: what is packed are the rows of frames")
+        yield "sft.pack_tokens needs sft.rows_per_frame: what is packed are the rows of frames"
     if sft.rows_per_frame:
         # Packed rows are never cut, and their labels are already shifted.
         fixed: dict[str, Any] = {"max_length": None, "label_smoothing_factor": 0, "completion_only_loss": True}
-        messages += [
-            f"sft.trl.{name} = {sft.trl[name]!r} does not go with sft.rows_per_frame: leave one of them out"
-            for name, value in fixed.items()
-            if sft.trl.get(name, value) != value
-        ]
-    messages += _wrong_flips("sft.flips", sft.flips) + _wrong_flips("rft.flips", rft.flips)
-    if not config.sft.tasks:
-        messages.append(f"sft.tasks is empty: give some of {list(TASKS)}")
-    messages += [
-        f"sft.tasks holds {task!r}, not one of {list(TASKS)}" for task in config.sft.tasks if task not in TASKS
-    ]
-    return messages
+        for name, value in fixed.items():
+            if sft.trl.get(name, value) != value:
+                yield f"sft.trl.{name} = {sft.trl[name]!r} does not go with sft.rows_per_frame: leave one of them out"
+    yield from _wrong_flips("sft.flips", sft.flips)
+    yield from _wrong_flips("rft.flips", rft.flips)
+    if not sft.tasks:
+        yield f"sft.tasks is empty: give some of {list(TASKS)}"
+    yield from (f"sft.tasks holds {task!r}, not one of {list(TASKS)}" for task in sft.tasks if task not in TASKS)
 
 
 def _wrong_flips(name: str, flips: tuple[str, ...]) -> list[str]:

@@ -36,17 +36,13 @@ _PRIVATE: dict[str, Any] = {
 
 #: Options that the config sets by names of its own.
 _OWNED: dict[str, str] = {
+    **{name: name for name in ("learning_rate", "max_steps", "warmup_steps", "temperature", "seed")},
     "output_dir": "--out",
-    "learning_rate": "learning_rate",
-    "max_steps": "max_steps",
-    "warmup_steps": "warmup_steps",
     "per_device_train_batch_size": "batch_size or micro_batch",
     "gradient_accumulation_steps": "micro_batch",
     "num_generations": "generations",
-    "temperature": "temperature",
     "max_completion_length": "max_completion",
     "reward_weights": "rewards",
-    "seed": "seed",
     "save_steps": "eval_every",
     "save_strategy": "eval_every",
     "shuffle_dataset": "questions_per_frame",

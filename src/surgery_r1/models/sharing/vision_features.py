@@ -80,7 +80,7 @@ class FeatureFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SurgeryR1Error(
-                f"no folder for vision features: {error.strerror}", where=str(folder), fix="change model.vision_cache"
+                f"no folder for vision features: {error.strerror}", where=folder, fix="change model.vision_cache"
             ) from None
         self._sizes = _FileSizes(limit, lambda size: size)
         for path in sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns):

@@ -63,22 +63,21 @@ def tasks(objects: Sequence[SceneTuple], rng: random.Random, count: int) -> list
         form = rng.random()
         if form < 0.35:
             name, _, _, box = rng.choice(objects)
-            request = rng.choice(DETECT).format(name)
-            result.append((f"{request} Reply with box.", codec.render(None, None, box)))
+            request, reply = f"{rng.choice(DETECT).format(name)} Reply with box.", codec.render(None, None, box)
         elif form < 0.80:
             seen = rng.choice(objects)
-            request = rng.choice(DESCRIBE).format(seen[0])
+            request = f"{rng.choice(DESCRIBE).format(seen[0])} Reply with think and box."
             reply = codec.render(_description(seen, rng.randrange(3)), None, seen[3])
-            result.append((f"{request} Reply with think and box.", reply))
         elif form < 0.92:
             seen = rng.choice(objects)
             request = f"What is in {codec.render(None, None, seen[3])}? Reply with think."
-            result.append((request, codec.render(_description(seen), None, None)))
+            reply = codec.render(_description(seen), None, None)
         else:
             # Without the cues: the longest reply sets what a step costs.
             ordered = sorted(tools, key=lambda o: o[3][0])
             listed = ", ".join(f"the {name} in the {PLACES[place]}" for name, _, place, _ in ordered if place)
-            result.append(("Describe the frame. Reply with think.", codec.render(listed, None, None)))
+            request, reply = "Describe the frame. Reply with think.", codec.render(listed, None, None)
+        result.append((request, reply))
     return result
 
 
