@@ -5,6 +5,7 @@ Each record is a frozen dataclass with ``from_json`` (strict: unknown and missin
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
@@ -36,19 +37,20 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict with the fields as keys, in order; optional fields at their default are left out."""
-        data = {}
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if f.name in self._optional and value == f.default:
-                continue
-            data[f.name] = _thawed(value)
-        return data
+        own = [f for f in fields(self) if f.name not in self._optional or getattr(self, f.name) != f.default]  # type: ignore[arg-type]
+        return {f.name: _thawed(getattr(self, f.name)) for f in own}
 
 
 def _thawed(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_thawed(item) for item in value]
     return value.to_json() if isinstance(value, Record) else value
+
+
+def check_choice(name: str, value: str, known: Collection[str]) -> None:
+    """Refuse a value that is not one of those known, with a ValueError."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r}, expected one of {known}")
 
 
 def _check_box(name: str, box: Box) -> None:
@@ -83,10 +85,8 @@ class Sample(Record):
     _optional: ClassVar[frozenset[str]] = frozenset({"answers_accepted", "boxes_accepted"})
 
     def __post_init__(self) -> None:
-        if self.split not in vocab.SPLITS:
-            raise ValueError(f"split={self.split!r}, expected one of {vocab.SPLITS}")
-        if self.kind not in vocab.KINDS:
-            raise ValueError(f"kind={self.kind!r}, expected one of {vocab.KINDS}")
+        check_choice("split", self.split, vocab.SPLITS)
+        check_choice("kind", self.kind, vocab.KINDS)
         _check_box("box_px", self.box_px)
 
     @property
@@ -152,5 +152,4 @@ class TrainingRow(Record):
     checks: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task={self.task!r}, expected one of {TASKS}")
+        check_choice("task", self.task, TASKS)

@@ -28,33 +28,35 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     Raises:
         SurgeryR1Error: when the disk is full or the folder cannot be written; ``path`` is left as it was.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    except OSError as error:
-        raise write_error(path, error) from error
+        try:
+            text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+            with os.fdopen(fd, mode, **text) as handle:  # type: ignore[call-overload]
+                yield handle
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What hinders the writing of ``path`` inside the block is told; so is another file that was in the way.
+
+    Raises:
+        SurgeryR1Error: in place of every OSError.
+    """
     try:
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        with os.fdopen(fd, mode, **text) as handle:  # type: ignore[call-overload]
-            yield handle
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise write_error(path, error) from error
-        raise
-
-
-def write_error(path: Path, error: OSError) -> SurgeryR1Error:
-    """What to raise when ``path`` could not be written; names another file where that was in the way."""
-    if error.errno == errno.ENOSPC:
-        return SurgeryR1Error("no space left on the disk", where=path, fix="free some space and run again")
-    reason = error.strerror or str(error)
-    if error.filename is not None and not _is_part(Path(os.fsdecode(error.filename)), path):
-        reason += f": {os.fsdecode(error.filename)}"
-    return SurgeryR1Error(f"cannot write: {reason}", where=path, fix="check path and permissions")
+        yield
+    except OSError as error:
+        what, fix = f"cannot write: {error.strerror or error}", "check path and permissions"
+        if error.errno == errno.ENOSPC:
+            what, fix = "no space left on the disk", "free some space and run again"
+        elif error.filename is not None and not _is_part(Path(os.fsdecode(error.filename)), path):
+            what += f": {os.fsdecode(error.filename)}"
+        raise SurgeryR1Error(what, where=path, fix=fix) from error
 
 
 def _is_part(name: Path, path: Path) -> bool:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from surgery_r1._util.files import write_error
+from surgery_r1._util.files import writing
 from surgery_r1.errors import SurgeryR1Error
 
 
@@ -25,23 +25,19 @@ def replacing_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """
     _clear_up(out)
     _check_replaceable(out, overwrite)
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
         lock = os.open(temporary, os.O_RDONLY)
-    except OSError as error:
-        raise write_error(out, error) from error
-    try:
-        # Held by a living process: this is how a later build knows what a killed one has left.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        temporary.chmod(0o755)
-        yield temporary
-        _take_place(temporary, out)
-    except OSError as error:
-        raise write_error(out, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
+        try:
+            # Held by a living process: this is how a later build knows what a killed one has left.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            temporary.chmod(0o755)
+            yield temporary
+            _take_place(temporary, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
 
 
 def _clear_up(out: Path) -> None:

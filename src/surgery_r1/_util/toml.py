@@ -69,20 +69,16 @@ class Layer:
     data: Mapping[str, Any]
     text: str = ""
 
-    def holds(self, key: str) -> bool:
-        """Whether the dotted key is set here."""
+    def place(self, key: str) -> str | None:
+        """``path:line`` of the dotted key, the name alone where there is no text; None where it is not set here."""
         value: Any = self.data
-        for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return False
-            value = value[part]
-        return True
-
-    def place(self, key: str) -> str:
-        """``path:line`` of the dotted key; the path alone where it is not set, or the layer has no text."""
-        if not self.text or not self.holds(key):
-            return self.name
         parts = key.split(".")
+        for part in parts:
+            if not isinstance(value, Mapping) or part not in value:
+                return None
+            value = value[part]
+        if not self.text:
+            return self.name
         # In an inline table the line is that of the table.
         tables = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
         return f"{self.name}:{next((line for table in tables if (line := _line_of(table, self.text))), 1)}"
@@ -121,10 +117,9 @@ class Sources:
 
     def place(self, key: str) -> str:
         """Where the dotted key gets its value; where it has none, the file that was asked for."""
-        for layer in reversed(self.layers):
-            if layer.holds(key):
-                return layer.place(key)
-        return next((layer.name for layer in reversed(self.layers) if layer.name != COMMAND_LINE), COMMAND_LINE)
+        places = [place for layer in self.layers if (place := layer.place(key))]
+        files = [layer.name for layer in self.layers if layer.name != COMMAND_LINE]
+        return (places or files or [COMMAND_LINE])[-1]
 
 
 def build(

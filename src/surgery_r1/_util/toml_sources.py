@@ -118,22 +118,18 @@ def parse_override(text: str) -> tuple[str, Any]:
 def _files(kind: type, path: Path, known: Sequence[str]) -> list[Layer]:
     """The file and those it extends, the lowest first."""
     layers: list[Layer] = []
-    paths: list[Path] = []
     while True:
         data, text = load_toml(path)
         if layers:
             _refuse_another_kind(kind, data, layers[0], known)
         layers.insert(0, Layer(str(path), data, text))
-        paths.append(path)
         if EXTENDS not in data:
             return layers
         path = _parent(layers[0], path, known)
-        if path.resolve() in [before.resolve() for before in paths]:
-            raise SurgeryR1Error(
-                f"extends in a circle: {' -> '.join(p.name for p in [*paths, path])}",
-                where=layers[0].place(EXTENDS),
-                fix="take one extends out",
-            )
+        before = [Path(layer.name) for layer in reversed(layers)]
+        if path.resolve() in [path.resolve() for path in before]:
+            what = f"extends in a circle: {' -> '.join(path.name for path in [*before, path])}"
+            raise SurgeryR1Error(what, where=layers[0].place(EXTENDS), fix="take one extends out")
 
 
 def _parent(layer: Layer, path: Path, known: Sequence[str]) -> Path:

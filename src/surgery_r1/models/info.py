@@ -64,14 +64,11 @@ class ModelInfo:
             info = checked(cls, read_json(path))
         except WrongData as error:
             raise SurgeryR1Error(f"does not describe a model: {error}", where=path, fix="export it again") from None
+        fix = "train again, or use the surgery-r1 version that wrote it"
         for name, have, want in (
             ("codec", info.codec_version, codec.CODEC_VERSION),
             ("prompt", info.prompt_version, prompts.PROMPT_VERSION),
         ):
             if have != want:
-                raise SurgeryR1Error(
-                    f"written with {name} version {have}, this is {want}",
-                    where=path,
-                    fix="train again, or use the surgery-r1 version that wrote it",
-                )
+                raise SurgeryR1Error(f"written with {name} version {have}, this is {want}", where=path, fix=fix)
         return info

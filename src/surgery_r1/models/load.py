@@ -137,9 +137,7 @@ def _family(base: Path) -> str:
     model_type = read_json(base / "config.json").get("model_type")
     if model_type not in FAMILIES:
         raise SurgeryR1Error(
-            f"unknown model family {model_type!r}",
-            where=base / "config.json",
-            fix=f"use one of {sorted(FAMILIES)}",
+            f"unknown model family {model_type!r}", where=base / "config.json", fix=f"use one of {sorted(FAMILIES)}"
         )
     return str(model_type)
 

@@ -152,12 +152,9 @@ def load_processor(folder: Path, model_type: str, *, min_pixels: int | None = No
             where=folder,
             fix="add preprocessor_config.json of the model",
         )
-    size = dict(processor.image_processor.size)
-    if min_pixels is not None:
-        size["shortest_edge"] = min_pixels
-    if max_pixels is not None:
-        size["longest_edge"] = max_pixels
-    processor.image_processor.size = size
+    limits = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    given = {edge: pixels for edge, pixels in limits.items() if pixels is not None}
+    processor.image_processor.size = dict(processor.image_processor.size) | given
     # Generation needs the prompt's last token at the right end.
     processor.tokenizer.padding_side = "left"
     return processor

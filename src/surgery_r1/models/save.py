@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 from surgery_r1._util.files import read_json, write_json
-from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.errors import explained
 from surgery_r1.models.info import ModelInfo
 from surgery_r1.models.processor import PROCESSORS
 from surgery_r1.models.quiet import without_progress_bars
@@ -23,7 +24,10 @@ def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> Non
         SurgeryR1Error: when the disk is full or cannot be written.
     """
     partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
-    try:
+    # safetensors reports a full disk as an exception type of its own.
+    fix = "free some disk space and go on with --resume"
+    with explained("the model could not be saved", where=folder, fix=fix), contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, partial, ignore_errors=True)
         recover(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -38,16 +42,6 @@ def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> Non
             folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not isinstance(error, Exception):
-            raise
-        # safetensors reports a full disk as an exception type of its own.
-        raise SurgeryR1Error(
-            f"the model could not be saved ({type(error).__name__}: {error})",
-            where=folder,
-            fix="free some disk space and go on with --resume",
-        ) from error
 
 
 def recover(folder: Path) -> None:

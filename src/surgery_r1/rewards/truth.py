@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 
 from surgery_r1 import geometry, prompts, vocab
 from surgery_r1._util.checked import WrongData, checked
@@ -12,7 +12,7 @@ from surgery_r1.codec import BOX_SPACES, View
 from surgery_r1.data.location_rule import TRUSTED_AGREEMENT
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import Box, LocationRule
-from surgery_r1.records import TASKS, AnnotatedObject, Frame, Sample
+from surgery_r1.records import TASKS, AnnotatedObject, Frame, Sample, check_choice
 
 #: Below this share of labels that follow the measured location rule, quadrants and boxes are not compared.
 MIN_AGREEMENT = TRUSTED_AGREEMENT
@@ -52,13 +52,9 @@ class Truth:
     box_space: str
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("task", self.task, TASKS),
-            ("kind", self.kind, vocab.KINDS),
-            ("box_space", self.box_space, tuple(BOX_SPACES)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}={value!r}, expected one of {known}")
+        check_choice("task", self.task, TASKS)
+        check_choice("kind", self.kind, vocab.KINDS)
+        check_choice("box_space", self.box_space, tuple(BOX_SPACES))
         if not self.accepted:
             raise ValueError("no accepted answer")
         for _, box in self.accepted:
@@ -136,7 +132,7 @@ class Truth:
         """
         try:
             data = json.loads(text)
-            data["view"] = dict(zip(View.__dataclass_fields__, data["view"], strict=True))
+            data["view"] = dict(zip((f.name for f in fields(View)), data["view"], strict=True))
             return checked(cls, data)
         except (TypeError, ValueError, KeyError, WrongData) as error:
             raise SurgeryR1Error(

@@ -18,20 +18,11 @@ logger = logging.getLogger(__name__)
 
 #: Options that send weights, metrics, completions or frames elsewhere, and what they are held at.
 _PRIVATE: dict[str, Any] = {
-    "push_to_hub": False,
-    "hub_model_id": None,
-    "hub_token": None,
+    **dict.fromkeys(("push_to_hub", "log_multimodal", "trust_remote_code"), False),
+    **dict.fromkeys(("hub_model_id", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision")),
+    **dict.fromkeys(("log_completions_hub_repo", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")),
     "hub_strategy": "every_save",
-    "hub_private_repo": None,
-    "hub_always_push": False,
-    "hub_revision": None,
-    "log_completions_hub_repo": None,
-    "log_multimodal": False,
-    "trackio_space_id": None,
-    "trackio_bucket_id": None,
-    "trackio_static_space_id": None,
     "report_to": "none",
-    "trust_remote_code": False,
 }
 
 #: Options that the config sets by names of its own.

@@ -101,11 +101,8 @@ def corpus() -> list[str]:
         for reasoning in (True, False):
             lines += [prompts.user_text("What organ is being operated?", task, reasoning)] * 4
     for tool in vocab.TOOLS:
-        lines += [
-            f"What is the state of {tool}? Where is {tool} located?",
-            f"Detect the {tool}.",
-            f"Describe the {tool}.",
-        ]
+        lines += [f"What is the state of {tool}? Where is {tool} located?"]
+        lines += [f"Detect the {tool}.", f"Describe the {tool}."]
         lines += [f"<think>{tool}</think>{tool} {tool}.", f"The {tool} the {tool} is {tool},"]
         for state in vocab.STATES:
             lines += [
