@@ -88,9 +88,8 @@ class FeatureFolder:
 
     def get(self, key: bytes) -> torch.Tensor | None:
         """Features of an image; None when there are none, or the file is torn (it is then written again)."""
-        path = self._path(key)
         try:
-            return load_file(path)["features"]
+            return load_file(self._path(key))["features"]
         except (FileNotFoundError, SafetensorError, KeyError):
             return None
 
@@ -234,6 +233,5 @@ def keep_frozen_features(
     if isinstance(tower.forward, VisionCache):
         return tower.forward
     files = FeatureFolder(folder, tower, disk) if folder is not None else None
-    cache = VisionCache(tower, limit, files, offload)
-    tower.forward = cache
-    return cache
+    tower.forward = VisionCache(tower, limit, files, offload)
+    return tower.forward

@@ -110,9 +110,8 @@ def corpus() -> list[str]:
             ]
             lines += [f"<answer>{state}</answer> {state} is {state.replace('_', ' ').lower()} {state.lower()}."]
         for location in vocab.LOCATIONS:
-            lines += [
-                f"<answer>{location}</answer> {location} {location.replace('-', ' ')}, {location.replace('-', ' ')}."
-            ]
+            words = location.replace("-", " ")
+            lines += [f"<answer>{location}</answer> {location} {words}, {words}."]
     lines += [
         "Describe the frame. What is in the kidney organ being operated reply with box. What tool is in left-top?"
     ] * 8
