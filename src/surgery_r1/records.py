@@ -6,11 +6,11 @@ Each record is a frozen dataclass with ``from_json`` (strict: unknown and missin
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from surgery_r1 import vocab
-from surgery_r1._util.checked import WrongData, checked
+from surgery_r1._util.checked import Positive, WrongData, checked
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import Box, is_box
 
@@ -72,8 +72,8 @@ class Sample(Record):
     sequence: str
     frame: str
     image: str
-    width: int
-    height: int
+    width: Positive
+    height: Positive
     question: str
     kind: str
     subject: str
@@ -88,6 +88,12 @@ class Sample(Record):
         check_choice("split", self.split, vocab.SPLITS)
         check_choice("kind", self.kind, vocab.KINDS)
         _check_box("box_px", self.box_px)
+        for box in self.boxes_accepted:
+            _check_box("boxes_accepted", box)
+        if len(self.answers_accepted) != len(self.boxes_accepted):
+            raise ValueError(
+                f"{len(self.answers_accepted)} answers_accepted, {len(self.boxes_accepted)} boxes_accepted"
+            )
 
     @property
     def frame_id(self) -> str:
@@ -126,8 +132,8 @@ class Frame(Record):
 
     frame_id: str
     image: str
-    width: int
-    height: int
+    width: Positive
+    height: Positive
     sha256: str
     objects: tuple[AnnotatedObject, ...]
 
@@ -149,7 +155,7 @@ class TrainingRow(Record):
     answer: str | None
     box_px: Box | None
     writer: str | None
-    checks: dict[str, Any] = field(default_factory=dict)
+    checks: dict[str, Any]
 
     def __post_init__(self) -> None:
         check_choice("task", self.task, TASKS)

@@ -35,13 +35,16 @@ class WrongData(Exception):
         super().__init__("; ".join(message for _, message in self.problems))
 
 
-def checked(kind: type[_T], data: Any, known: Iterable[str] = ()) -> _T:
+def checked(
+    kind: type[_T], data: Any, known: Iterable[str] = (), *, others: Literal["forbid", "ignore"] = "forbid"
+) -> _T:
     """A ``kind`` of parsed JSON or TOML.
 
     Args:
         kind: a dataclass whose fields are scalars, lists (tuples), tables (dicts) or such dataclasses. Bounds stand in
             the annotation: ``Annotated[int, Ge(2)]``, or any other with a text behind it that says what is expected.
         known: keys beside the fields, for suggestions.
+        others: what becomes of keys that are no fields.
 
     Raises:
         WrongData: for unknown and missing keys, wrong types, numbers out of bounds or not finite, and what the
@@ -53,18 +56,18 @@ def checked(kind: type[_T], data: Any, known: Iterable[str] = ()) -> _T:
     # date of TOML is its text.
     text = json.dumps([data], default=str)
     try:
-        return typing.cast("list[_T]", _adapter(kind).validate_json(text))[0]  # type: ignore[arg-type]
+        return typing.cast("list[_T]", _adapter(kind, others).validate_json(text))[0]  # type: ignore[arg-type]
     except ValidationError as error:
         problems = error.errors(include_url=False)
     raise WrongData(_told(kind, data, problem, known) for problem in problems)
 
 
 @cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
+def _adapter(kind: type, others: Literal["forbid", "ignore"]) -> TypeAdapter[Any]:
     from pydantic import ConfigDict, TypeAdapter
 
     # pydantic takes no configuration for a dataclass; those in a list have the list's.
-    return TypeAdapter(list[kind], config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))  # type: ignore[valid-type]
+    return TypeAdapter(list[kind], config=ConfigDict(extra=others, strict=True, allow_inf_nan=False))  # type: ignore[valid-type]
 
 
 def _told(kind: Any, data: Any, problem: ErrorDetails, known: Iterable[str]) -> tuple[str, str]:
@@ -74,8 +77,8 @@ def _told(kind: Any, data: Any, problem: ErrorDetails, known: Iterable[str]) -> 
     for key in path:
         if is_dataclass(kind):
             table, kind = kind, typing.get_type_hints(kind, include_extras=True).get(str(key))
-        elif typing.get_origin(kind) is tuple and is_dataclass(typing.get_args(kind)[0]):
-            kind = typing.get_args(kind)[0]
+        elif any(held := [part for part in typing.get_args(kind) if is_dataclass(part)]):
+            kind = held[0]
         else:
             # What lies inside one value is told with the whole of it.
             break
@@ -86,11 +89,13 @@ def _told(kind: Any, data: Any, problem: ErrorDetails, known: Iterable[str]) -> 
         return name, _unknown(table, names, known)
     if what == "missing" and len(names) == len(path):
         return "", f"missing {name}"
+    if what == "json_invalid":
+        return "", "holds half of a surrogate pair, which is no character"
     if what == "dataclass_type":
         return name, f"{name or 'the whole'} must be a table, found {value!r:.80}"
     if is_dataclass(kind):
-        # The dataclass itself refuses its values, or the text cannot be JSON.
-        return name, str(problem.get("ctx", {}).get("error", problem["msg"]))
+        # The dataclass itself refuses its values.
+        return name, f"{name}: " * bool(name) + str(problem["ctx"]["error"])
     return name, f"{name} = {value!r:.80}, expected {_expected(kind, what in _OUT_OF_BOUNDS, path[len(names) :])}"
 
 

@@ -75,19 +75,16 @@ def write_json(path: Path, data: Any) -> None:
         handle.write(dump_json(data, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON file that holds an object.
 
     Raises:
-        SurgeryR1Error: when it is missing or not JSON.
+        SurgeryR1Error: when it is missing, not JSON, or another value.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _object(path.read_bytes(), path, 1)
     except FileNotFoundError:
         raise SurgeryR1Error("no such file", where=path, fix="check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        line = getattr(error, "lineno", 1)
-        raise SurgeryR1Error(f"not valid JSON: {error}", where=f"{path}:{line}", fix="write the file again") from None
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> int:
@@ -107,18 +104,25 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         SurgeryR1Error: when the file is missing or a line is not a JSON object.
     """
     try:
-        handle = path.open(encoding="utf-8")
+        handle = path.open("rb")
     except FileNotFoundError:
         raise SurgeryR1Error("no such file", where=path, fix="check the path") from None
     with handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
                 continue
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise SurgeryR1Error(f"not valid JSON: {error}", where=where, fix="write the file again") from None
-            if not isinstance(record, dict):
-                raise SurgeryR1Error(f"expected a JSON object, found {line[:40]!r}", where=where, fix="one per line")
-            yield where, record
+            yield f"{path}:{number}", _object(line, path, number)
+
+
+def _object(text: bytes, path: Path, line: int) -> dict[str, Any]:
+    """The JSON object that stands in a file from a line on."""
+    fix = "write the file again"
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        # ValueError: also bytes that are no UTF-8, and numbers of thousands of digits.
+        place = f"{path}:{line + getattr(error, 'lineno', 1) - 1}"
+        raise SurgeryR1Error(f"not valid JSON: {error}", where=place, fix=fix) from None
+    if not isinstance(value, dict):
+        raise SurgeryR1Error(f"expected a JSON object, found {value!r:.40}", where=f"{path}:{line}", fix=fix)
+    return value

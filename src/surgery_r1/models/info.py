@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from surgery_r1 import codec, prompts
-from surgery_r1._util.checked import WrongData, checked
+from surgery_r1._util.checked import Positive, WrongData, checked
 from surgery_r1._util.files import read_json, write_json
 from surgery_r1.errors import SurgeryR1Error
 
@@ -34,8 +34,8 @@ class ModelInfo:
     """
 
     box_space: str
-    min_pixels: int
-    max_pixels: int
+    min_pixels: Positive
+    max_pixels: Positive
     template_sha256: str
     base_model: str
     base_sha256: str

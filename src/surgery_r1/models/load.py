@@ -78,8 +78,9 @@ def _base_of(folder: Path, allow_hub: bool) -> Path:
     beside = folder.parent / "base"
     if beside.is_dir() and not Path(str(name)).exists():
         return resolve(beside)
-    if not name:
-        raise SurgeryR1Error("names no base_model_name_or_path", where=path, fix="write the base model's folder")
+    if not name or not isinstance(name, str):
+        what = f"base_model_name_or_path = {name!r:.80}" if name else "names no base_model_name_or_path"
+        raise SurgeryR1Error(what, where=path, fix="write the base model's folder")
     return resolve(name, allow_hub=allow_hub)
 
 
@@ -135,11 +136,11 @@ def from_pretrained(
 def _family(base: Path) -> str:
     """The model type of a folder, one of :data:`FAMILIES`."""
     model_type = read_json(base / "config.json").get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise SurgeryR1Error(
             f"unknown model family {model_type!r}", where=base / "config.json", fix=f"use one of {sorted(FAMILIES)}"
         )
-    return str(model_type)
+    return model_type
 
 
 def _check_box_space(box_space: str | None, recorded: ModelInfo | None, folder: Path) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from surgery_r1._util.byte_cache import ByteCache
+from surgery_r1._util.checked import Positive, WrongData, checked
 from surgery_r1.codec import View
 from surgery_r1.errors import SurgeryR1Error, explained
 
@@ -124,6 +126,18 @@ PROCESSORS: dict[str, type[Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class _Resizing:
+    """What ``preprocessor_config.json`` must say of images."""
+
+    patch_size: Positive
+    merge_size: Positive
+    temporal_patch_size: Positive
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    size: dict[str, Positive | None]
+
+
 def load_processor(folder: Path, model_type: str, *, min_pixels: int | None = None, max_pixels: int | None = None):
     """The processor of a model folder, with its pixel limits set.
 
@@ -154,7 +168,15 @@ def load_processor(folder: Path, model_type: str, *, min_pixels: int | None = No
         )
     limits = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     given = {edge: pixels for edge, pixels in limits.items() if pixels is not None}
-    processor.image_processor.size = dict(processor.image_processor.size) | given
+    image = processor.image_processor
+    try:
+        checked(
+            _Resizing, {f.name: getattr(image, f.name, None) for f in fields(_Resizing)} | {"size": dict(image.size)}
+        )
+    except (WrongData, TypeError, ValueError) as error:
+        where, fix = folder / "preprocessor_config.json", "copy it of the model again"
+        raise SurgeryR1Error(f"does not say how images are resized: {error}", where=where, fix=fix) from None
+    image.size = dict(image.size) | given
     # Generation needs the prompt's last token at the right end.
     processor.tokenizer.padding_side = "left"
     return processor

@@ -87,7 +87,7 @@ def sft_dataset(
     rows = dataset.train_rows(tasks, include_dev)
     if direct_answers:
         samples = train_samples(dataset, include_dev)
-        rows += [TrainingRow(s.id, s.id, "cot", s.question, None, s.answer, s.box_px, None) for s in samples]
+        rows += [TrainingRow(s.id, s.id, "cot", s.question, None, s.answer, s.box_px, None, {}) for s in samples]
     examples = []
     for row in rows:
         examples.append(shown("none", row))
