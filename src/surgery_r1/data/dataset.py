@@ -34,15 +34,11 @@ class _Counts:
 class _MeasuredRule:
     rule: str | None
     agreement: float | None
+    by_source: dict[str, _MeasuredRule] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.rule is not None:
             location_rule(self.rule)
-
-
-@dataclass(frozen=True)
-class _SourcesRule(_MeasuredRule):
-    by_source: dict[str, _MeasuredRule] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class _Manifest:
     samples: _Counts
     frames: _Counts
     rows: _Counts
-    location_rule: _SourcesRule
+    location_rule: _MeasuredRule
     sha256: dict[str, str]
     label_root: str = ""
 

@@ -56,8 +56,9 @@ def load_reward(name: str) -> Reward:
     try:
         inspect.signature(reward).bind("text", "truth")
     except TypeError as error:
-        what = f"{function} cannot be called with (text, truth): {error}"
-        raise SurgeryR1Error(what, where=_place(path, reward), fix=_FIX) from None
+        what, code = f"{function} cannot be called with (text, truth): {error}", getattr(reward, "__code__", None)
+        where = f"{path}:{code.co_firstlineno}" if code else path
+        raise SurgeryR1Error(what, where=where, fix=_FIX) from None
 
     @functools.wraps(reward)
     def checked(text: str, truth: Truth) -> float | None:
@@ -74,11 +75,6 @@ def load_reward(name: str) -> Reward:
 def reward_files(names: Iterable[str]) -> dict[str, str]:
     """sha256 of the file of each reward of one's own, for the record of a run."""
     return {name: sha256_file(Path(name.rpartition(":")[0])) for name in names if is_custom(name)}
-
-
-def _place(path: str, function: Any) -> str:
-    code = getattr(function, "__code__", None)
-    return f"{path}:{code.co_firstlineno}" if code else path
 
 
 def _module(path: Path) -> Any:
