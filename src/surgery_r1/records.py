@@ -5,10 +5,12 @@ Each record is a frozen dataclass with ``from_json`` (strict: unknown and missin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from surgery_r1 import vocab
+from surgery_r1._util.checked import Positive, WrongData, checked
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import Box, is_box
 
@@ -25,45 +27,30 @@ class Record:
         """Build from a parsed JSON object.
 
         Raises:
-            SurgeryR1Error: naming ``where`` and the key or value that does not fit.
+            SurgeryR1Error: naming ``where`` and every key and value that does not fit.
         """
-        names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(data) - names)
-        missing = sorted(names - cls._optional - set(data))
-        if unknown or missing:
-            raise SurgeryR1Error(
-                f"{cls.__name__} with unknown keys {unknown} and missing keys {missing}",
-                where=where,
-                fix="rebuild the dataset with this version of surgery-r1",
-            )
         try:
-            return cls(**{name: _frozen(name, value) for name, value in data.items()})
-        except (TypeError, ValueError) as error:
-            raise SurgeryR1Error(f"bad {cls.__name__}: {error}", where=where, fix="rebuild the dataset") from None
+            return checked(cls, data)
+        except WrongData as error:
+            fix = "rebuild the dataset with this version of surgery-r1"
+            raise SurgeryR1Error(f"bad {cls.__name__}: {error}", where=where, fix=fix) from None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict with the fields as keys, in order; optional fields at their default are left out."""
-        data = {}
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if f.name in self._optional and value == f.default:
-                continue
-            data[f.name] = _thawed(value)
-        return data
-
-
-def _frozen(name: str, value: Any) -> Any:
-    if name == "objects":
-        return tuple(AnnotatedObject.from_json(item) for item in value)
-    if isinstance(value, list):
-        return tuple(_frozen("", item) for item in value)
-    return value
+        own = [f for f in fields(self) if f.name not in self._optional or getattr(self, f.name) != f.default]  # type: ignore[arg-type]
+        return {f.name: _thawed(getattr(self, f.name)) for f in own}
 
 
 def _thawed(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_thawed(item) for item in value]
     return value.to_json() if isinstance(value, Record) else value
+
+
+def check_choice(name: str, value: str, known: Collection[str]) -> None:
+    """Refuse a value that is not one of those known, with a ValueError."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r}, expected one of {known}")
 
 
 def _check_box(name: str, box: Box) -> None:
@@ -85,8 +72,8 @@ class Sample(Record):
     sequence: str
     frame: str
     image: str
-    width: int
-    height: int
+    width: Positive
+    height: Positive
     question: str
     kind: str
     subject: str
@@ -98,11 +85,15 @@ class Sample(Record):
     _optional: ClassVar[frozenset[str]] = frozenset({"answers_accepted", "boxes_accepted"})
 
     def __post_init__(self) -> None:
-        if self.split not in vocab.SPLITS:
-            raise ValueError(f"split={self.split!r}, expected one of {vocab.SPLITS}")
-        if self.kind not in vocab.KINDS:
-            raise ValueError(f"kind={self.kind!r}, expected one of {vocab.KINDS}")
+        check_choice("split", self.split, vocab.SPLITS)
+        check_choice("kind", self.kind, vocab.KINDS)
         _check_box("box_px", self.box_px)
+        for box in self.boxes_accepted:
+            _check_box("boxes_accepted", box)
+        if len(self.answers_accepted) != len(self.boxes_accepted):
+            raise ValueError(
+                f"{len(self.answers_accepted)} answers_accepted, {len(self.boxes_accepted)} boxes_accepted"
+            )
 
     @property
     def frame_id(self) -> str:
@@ -141,8 +132,8 @@ class Frame(Record):
 
     frame_id: str
     image: str
-    width: int
-    height: int
+    width: Positive
+    height: Positive
     sha256: str
     objects: tuple[AnnotatedObject, ...]
 
@@ -164,8 +155,7 @@ class TrainingRow(Record):
     answer: str | None
     box_px: Box | None
     writer: str | None
-    checks: dict[str, Any] = field(default_factory=dict)
+    checks: dict[str, Any]
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task={self.task!r}, expected one of {TASKS}")
+        check_choice("task", self.task, TASKS)
