@@ -46,9 +46,7 @@ MEANS: dict[str, Callable[[ScoreRecord], float | None]] = {
     "wrong_referent_broad": _referent(Referent.OTHER_CLEARLY, Referent.OTHER),
     "no_referent": _referent(Referent.NOTHING),
     "rationale_answer": _rationale(lambda line: line.conclusion is not None and line.conclusion == line.answer),
-    "rationale_contradicts": _rationale(
-        lambda line: None not in (line.conclusion, line.answer) and line.conclusion != line.answer
-    ),
+    "rationale_contradicts": _rationale(lambda line: line.contradicts),
     "rationale_right": _rationale(lambda line: line.conclusion_right),
     "rationale_unsupported": _rationale(lambda line: bool(line.unsupported)),
     "answer_box": lambda line: _of(line.answer_fits_box),

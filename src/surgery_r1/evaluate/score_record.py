@@ -113,6 +113,11 @@ class ScoreRecord(Record):
         return self.referent is not None and Referent(self.referent).wrong
 
     @property
+    def contradicts(self) -> bool:
+        """Whether the rationale ends at another answer than the one given."""
+        return None not in (self.conclusion, self.answer) and self.conclusion != self.answer
+
+    @property
     def failed(self) -> bool:
         """Whether what was asked for, the answer and (but in sets without boxes) the box, was not given or not read."""
         return self.answer is None or (self.box_px is None and self.iou is not None)

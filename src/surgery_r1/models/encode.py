@@ -58,10 +58,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except FileNotFoundError:
-        raise SurgeryR1Error("no such image", where=str(path), fix="check the path; a dataset takes --images") from None
+        raise SurgeryR1Error("no such image", where=path, fix="check the path; a dataset takes --images") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow raises SyntaxError or ValueError for some torn headers.
-        raise SurgeryR1Error(f"the image cannot be decoded: {error}", where=str(path), fix="copy it again") from None
+        raise SurgeryR1Error(f"the image cannot be decoded: {error}", where=path, fix="copy it again") from None
 
 
 class ImageCache:

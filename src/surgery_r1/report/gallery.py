@@ -99,6 +99,8 @@ def _prediction(line: ScoreRecord) -> dict[str, Any]:
     }
     if line.reasoning:
         data["reasoning"] = _cut(line.reasoning, _LONGEST_REASONING)
+    if line.contradicts:
+        data["contradicts"] = _cut(line.conclusion, 80)
     if line.failed:
         data["problems"] = ", ".join(line.problems)
         if line.text:
