@@ -103,7 +103,7 @@ def test_records(copied, name, change, says):
 def test_records_that_are_no_text(copied):
     path = copied / "samples.jsonl"
     path.write_bytes(b"\xff\xfe\n" + path.read_bytes())
-    refused(lambda: read_all(copied), f"{path}:1", "not valid JSON")
+    refused(lambda: read_all(copied), f"{path}:1", "not UTF-8")
 
 
 @pytest.mark.parametrize(

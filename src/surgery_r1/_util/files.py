@@ -111,18 +111,23 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
                 continue
-            yield f"{path}:{number}", _object(line, path, number)
+            yield f"{path}:{number}", _object(line.rstrip(), path, number)
 
 
 def _object(text: bytes, path: Path, line: int) -> dict[str, Any]:
     """The JSON object that stands in a file from a line on."""
     fix = "write the file again"
     try:
-        value = json.loads(text)
+        value = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        # ValueError: also bytes that are no UTF-8, and numbers of thousands of digits.
+        # Not only JSON's own error: numbers of thousands of digits are a plain ValueError.
+        what = f"not valid JSON: {error}"
+        if isinstance(error, UnicodeDecodeError):
+            what = f"not UTF-8: {error.reason}"
+        elif isinstance(error, RecursionError):
+            what = "JSON nested too deeply"
         place = f"{path}:{line + getattr(error, 'lineno', 1) - 1}"
-        raise SurgeryR1Error(f"not valid JSON: {error}", where=place, fix=fix) from None
+        raise SurgeryR1Error(what, where=place, fix=fix) from None
     if not isinstance(value, dict):
         raise SurgeryR1Error(f"expected a JSON object, found {value!r:.40}", where=f"{path}:{line}", fix=fix)
     return value

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
+from surgery_r1._util.overriding import overriding
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.models.sharing.attention import core, enable, enabled
@@ -44,14 +44,14 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
         def shuffle(batch: dict[str, Any]) -> dict[str, Any]:
             return batch if self._keep_order else shuffle_groups(batch, self.num_generations or 1)
 
-        with patch.object(grpo_trainer, "shuffle_sequence_dict", shuffle):
+        with overriding(grpo_trainer, "shuffle_sequence_dict", shuffle):
             return super()._prepare_inputs(generation_batch)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         """TRL's own, with a number for every image. Images that do not fit the tokens are an error; TRL drops them."""
         if self.model is not None and self.model.training:
             self._images.forget()
-        with patch.object(self.processing_class, "image_processor", self._images):
+        with overriding(self.processing_class, "image_processor", self._images):
             batch = super()._generate_and_score_completions(inputs)
         if any(row.get("images") or row.get("image") for row in inputs) and "pixel_values" not in batch:
             names = sorted({str(row.get("id", f"row {i}")) for i, row in enumerate(inputs)})
@@ -66,7 +66,7 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
         """TRL's own, but for the start of ``model.generate``: a frame is read once, not for every completion."""
         model = self.accelerator.unwrap_model(self.model_wrapped)
         shared = partial(generate_shared, model, model.generate, self._images)
-        with patch.object(model, "generate", shared):
+        with overriding(model, "generate", shared):
             return super()._generate_single_turn(*args, **kwargs)
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
