@@ -1,238 +1,211 @@
-"""Files that are not what they seem: pipes, links in a circle, images that models refuse, endless lines.
-
-Each is one error with its place; none hangs, fills the memory or ends the check of the others.
-"""
+"""Files that hold other things than they should: one error that says where and what, and never a traceback."""
 
 from __future__ import annotations
 
-import os
-import socket
-import struct
-import zlib
-from pathlib import Path
+import json
+import logging
+import shutil
 
-import label_folders as lf
 import pytest
-from PIL import Image
 
-from surgery_r1._util.files import open_regular
-from surgery_r1._util.images import MAX_ASPECT, MAX_PIXELS, ImageSizeError, opened_image
-from surgery_r1.data.assemble import build_dataset
-from surgery_r1.data.check import check_folder
-from surgery_r1.data.formats import lines, validation
-from surgery_r1.data.formats.declarative import load_format
-from surgery_r1.data.formats.endovis import read_folder
-from surgery_r1.data.formats.reader import FormatReader
-from surgery_r1.data.formats.source import read_all
+from surgery_r1.cli import main
+from surgery_r1.data.dataset import open_dataset
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models.encode import image_dimensions, load_image
+from surgery_r1.models import from_pretrained
+from surgery_r1.models.tiny.architecture import TINY_BASE
+from surgery_r1.train.checkpoints import last_checkpoint
+
+#: What stands where a JSON object should.
+NO_OBJECTS = ["[1, 2]", '"text"', "null", "5", "{", "", "\x00", '{"a": ' + "1" * 5000 + "}", "[" * 100_000]
+BOX = [10, 10, 40, 40]
+OBJECT = {"name": "kidney", "state": None, "location": None, "box_px": BOX}
 
 
-def pipe(path: Path) -> None:
-    os.mkfifo(path)
+def refused(read, where, says: str = "") -> None:
+    with pytest.raises(SurgeryR1Error) as caught:
+        read()
+    message = str(caught.value)
+    assert message.startswith(f"{where}"), message
+    assert says in message and "\n" not in message
+    assert "unexpected" not in message.lower() and "report" not in message
 
 
-def listening(path: Path) -> None:
-    # Bound by a relative name: the paths of sockets are short.
-    here = Path.cwd()
-    os.chdir(path.parent)
+@pytest.fixture
+def copied(dataset_folder, tmp_path):
+    return shutil.copytree(dataset_folder, tmp_path / "dataset")
+
+
+def read_all(folder):
+    dataset = open_dataset(folder, check_images=False)
+    return dataset.rows, dataset.location_rule, dataset.hash
+
+
+def second_line(path, change) -> str:
+    """Change the second line of a file; its place."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    record = json.loads(lines[1])
+    lines[1] = change if isinstance(change, str) else json.dumps({**record, **change})
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return f"{path}:2"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("samples", {"width": "320"}, "width = '320', expected int"),
+        ("samples", {"width": 320.5}, "width = 320.5, expected int"),
+        ("samples", {"height": True}, "height = True, expected int"),
+        ("samples", {"height": 0}, "height = 0, expected 1 or more"),
+        (
+            "samples",
+            {"box_px": [1, None, 3, 4]},
+            "box_px = [1, None, 3, 4], expected a list of 4 values, each a number",
+        ),
+        ("samples", {"box_px": ["1", 2, 3, 4]}, "each a number"),
+        ("samples", {"box_px": [1, 2, 3]}, "a list of 4 values"),
+        ("samples", {"box_px": None}, "box_px = None, expected a list"),
+        ("samples", {"box_px": {"x1": 1}}, "expected a list"),
+        ("samples", {"box_px": [1, 2, float("nan"), 4]}, "each a number"),
+        ("samples", {"box_px": [1, 2, float("inf"), 4]}, "each a number"),
+        ("samples", {"box_px": [9, 2, 3, 4]}, "is not a box"),
+        ("samples", {"question": 5, "answer": []}, "question = 5, expected str; answer = [], expected str"),
+        ("samples", {"kind": ["state"]}, "kind = ['state'], expected str"),
+        ("samples", {"kind": "colour"}, "kind='colour', expected one of"),
+        ("samples", {"answers_accepted": "left-top"}, "expected a list of str"),
+        ("samples", {"answers_accepted": ["left-top"]}, "1 answers_accepted, 0 boxes_accepted"),
+        ("samples", {"answers_accepted": ["a"], "boxes_accepted": [[1]]}, "boxes_accepted = [[1]], expected a list of"),
+        ("samples", {"answers_accepted": ["a"], "boxes_accepted": [[3, 3, 1, 1]]}, "is not a box"),
+        ("samples", {"question": "\ud800"}, "half of a surrogate pair"),
+        ("samples", {"colour": "red"}, "unknown key 'colour'; known keys: answer, "),
+        ("samples", {"boxpx": BOX}, "unknown key 'boxpx'; did you mean box_px?"),
+        ("samples", "{}", "missing id; missing source"),
+        ("samples", "[]", "expected a JSON object, found []"),
+        ("samples", "null", "expected a JSON object, found None"),
+        ("frames", {"objects": 5}, "objects = 5, expected a list"),
+        ("frames", {"objects": {"name": "kidney"}}, "expected a list"),
+        ("frames", {"objects": [5]}, "objects.0 must be a table, found 5"),
+        ("frames", {"objects": [OBJECT, {**OBJECT, "box_px": [1, 2, 3, "4"]}]}, "objects.1.box_px = [1, 2, 3, '4']"),
+        ("frames", {"objects": [{**OBJECT, "box_px": None}]}, "objects.0.box_px = None"),
+        ("frames", {"objects": [{**OBJECT, "box_px": [3, 3, 1, 1]}]}, "objects.0: box_px=[3, 3, 1, 1] is not a box"),
+        ("frames", {"objects": [{**OBJECT, "state": 5}]}, "objects.0.state = 5, expected str"),
+        ("frames", {"objects": [{"name": "kidney"}]}, "missing objects.0.state"),
+        ("frames", {"sha256": None}, "sha256 = None, expected str"),
+        ("rows", {"checks": [1]}, "checks = [1], expected a table"),
+        ("rows", {"reasoning": 5}, "reasoning = 5, expected str"),
+        ("rows", {"box_px": 5}, "box_px = 5, expected a list"),
+        ("rows", {"task": "poem"}, "task='poem', expected one of"),
+    ],
+)
+def test_records(copied, name, change, says):
+    refused(lambda: read_all(copied), second_line(copied / f"{name}.jsonl", change), says)
+
+
+def test_records_that_are_no_text(copied):
+    path = copied / "samples.jsonl"
+    path.write_bytes(b"\xff\xfe\n" + path.read_bytes())
+    refused(lambda: read_all(copied), f"{path}:1", "not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"samples": None}, "samples must be a table, found None"),
+        ({"samples": 5}, "samples must be a table, found 5"),
+        ({"frames": {"total": "28"}}, "frames.total = '28', expected int"),
+        ({"rows": {}}, "missing rows.total"),
+        ({"image_root": 5}, "image_root = 5, expected str"),
+        ({"label_root": []}, "label_root = [], expected str"),
+        ({"sha256": {"samples.jsonl": 5}}, "expected str in ['samples.jsonl']"),
+        ({"sha256": []}, "sha256 = [], expected a table"),
+        ({"location_rule": "image"}, "location_rule must be a table"),
+        ({"location_rule": {"rule": None, "agreement": "high"}}, "location_rule.agreement = 'high', expected a number"),
+        ({"location_rule": {"rule": "none", "agreement": 1}}, "unknown location rule 'none'"),
+        (
+            {"location_rule": {"rule": None, "agreement": None, "by_source": {"endovis18": 5}}},
+            "location_rule.by_source.endovis18 must be a table, found 5",
+        ),
+    ],
+)
+def test_manifests(copied, change, says):
+    path = copied / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    refused(lambda: read_all(copied), path, says)
+
+
+@pytest.mark.parametrize("text", NO_OBJECTS, ids=range(len(NO_OBJECTS)))
+@pytest.mark.parametrize("name", ["manifest.json", "surgery_r1.json", "config.json", "adapter_config.json"])
+def test_no_object_where_one_is_read(tmp_path, dataset_folder, name, text):
+    folder = tmp_path / "folder"
+    if name == "manifest.json":
+        shutil.copytree(dataset_folder, folder)
+    else:
+        shutil.copytree(TINY_BASE, folder)
+    (folder / name).write_text(text)
+    read = read_all if name == "manifest.json" else from_pretrained
+    refused(lambda: read(folder), f"{folder / name}:1")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("surgery_r1.json", {"min_pixels": "784"}, "min_pixels = '784', expected int"),
+        ("surgery_r1.json", {"max_pixels": None}, "max_pixels = None, expected int"),
+        ("surgery_r1.json", {"min_pixels": -5}, "min_pixels = -5, expected 1 or more"),
+        ("surgery_r1.json", {"box_space": ["pixels"]}, "box_space = ['pixels'], expected str"),
+        ("surgery_r1.json", {"stage": {"a": 1}}, "stage = {'a': 1}, expected str"),
+        ("surgery_r1.json", {"step": "5"}, "step = '5', expected int"),
+        ("surgery_r1.json", {"codec_version": 1}, "codec_version = 1, expected str"),
+        ("config.json", {"model_type": None}, "unknown model family None"),
+        ("config.json", {"model_type": ["qwen2_vl"]}, "unknown model family ['qwen2_vl']"),
+        ("config.json", {"model_type": {}}, "unknown model family {}"),
+        ("adapter_config.json", {"base_model_name_or_path": 5}, "base_model_name_or_path = 5"),
+        ("adapter_config.json", {"base_model_name_or_path": ["tiny"]}, "base_model_name_or_path = ['tiny']"),
+        ("adapter_config.json", {"base_model_name_or_path": None}, "names no base_model_name_or_path"),
+        ("preprocessor_config.json", {"patch_size": "14"}, "patch_size = '14', expected int"),
+        ("preprocessor_config.json", {"merge_size": None}, "merge_size = None, expected int"),
+        ("preprocessor_config.json", {"patch_size": 0}, "patch_size = 0, expected 1 or more"),
+        ("preprocessor_config.json", {"image_mean": "grey"}, "image_mean"),
+    ],
+)
+def test_models(tmp_path, name, change, says):
+    folder = shutil.copytree(TINY_BASE, tmp_path / "model")
+    path = folder / name
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**before, **change}))
+    refused(lambda: from_pretrained(folder, with_model=False), path, says)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "generation_config.json"])
+@pytest.mark.parametrize("text", ["[1]", "null", '{"size": "large", "text_config": 5, "vision_config": null}'])
+def test_what_transformers_reads(tmp_path, name, text):
+    folder = shutil.copytree(TINY_BASE, tmp_path / "model")
+    if text.startswith("{"):
+        text = json.dumps({**json.loads((folder / name).read_text()), **json.loads(text)})
+    (folder / name).write_text(text)
     try:
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(path.name)
-    finally:
-        os.chdir(here)
+        from_pretrained(folder)
+    except SurgeryR1Error as error:
+        assert str(folder) in str(error) and "unexpected" not in str(error) and "report" not in str(error)
+    else:
+        # Generation settings that say nothing are the defaults.
+        assert name == "generation_config.json"
 
 
-def device(path: Path) -> None:
-    path.symlink_to("/dev/zero")
+@pytest.mark.parametrize("text", ["[1]", "null", '"text"', "", "{", '{"global_step": "2"}', '{"global_step": [2]}'])
+def test_trainer_states_are_passed_over(tmp_path, caplog, text):
+    for step in (1, 2):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "rng_state.pth").touch()
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (folder / "trainer_state.json").write_text(text)
+    with caplog.at_level(logging.WARNING):
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert f"{folder} is incomplete and is passed over" in caplog.text
 
 
-def circle(path: Path) -> None:
-    path.symlink_to(path.name)
-
-
-def dangling(path: Path) -> None:
-    path.symlink_to("nowhere")
-
-
-def folder(path: Path) -> None:
-    path.mkdir()
-
-
-ODD = pytest.mark.parametrize("make", [pipe, listening, device, circle, dangling])
-
-
-@ODD
-def test_a_label_that_is_no_file_is_one_error(tmp_path, make):
-    lf.small_set(tmp_path / "set")
-    label = tmp_path / "set/seq_2/vqla/label/frame003_QA.txt"
-    label.unlink()
-    make(label)
-    content = read_folder(tmp_path / "set")
-    (error,) = content.errors
-    assert (error.path, error.line, error.what) == (str(label), None, validation.UNREADABLE)
-    assert error.value and error.fix and len(content.frames) == 5
-    with pytest.raises(SurgeryR1Error, match="label file that cannot be read"):
-        build_dataset([tmp_path / "set"], tmp_path / "ds")
-    manifest = build_dataset([tmp_path / "set"], tmp_path / "ds", on_fault="skip")
-    assert manifest["skipped"] == {validation.UNREADABLE: 1} and manifest["frames"]["total"] == 5
-
-
-@ODD
-def test_a_label_of_a_dataset_format_too(tmp_path, make):
-    lf.small_set(tmp_path)
-    label = tmp_path / "seq_2/vqla/label/frame003_QA.txt"
-    label.unlink()
-    make(label)
-    content = read_all(FormatReader(load_format("endovis18"), tmp_path))
-    assert [(e.path, e.what) for e in content.errors] == [(str(label), validation.UNREADABLE)]
-
-
-@ODD
-def test_an_image_that_is_no_file_is_one_error(tmp_path, make):
-    lf.small_set(tmp_path)
-    image = tmp_path / "seq_2/left_frames/frame003.png"
-    image.unlink()
-    make(image)
-    (error,) = check_folder(tmp_path).errors
-    assert error.what in (validation.TORN_IMAGE, validation.MISSING_IMAGE) and str(image) in error.value
-    with pytest.raises(SurgeryR1Error, match=r"frame003\.png: (no such image|the image cannot be opened)"):
-        load_image(image)
-
-
-@pytest.mark.parametrize("make", [pipe, listening, device, circle, dangling, folder])
-def test_a_format_that_is_no_file_is_refused(tmp_path, make):
-    make(tmp_path / "a.toml")
-    with pytest.raises(SurgeryR1Error, match="no such config"):
-        load_format(tmp_path / "a.toml")
-
-
-def test_open_regular(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc")
-    (tmp_path / "b").symlink_to("a")
-    with open_regular(tmp_path / "b") as handle:
-        assert handle.read() == b"abc"
-    pipe(tmp_path / "p")
-    with pytest.raises(OSError, match="not a regular file but a pipe"):
-        open_regular(tmp_path / "p")
-
-
-def claimed_png(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header claims a size."""
-
-    def block(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    data = zlib.compress(b"\0" * 1000)
-    return b"\x89PNG\r\n\x1a\n" + block(b"IHDR", header) + block(b"IDAT", data) + block(b"IEND", b"")
-
-
-@pytest.mark.parametrize("size", [(20_000, 20_000), (9_460, 9_460), (2**31 - 1, 1), (100_000, 10), (10, 100_000)])
-def test_a_size_that_models_refuse_is_found_by_the_check(tmp_path, size):
-    label = lf.put_frame(tmp_path)
-    image = tmp_path / "seq_2/left_frames/frame003.png"
-    image.write_bytes(claimed_png(*size))
-    (error,) = check_folder(tmp_path).errors
-    assert (error.path, error.line, error.what) == (str(label), 1, validation.IMAGE_SIZE)
-    assert str(image) in error.value and error.fix
-    # One definition: what loads images for a model says the same.
-    for load in (load_image, image_dimensions):
-        with pytest.raises(ImageSizeError):
-            load(image)
-
-
-def test_the_longest_and_the_largest_image_that_is_taken(tmp_path):
-    assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS
-    path = tmp_path / "a.png"
-    path.write_bytes(claimed_png(10 * MAX_ASPECT, 10))
-    with opened_image(path) as image:
-        assert image.size == (10 * MAX_ASPECT, 10)
-    path.write_bytes(claimed_png(9_000, 9_000))
-    with opened_image(path) as image:
-        assert image.size == (9_000, 9_000)
-
-
-def damaged(data: bytes, at: float) -> bytes:
-    place = int(len(data) * at)
-    return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
-
-
-@pytest.mark.parametrize("at", [0.3, 0.5, 0.7, 0.9])
-def test_a_damaged_block_of_a_png_is_found(tmp_path, at):
-    lf.put_frame(tmp_path)
-    image = tmp_path / "seq_2/left_frames/frame003.png"
-    noise = Image.effect_noise((160, 128), 60)
-    noise.save(image)
-    assert check_folder(tmp_path).errors == ()
-    image.write_bytes(damaged(image.read_bytes(), at))
-    (error,) = check_folder(tmp_path).errors
-    assert error.what == validation.TORN_IMAGE
-
-
-def test_a_jpeg_cut_short_is_found(tmp_path):
-    lf.put_frame_17(tmp_path)
-    (image,) = tmp_path.glob("left_frames/*.jpg")
-    Image.effect_noise((160, 128), 60).convert("RGB").save(image)
-    assert check_folder(tmp_path).errors == ()
-    data = image.read_bytes()
-    image.write_bytes(data[: len(data) // 2])
-    (error,) = check_folder(tmp_path).errors
-    assert error.what == validation.TORN_IMAGE
-
-
-def test_an_image_of_another_kind_is_refused(tmp_path):
-    lf.put_frame(tmp_path)
-    image = tmp_path / "seq_2/left_frames/frame003.png"
-    Image.new("RGB", (160, 128)).save(image, "GIF")
-    (error,) = check_folder(tmp_path).errors
-    assert error.what == validation.TORN_IMAGE and "neither PNG nor JPEG" in error.value
-
-
-@pytest.mark.parametrize("length", [lines.MAX_TEXT + 1, lines.MAX_LINE + 1, 1_400_000])
-def test_an_endless_question_is_one_short_error(tmp_path, length):
-    label = lf.put_frame(tmp_path, lines=(*lf.LINES, "What is " + "x" * length + "?|Idle|1, 1, 9, 9"))
-    content = read_folder(tmp_path)
-    (error,) = content.errors
-    assert (error.path, error.line, error.what) == (str(label), 4, validation.TOO_LONG)
-    assert len(str(error)) < 400 and len(content.samples) == 3
-
-
-@pytest.mark.parametrize("end", ["csv", "jsonl", "json"])
-def test_an_endless_answer_of_a_table(tmp_path, end):
-    lf.put_image(tmp_path / "v1/f1.png")
-    adapter = f'name = "own"\nimages = "{{sequence}}/{{frame}}.png"\nlabels = "a.{end}"\nformat = "{end}"\n'
-    adapter += '[columns]\nsequence = "s"\nframe = "f"\nquestion = "q"\nanswer = "a"\n'
-    adapter += '[answers]\ncount = ["1"]\n[questions]\ncount = "how many"\n[splits]\ntrain = ["*"]\n'
-    (tmp_path / "a.toml").write_text(adapter)
-    long = "1" * 50_000
-    rows = [f'{{"s": "v1", "f": "f1", "q": "how many", "a": "{answer}"}}' for answer in ("1", long)]
-    text = {
-        "csv": f"s,f,q,a\nv1,f1,how many,1\nv1,f1,how many,{long}\n",
-        "jsonl": "\n".join(rows),
-        "json": "[" + ",\n".join(rows) + "]",
-    }[end]
-    (tmp_path / f"a.{end}").write_text(text)
-    content = read_all(FormatReader(load_format(tmp_path / "a.toml"), tmp_path))
-    (error,) = content.errors
-    assert (error.line, error.what) == (3 if end == "csv" else 2, validation.TOO_LONG)
-    assert "50,000 characters as answer" in error.value and len(content.samples) == 1
-
-
-def test_a_label_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "MAX_BYTES", 1000)
-    label = lf.put_frame(tmp_path, lines=lf.LINES * 10)
-    (error,) = check_folder(tmp_path).errors
-    assert (error.path, error.what) == (str(label), validation.TOO_LONG) and "more than 1,000 bytes" in error.value
-
-
-def test_csv_that_is_torn_is_an_error_of_its_line(tmp_path):
-    lf.put_image(tmp_path / "v1/f1.png")
-    adapter = 'name = "own"\nimages = "{sequence}/{frame}.png"\nlabels = "a.csv"\nformat = "csv"\n'
-    adapter += '[columns]\nsequence = "s"\nframe = "f"\nquestion = "q"\nanswer = "a"\n'
-    adapter += '[answers]\ncount = ["1"]\n[questions]\ncount = "how many"\n[splits]\ntrain = ["*"]\n'
-    (tmp_path / "a.toml").write_text(adapter)
-    (tmp_path / "a.csv").write_text('s,f,q,a\nv1,f1,how many,1\nv1,f1,"how many,1\n')
-    content = read_all(FormatReader(load_format(tmp_path / "a.toml"), tmp_path))
-    (error,) = content.errors
-    assert error.line == 3 and "not valid CSV" in error.value and len(content.samples) == 1
+def test_commands_end_with_one_line(copied, capsys):
+    place = second_line(copied / "samples.jsonl", {"box_px": [1, None, 3, 4]})
+    assert main(["predict", "--model", "tiny", "--data", str(copied), "--split", "val", "--out", "p.jsonl"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.startswith(f"surgery-r1: {place}: bad Sample: box_px = [1, None, 3, 4]")

@@ -178,12 +178,12 @@ def test_a_box_may_be_optional(tmp_path):
         (NESTED.replace("records", "skip_lines = true\nrecords"), "skip_lines = True, expected int"),
         (NESTED.replace("records", "several_boxes = 1\nrecords"), "several_boxes = 1, expected bool"),
         (NESTED.replace("records", "box = 4\nrecords"), "box must be a table, found 4"),
-        (NESTED.replace("records", "box.origin = true\nrecords"), r"box\.origin = True, expected one of \[0, 1\]"),
+        (NESTED.replace("records", "box.origin = 2\nrecords"), r"box\.origin = 2, expected one of \[0, 1\]"),
         (
             NESTED.replace('box = "box"', "").replace("records", "box.optional = true\nrecords"),
             "no field is called box",
         ),
-        (NESTED.replace('"q"', "7"), r"columns\.question = 7, expected str or a list of str"),
+        (NESTED.replace('"q"', "7"), r"columns = .*, expected str or a list of str in \['question'\]"),
         (NESTED.replace('"all.json"', "[]"), r"labels = \[\], expected a pattern"),
         (SEVERAL.replace("several_boxes", "records = 'a'\nseveral_boxes"), "records = 'a' is for json and jsonl"),
         ('labels = "a.txt"\nline = "(?P<question>.)(?P<answer>.)(?P<x1>.)"\n', "line = .* has no group x2, y1, y2"),
@@ -197,7 +197,7 @@ def test_wrong_formats(tmp_path, adapter, message):
 
 def test_a_class_must_be_a_text(tmp_path):
     (tmp_path / "a.toml").write_text(TOP + NESTED + REST.replace("[answers]", "[answers]\ncount = [1, 2]"))
-    with pytest.raises(SurgeryR1Error, match=r"answers\.count = \[1, 2\], expected a list of str"):
+    with pytest.raises(SurgeryR1Error, match=r"answers = .*, expected a list of str in \['count'\]"):
         load_format(tmp_path / "a.toml")
 
 

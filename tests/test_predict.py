@@ -105,7 +105,7 @@ def test_right_replies_score_full(tiny, dataset, tmp_path):
         return render("it is so", sample.answer, to_model(sample.box_px, "norm100", view))
 
     run(dataset, Scripted(tiny, truth), tiny, tmp_path / "p.jsonl")
-    metrics = score_predictions(tmp_path / "p.jsonl", dataset, "val", tmp_path / "scores", bootstrap=20)
+    metrics = score_predictions(tmp_path / "p.jsonl", dataset, "val", tmp_path / "scores")
     assert metrics["acc"] == 1 and metrics["miou"] > 0.9 and metrics["joint_at_iou50"] == 1
     assert metrics["parse_failure_rate"] == 0
 

@@ -79,7 +79,7 @@ def kill_after(monkeypatch):
 
 def _add_callback(monkeypatch, callback) -> None:
     """Every trainer gets ``callback``, told of things before this project's own."""
-    from surgery_r1.train import rft, sft
+    from surgery_r1.train import fit
     from surgery_r1.train.checkpoints import resumable
 
     def patched(kind):
@@ -89,8 +89,7 @@ def _add_callback(monkeypatch, callback) -> None:
 
         return Patched
 
-    monkeypatch.setattr(sft, "resumable", patched)
-    monkeypatch.setattr(rft, "resumable", patched)
+    monkeypatch.setattr(fit, "resumable", patched)
 
 
 # ---------------------------------------------------------------------------------------------------------- SFT

@@ -6,7 +6,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ PARTS = (
 )
 #: What is scored: the held-out sequences of the same domain, and the other domain.
 SPLITS = ("val", "test")
+_TITLES = {
+    "sft": "SFT: learning to answer and point",
+    "rft": "RFT: GRPO with coherence",
+    "sft_continued": "control: SFT continued",
+    "random_rewards": "control: RFT with random rewards",
+}
 
 
 @dataclass
@@ -61,8 +68,10 @@ class Demo:
         self.seconds: dict[str, float] = {}
         start = time.monotonic()
         for domain in (18, 17):
-            self._part(f"scenes{domain}", f"drawing scenes (domain {domain})", self._draw, domain)
-        self._part("dataset", "building the dataset", self._build)
+            with self._part(f"scenes{domain}", f"drawing scenes (domain {domain})"):
+                self._draw(domain)
+        with self._part("dataset", "building the dataset"):
+            self._build()
         dataset = open_dataset(self.out / "dataset")
         self._show_first(dataset)
         self._score("base", "tiny", dataset)
@@ -92,17 +101,19 @@ class Demo:
         settings = {"seed": self.seed, "size": list(self.size), "frames": self.frames, "config": self.config.to_json()}
         if path.is_file() and read_json(path) != json.loads(dump_json(settings)):
             raise SurgeryR1Error(
-                "holds a demo with other settings", where=str(self.out), fix="give --fresh, or another --out"
+                "holds a demo with other settings", where=self.out, fix="give --fresh, or another --out"
             )
         write_json(path, settings)
 
     def _variants(self) -> list[str]:
         return ["base", "sft", "rft", *(["sft_continued", "random_rewards"] if self.controls else [])]
 
-    def _part(self, key: str, title: str, work: Callable[..., Any], *args: Any) -> None:
+    @contextmanager
+    def _part(self, key: str, title: str) -> Iterator[None]:
+        """Say what begins, and how long it took."""
         self.say(f"\n== {title}")
         begin = time.monotonic()
-        work(*args)
+        yield
         self.seconds[key] = time.monotonic() - begin
         self.say(f"   {self.seconds[key]:.1f} s")
 
@@ -147,8 +158,7 @@ class Demo:
 
     def _train(self, stage: Any, name: str, config: TrainConfig, dataset: Dataset, base: Path | None) -> None:
         run = self.out / name
-
-        def work() -> None:
+        with self._part(f"train_{name}", _TITLES[name]):
             if (run / "result.json").is_file() and not read_json(run / "result.json")["stopped"]:
                 self.say("   already trained")
                 return
@@ -157,24 +167,16 @@ class Demo:
             result = train(stage, config, dataset, run, base=base, resume=(run / "run.json").is_file())
             if result.stopped:
                 raise SurgeryR1Error(
-                    f"stopped at step {result.steps}", where=str(run), fix="run the same command again to go on"
+                    f"stopped at step {result.steps}", where=run, fix="run the same command again to go on"
                 )
             self.say(f"   best on dev: joint {result.dev_joint:.3f} at step {result.best_step}")
 
-        titles = {
-            "sft": "SFT: learning to answer and point",
-            "rft": "RFT: GRPO with coherence",
-            "sft_continued": "control: SFT continued",
-            "random_rewards": "control: RFT with random rewards",
-        }
-        self._part(f"train_{name}", titles[name], work)
-
     def _score(self, name: str, model: str | Path, dataset: Dataset) -> None:
-        def work() -> None:
-            from surgery_r1.evaluate.generation import GenerationOptions
-            from surgery_r1.evaluate.run import predict_and_score
+        from surgery_r1.evaluate.generation import GenerationOptions
+        from surgery_r1.evaluate.run import predict_and_score
 
-            options = GenerationOptions(self.config.eval.batch_size, self.config.eval.max_new_tokens)
+        options = GenerationOptions(self.config.eval.batch_size, self.config.eval.max_new_tokens)
+        with self._part(f"score_{name}", f"scoring {name} on held-out frames"):
             for split in SPLITS:
                 out = self.out / "scores" / name / split
                 if not (out / "metrics.json").is_file():
@@ -185,8 +187,6 @@ class Demo:
                     f"   {split:5} n={m['n']:,}  Acc {m['acc']:.3f}  true mIoU {m['miou']:.3f}  "
                     f"joint@.5 {m['joint_at_iou50']:.3f}  (no-image floor: Acc {m['no_image_floor']['acc']:.3f})"
                 )
-
-        self._part(f"score_{name}", f"scoring {name} on held-out frames", work)
 
     def _run_controls(self, dataset: Dataset) -> None:
         # The last step, not the best one, is what a control must show: dev would hide the harm by keeping the start.
@@ -238,24 +238,25 @@ def run_demo(
     *,
     config: str = "tiny",
     overrides: Sequence[str] = (),
-    seed: int = 0,
-    frames: int | None = None,
-    controls: bool = False,
     fresh: bool,
+    **settings: Any,
 ) -> dict[str, Any]:
     """The demo with a config by name; ``fresh`` first removes what an earlier demo wrote (:data:`PARTS`).
+
+    Args:
+        settings: as :class:`Demo` takes them.
 
     Raises:
         SurgeryR1Error: when the config or its overrides are wrong (nothing is removed then), and as :meth:`Demo.run`.
     """
-    settings = load_config(config, overrides)
+    demo = Demo(out, load_config(config, overrides), **settings)
     if fresh:
         for part in (out / name for name in PARTS):
             if part.is_dir():
                 shutil.rmtree(part)
             else:
                 part.unlink(missing_ok=True)
-    return Demo(out, settings, seed=seed, frames=frames, controls=controls).run()
+    return demo.run()
 
 
 def _shown(dataset: Dataset) -> Sample:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SurgeryR1Error(Exception):
     """An error in the user's input or surroundings, shown as one line without a traceback.
@@ -9,14 +12,34 @@ class SurgeryR1Error(Exception):
     Args:
         what: what was wrong, with the value found.
         fix: what to do about it.
-        where: ``path`` or ``path:line``.
+        where: ``path`` or ``path:line``, as a text or a path.
 
     >>> str(SurgeryR1Error("unknown key 'lr_rate'", where="tiny.toml:3", fix="did you mean 'lr'?"))
     "tiny.toml:3: unknown key 'lr_rate'; did you mean 'lr'?"
     """
 
-    def __init__(self, what: str, *, fix: str | None = None, where: str | None = None) -> None:
+    def __init__(self, what: str, *, fix: str | None = None, where: object = None) -> None:
         self.what = what
         self.fix = fix
-        self.where = where
+        self.where = None if where is None else str(where)
         super().__init__((f"{where}: " if where else "") + what + (f"; {fix}" if fix else ""))
+
+
+@contextmanager
+def explained(what: str, *, where: object, fix: str) -> Iterator[None]:
+    """Any error inside the block becomes a :class:`SurgeryR1Error`: ``what``, then its type and its first line.
+
+    For what libraries raise where a file is torn or a network is away, of types that they do not promise.
+
+    >>> with explained("cannot be read", where="model.safetensors", fix="copy it again"):
+    ...     raise KeyError("weight")
+    Traceback (most recent call last):
+    surgery_r1.errors.SurgeryR1Error: model.safetensors: cannot be read (KeyError: 'weight'); copy it again
+    """
+    try:
+        yield
+    except SurgeryR1Error:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise SurgeryR1Error(f"{what} ({type(error).__name__}: {first})", where=where, fix=fix) from error

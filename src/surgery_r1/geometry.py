@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-Box = tuple[float, float, float, float]
+#: Two corners. Whole pixels of a file stay whole numbers.
+Box = tuple[int | float, int | float, int | float, int | float]
 
 
 def is_box(box: Sequence[float] | None) -> bool:

@@ -143,35 +143,29 @@ class Model:
         from surgery_r1.models.encode import Prompt
         from surgery_r1.models.processor import view_of
 
-        frames = _Frames()
-        asked = [(image, _checked(question)) for image, question in questions]
+        pairs = list(questions)
+        asked = [_checked(question) for _, question in pairs]
+        shown = list(zip(_frames([image for image, _ in pairs]), asked, strict=True))
         options = GenerationOptions(batch_size, max_new_tokens, reasoning)
         space, processor = self._bundle.info.box_space, self._bundle.processor
         engine = TransformersEngine(self._bundle.model, processor, space, options)
-        wanted = [Prompt((frames(image),), prompts.user_text(question, "cot", reasoning)) for image, question in asked]
+        wanted = [Prompt((frame,), prompts.user_text(question, "cot", reasoning)) for frame, question in shown]
         texts = [text for batch in engine.generate(wanted) for text in batch]
         replies = []
-        for (image, question), text in zip(asked, texts, strict=True):
-            frame = frames(image).image
-            read = read_reply(text, space, view_of(processor, *frame.size))
-            replies.append(Reply(question, read.answer, read.box_px, read.rationale, text, read.problems, frame))
+        for (frame, question), text in zip(shown, texts, strict=True):
+            read = read_reply(text, space, view_of(processor, *frame.image.size))
+            replies.append(Reply(question, read.answer, read.box_px, read.rationale, text, read.problems, frame.image))
         return replies
 
 
-class _Frames:
+def _frames(images: Iterable[str | Path | Image]) -> list[MemoryImage]:
     """Images as prompts take them. A path or an image object that comes again is read once, and is the same frame."""
+    from surgery_r1.models.encode import MemoryImage, load_image
 
-    def __init__(self) -> None:
-        self._read: dict[Path | int, MemoryImage] = {}
-
-    def __call__(self, image: str | Path | Image) -> MemoryImage:
-        from surgery_r1.models.encode import MemoryImage, load_image
-
-        source = Path(image) if isinstance(image, str | Path) else MemoryImage(image)
-        key = source if isinstance(source, Path) else id(image)
-        if key not in self._read:
-            self._read[key] = MemoryImage(load_image(source))
-        return self._read[key]
+    sources = [Path(image) if isinstance(image, str | Path) else MemoryImage(image) for image in images]
+    keys = [source if isinstance(source, Path) else id(source.image) for source in sources]
+    read = {key: MemoryImage(load_image(source)) for key, source in dict(zip(keys, sources, strict=True)).items()}
+    return [read[key] for key in keys]
 
 
 def load(model: str | Path, *, device: str | None = None, dtype: str = "auto", allow_hub: bool = False) -> Model:

@@ -5,10 +5,12 @@ Each record is a frozen dataclass with ``from_json`` (strict: unknown and missin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from surgery_r1 import vocab
+from surgery_r1._util.checked import Positive, WrongData, checked
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import Box, is_box
 
@@ -25,45 +27,30 @@ class Record:
         """Build from a parsed JSON object.
 
         Raises:
-            SurgeryR1Error: naming ``where`` and the key or value that does not fit.
+            SurgeryR1Error: naming ``where`` and every key and value that does not fit.
         """
-        names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(data) - names)
-        missing = sorted(names - cls._optional - set(data))
-        if unknown or missing:
-            raise SurgeryR1Error(
-                f"{cls.__name__} with unknown keys {unknown} and missing keys {missing}",
-                where=where,
-                fix="rebuild the dataset with this version of surgery-r1",
-            )
         try:
-            return cls(**{name: _frozen(name, value) for name, value in data.items()})
-        except (TypeError, ValueError) as error:
-            raise SurgeryR1Error(f"bad {cls.__name__}: {error}", where=where, fix="rebuild the dataset") from None
+            return checked(cls, data)
+        except WrongData as error:
+            fix = "rebuild the dataset with this version of surgery-r1"
+            raise SurgeryR1Error(f"bad {cls.__name__}: {error}", where=where, fix=fix) from None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict with the fields as keys, in order; optional fields at their default are left out."""
-        data = {}
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if f.name in self._optional and value == f.default:
-                continue
-            data[f.name] = _thawed(value)
-        return data
-
-
-def _frozen(name: str, value: Any) -> Any:
-    if name == "objects":
-        return tuple(AnnotatedObject.from_json(item) for item in value)
-    if isinstance(value, list):
-        return tuple(_frozen("", item) for item in value)
-    return value
+        own = [f for f in fields(self) if f.name not in self._optional or getattr(self, f.name) != f.default]  # type: ignore[arg-type]
+        return {f.name: _thawed(getattr(self, f.name)) for f in own}
 
 
 def _thawed(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_thawed(item) for item in value]
     return value.to_json() if isinstance(value, Record) else value
+
+
+def check_choice(name: str, value: str, known: Collection[str]) -> None:
+    """Refuse a value that is not one of those known, with a ValueError."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r}, expected one of {known}")
 
 
 def _check_box(name: str, box: Box) -> None:
@@ -75,9 +62,10 @@ def _check_box(name: str, box: Box) -> None:
 class Sample(Record):
     """One question on one frame: a line of ``samples.jsonl``.
 
-    ``kind`` is one of :data:`surgery_r1.vocab.KINDS`, or any other word in sets of their own. ``box_px`` is 0-based
-    xyxy in source pixels, None in sets without boxes. ``answers_accepted`` and ``boxes_accepted`` (same length) are
-    set where several answers are right; ``answer`` and ``box_px`` are then the first of them.
+    ``box_px`` is 0-based xyxy in source pixels. ``answers_accepted`` and ``boxes_accepted`` (same length) are set
+    where several answers are right; ``answer`` and ``box_px`` are then the first of them.
+    ``kind`` is one of :data:`surgery_r1.vocab.KINDS`, or any other word in sets of their own. ``box_px`` is None in
+    sets without boxes, and so are ``boxes_accepted``.
     """
 
     id: str
@@ -86,8 +74,8 @@ class Sample(Record):
     sequence: str
     frame: str
     image: str
-    width: int
-    height: int
+    width: Positive
+    height: Positive
     question: str
     kind: str
     subject: str
@@ -99,18 +87,18 @@ class Sample(Record):
     _optional: ClassVar[frozenset[str]] = frozenset({"answers_accepted", "boxes_accepted"})
 
     def __post_init__(self) -> None:
-        if self.split not in vocab.SPLITS:
-            raise ValueError(f"split={self.split!r}, expected one of {vocab.SPLITS}")
+        check_choice("split", self.split, vocab.SPLITS)
         if not self.kind.strip():
             raise ValueError("kind is empty, expected a word")
-        if len(self.answers_accepted) != len(self.boxes_accepted):
-            lengths = f"{len(self.answers_accepted)} and {len(self.boxes_accepted)}"
-            raise ValueError(f"answers_accepted and boxes_accepted have {lengths} entries, expected as many")
-        for box in (self.box_px, *self.boxes_accepted):
+        for name, box in (("box_px", self.box_px), *(("boxes_accepted", box) for box in self.boxes_accepted)):
             if box is not None:
-                _check_box("box_px", box)
+                _check_box(name, box)
         if any((box is None) != (self.box_px is None) for box in self.boxes_accepted):
             raise ValueError("boxes_accepted with and without boxes, expected all or none")
+        if len(self.answers_accepted) != len(self.boxes_accepted):
+            raise ValueError(
+                f"{len(self.answers_accepted)} answers_accepted, {len(self.boxes_accepted)} boxes_accepted"
+            )
 
     @property
     def frame_id(self) -> str:
@@ -119,7 +107,7 @@ class Sample(Record):
 
     @property
     def accepted(self) -> tuple[tuple[str, Box | None], ...]:
-        """Every right (answer, box) pair; a single pair unless the question has several. Boxes are all there or None."""
+        """Every right (answer, box) pair; one pair unless several are right. Boxes are all there or None."""
         if self.answers_accepted:
             return tuple(zip(self.answers_accepted, self.boxes_accepted, strict=True))
         return ((self.answer, self.box_px),)
@@ -149,8 +137,8 @@ class Frame(Record):
 
     frame_id: str
     image: str
-    width: int
-    height: int
+    width: Positive
+    height: Positive
     sha256: str
     objects: tuple[AnnotatedObject, ...]
 
@@ -172,8 +160,7 @@ class TrainingRow(Record):
     answer: str | None
     box_px: Box | None
     writer: str | None
-    checks: dict[str, Any] = field(default_factory=dict)
+    checks: dict[str, Any]
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task={self.task!r}, expected one of {TASKS}")
+        check_choice("task", self.task, TASKS)

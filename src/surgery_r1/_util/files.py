@@ -53,33 +53,35 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     Raises:
         SurgeryR1Error: when the disk is full or the folder cannot be written; ``path`` is left as it was.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    except OSError as error:
-        raise write_error(path, error) from error
+        try:
+            text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+            with os.fdopen(fd, mode, **text) as handle:  # type: ignore[call-overload]
+                yield handle
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What hinders the writing of ``path`` inside the block is told; so is another file that was in the way.
+
+    Raises:
+        SurgeryR1Error: in place of every OSError.
+    """
     try:
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        with os.fdopen(fd, mode, **text) as handle:  # type: ignore[call-overload]
-            yield handle
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise write_error(path, error) from error
-        raise
-
-
-def write_error(path: Path, error: OSError) -> SurgeryR1Error:
-    """What to raise when ``path`` could not be written; names another file where that was in the way."""
-    if error.errno == errno.ENOSPC:
-        return SurgeryR1Error("no space left on the disk", where=str(path), fix="free some space and run again")
-    reason = error.strerror or str(error)
-    if error.filename is not None and not _is_part(Path(os.fsdecode(error.filename)), path):
-        reason += f": {os.fsdecode(error.filename)}"
-    return SurgeryR1Error(f"cannot write: {reason}", where=str(path), fix="check path and permissions")
+        yield
+    except OSError as error:
+        what, fix = f"cannot write: {error.strerror or error}", "check path and permissions"
+        if error.errno == errno.ENOSPC:
+            what, fix = "no space left on the disk", "free some space and run again"
+        elif error.filename is not None and not _is_part(Path(os.fsdecode(error.filename)), path):
+            what += f": {os.fsdecode(error.filename)}"
+        raise SurgeryR1Error(what, where=path, fix=fix) from error
 
 
 def _is_part(name: Path, path: Path) -> bool:
@@ -98,19 +100,16 @@ def write_json(path: Path, data: Any) -> None:
         handle.write(dump_json(data, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON file that holds an object.
 
     Raises:
-        SurgeryR1Error: when it is missing or not JSON.
+        SurgeryR1Error: when it is missing, not JSON, or another value.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _object(path.read_bytes(), path, 1)
     except FileNotFoundError:
-        raise SurgeryR1Error("no such file", where=str(path), fix="check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        line = getattr(error, "lineno", 1)
-        raise SurgeryR1Error(f"not valid JSON: {error}", where=f"{path}:{line}", fix="write the file again") from None
+        raise SurgeryR1Error("no such file", where=path, fix="check the path") from None
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> int:
@@ -130,18 +129,30 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         SurgeryR1Error: when the file is missing or a line is not a JSON object.
     """
     try:
-        handle = path.open(encoding="utf-8")
+        handle = path.open("rb")
     except FileNotFoundError:
-        raise SurgeryR1Error("no such file", where=str(path), fix="check the path") from None
+        raise SurgeryR1Error("no such file", where=path, fix="check the path") from None
     with handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
                 continue
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise SurgeryR1Error(f"not valid JSON: {error}", where=where, fix="write the file again") from None
-            if not isinstance(record, dict):
-                raise SurgeryR1Error(f"expected a JSON object, found {line[:40]!r}", where=where, fix="one per line")
-            yield where, record
+            yield f"{path}:{number}", _object(line.rstrip(), path, number)
+
+
+def _object(text: bytes, path: Path, line: int) -> dict[str, Any]:
+    """The JSON object that stands in a file from a line on."""
+    fix = "write the file again"
+    try:
+        value = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        # Not only JSON's own error: numbers of thousands of digits are a plain ValueError.
+        what = f"not valid JSON: {error}"
+        if isinstance(error, UnicodeDecodeError):
+            what = f"not UTF-8: {error.reason}"
+        elif isinstance(error, RecursionError):
+            what = "JSON nested too deeply"
+        place = f"{path}:{line + getattr(error, 'lineno', 1) - 1}"
+        raise SurgeryR1Error(what, where=place, fix=fix) from None
+    if not isinstance(value, dict):
+        raise SurgeryR1Error(f"expected a JSON object, found {value!r:.40}", where=f"{path}:{line}", fix=fix)
+    return value

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from surgery_r1._util.files import write_error
+from surgery_r1._util.files import writing
 from surgery_r1.errors import SurgeryR1Error
 
 
@@ -25,23 +25,19 @@ def replacing_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """
     _clear_up(out)
     _check_replaceable(out, overwrite)
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
         lock = os.open(temporary, os.O_RDONLY)
-    except OSError as error:
-        raise write_error(out, error) from error
-    try:
-        # Held by a living process: this is how a later build knows what a killed one has left.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        temporary.chmod(0o755)
-        yield temporary
-        _take_place(temporary, out)
-    except OSError as error:
-        raise write_error(out, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
+        try:
+            # Held by a living process: this is how a later build knows what a killed one has left.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            temporary.chmod(0o755)
+            yield temporary
+            _take_place(temporary, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
 
 
 def _clear_up(out: Path) -> None:
@@ -75,13 +71,13 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise SurgeryR1Error("is a file", where=str(out), fix="name a new folder for --out")
+        raise SurgeryR1Error("is a file", where=out, fix="name a new folder for --out")
     if not any(out.iterdir()):
         return
     if not ((out / "manifest.json").is_file() and (out / "samples.jsonl").is_file()):
-        raise SurgeryR1Error("folder is not empty and not a dataset", where=str(out), fix="name a new folder for --out")
+        raise SurgeryR1Error("folder is not empty and not a dataset", where=out, fix="name a new folder for --out")
     if not overwrite:
-        raise SurgeryR1Error("a dataset is already there", where=str(out), fix="add --overwrite to replace it")
+        raise SurgeryR1Error("a dataset is already there", where=out, fix="add --overwrite to replace it")
 
 
 def _take_place(temporary: Path, out: Path) -> None:

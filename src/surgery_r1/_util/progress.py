@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 
 from tqdm import tqdm
@@ -30,10 +29,11 @@ class _LogFile:
         sys.stderr.flush()
 
 
-def progress_bar(total: int, description: str, unit: str, *, initial: int = 0, quiet: bool = False) -> tqdm:
+def progress_bar(total: int | None, description: str, unit: str, *, initial: int = 0, quiet: bool = False) -> tqdm:
     """A bar on standard error.
 
     Args:
+        total: None where it is not known yet.
         initial: what was done before, by an interrupted run.
         quiet: show nothing.
     """
@@ -60,15 +60,10 @@ class ProgressBar:
     """
 
     def __init__(self, description: str, unit: str, details: Callable[[], str] | None = None) -> None:
-        self._description, self._unit, self._details = description, unit, details
-        self._bar: tqdm | None = None
-        self._start = time.time()
+        self._bar, self._details = progress_bar(None, description, unit), details
 
     def __call__(self, done: int, total: int) -> None:
-        if self._bar is None:
-            self._bar = progress_bar(total, self._description, self._unit)
-            # The first call comes after the first piece of work.
-            self._bar.start_t = self._start
+        self._bar.total = total
         if self._details is not None:
             self._bar.set_postfix_str(self._details(), refresh=False)
         self._bar.update(done - self._bar.n)
@@ -84,6 +79,4 @@ class ProgressBar:
 
     def close(self) -> None:
         """End the bar's line."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._bar.close()

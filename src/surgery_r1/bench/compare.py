@@ -72,9 +72,7 @@ def _record(name: str, work: Work, times: list[dict[str, Any]], facts: dict[str,
         for variant in VARIANTS
     }
     peak = next((rate for part, rate in PEAKS.items() if part in facts["baseline"]["machine"]["device"]), None)
-    made = {"sft": work.questions * work.rows, "rft": work.questions * work.generations, "predict": work.questions}[
-        name
-    ]
+    made = work.questions * {"sft": work.rows, "rft": work.generations, "predict": 1}[name]
     rates = {
         variant: {
             "samples_per_second": made / parts[variant]["compared"],

@@ -9,7 +9,6 @@ import torch
 
 from surgery_r1.bench import shapes
 from surgery_r1.bench.clock import Clock
-from surgery_r1.bench.operations import row_pairs, tree_pairs
 from surgery_r1.bench.shapes import Work
 from surgery_r1.models.sharing import attention as tree_attention
 from surgery_r1.models.sharing import prefix_tree
@@ -82,39 +81,7 @@ class Benchmark:
         """Language-model tokens, query-key pairs, positions projected to the vocabulary, and images, of one run."""
         raise NotImplementedError
 
-    def _tree_counts(self, labels: int) -> dict[str, int]:
-        tokens = sum(layout.size for layout in self.layouts)
-        pairs = sum(tree_pairs(layout) for layout in self.layouts)
-        # Without a GPU TRL projects every position, with one those that have a label.
-        return {"tokens": tokens, "pairs": pairs, "heads": labels if self.clock.cuda else tokens, "images": 1}
-
-    def _row_counts(self, rows: int, labels: int) -> dict[str, int]:
-        length = self.row_length
-        heads = labels if self.clock.cuda else rows * (length - 1)
-        return {"tokens": rows * length, "pairs": row_pairs([length]) * rows, "heads": heads, "images": rows}
-
     @property
     def row_length(self) -> int:
         columns, rows = self.work.grid
         return columns * rows + self.work.prompt_tokens + self.work.completion_tokens
-
-    def _lora(self) -> Any:
-        from peft import LoraConfig
-
-        names = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
-        return LoraConfig(r=16, lora_alpha=32, target_modules=rf".*language_model.*\.({names})")
-
-    def _arguments(self) -> dict[str, Any]:
-        """Options that TRL's two config classes share."""
-        cuda = self.clock.cuda
-        return {
-            "output_dir": self.folder.name,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "save_strategy": "no",
-            "use_cpu": not cuda,
-            "bf16": self.work.dtype == "bfloat16",
-            "max_steps": 1_000_000,
-            "logging_steps": 1_000_000,
-            "gradient_checkpointing": self.work.checkpointing,
-        }

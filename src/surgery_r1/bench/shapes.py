@@ -3,91 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from surgery_r1._util.toml import load_toml
 from surgery_r1.errors import SurgeryR1Error
 
-#: The vision tower that the published sizes share.
-_TOWER: dict[str, Any] = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "full": [7, 15, 23, 31],
-}
-
-#: Sizes of the published models (their config.json on the hub), and one of 4 M parameters for two CPU cores whose
-#: vision tower and language model stand in the proportion of the 7B model.
-SHAPES: dict[str, dict[str, dict[str, Any]]] = {
-    "cpu": {
-        "text": {
-            "hidden_size": 256,
-            "intermediate_size": 1024,
-            "num_hidden_layers": 4,
-            "vocab_size": 1280,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 1,
-            "sections": [8, 12, 12],
-        },
-        "vision": {"depth": 4, "hidden_size": 64, "intermediate_size": 176, "num_heads": 4, "full": [3]},
-    },
-    "3b": {
-        "text": {
-            "hidden_size": 2048,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 36,
-            "vocab_size": 151936,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 2,
-            "sections": [16, 24, 24],
-        },
-        "vision": _TOWER,
-    },
-    "7b": {
-        "text": {
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "vocab_size": 152064,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "sections": [16, 24, 24],
-        },
-        "vision": _TOWER,
-    },
-}
+#: Sizes of models by name, see ``shapes.toml``.
+SHAPES: dict[str, dict[str, dict[str, Any]]] = load_toml(Path(__file__).with_name("shapes.toml"))[0]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is computed. The vision tower is frozen always."""
+    """What is computed. The vision tower is frozen always.
+
+    Attributes:
+        shape: Size of the model, whose weights are random.
+        image_tokens: Tokens of the frame; rounded to a grid of about 5:4.
+        prompt_tokens: Text tokens of a prompt, system text and chat marks included.
+        completion_tokens: Tokens of a completion; 0: 128 for rft, 60 for sft, 32 for predict.
+        questions: Questions on the frame; 0: 1 for rft, 6 for sft and predict.
+        generations: Completions of a question (rft).
+        rows: Training rows of a question (sft).
+        micro_batch: Rows in a pass of the baseline; 0: one group (rft) or 6 rows (sft).
+        dtype: Of weights and activations.
+        device: cpu or cuda.
+        lora: Train an adapter of rank 16 instead of the language model.
+        checkpointing: Recompute activations in the backward pass.
+        threads: Threads of each process; 0: as many as torch takes.
+    """
 
     shape: Literal["cpu", "3b", "7b"] = "cpu"
-    """Size of the model, whose weights are random."""
     image_tokens: int = 1280
-    """Tokens of the frame; rounded to a grid of about 5:4."""
     prompt_tokens: int = 150
-    """Text tokens of a prompt, system text and chat marks included."""
     completion_tokens: int = 0
-    """Tokens of a completion; 0: 128 for rft, 60 for sft, 32 for predict."""
     questions: int = 0
-    """Questions on the frame; 0: 1 for rft, 6 for sft and predict."""
     generations: int = 8
-    """Completions of a question (rft)."""
     rows: int = 3
-    """Training rows of a question (sft)."""
     micro_batch: int = 0
-    """Rows in a pass of the baseline; 0: one group (rft) or 6 rows (sft)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and activations."""
     device: str = "cpu"
-    """cpu or cuda."""
     lora: bool = False
-    """Train an adapter of rank 16 instead of the language model."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass."""
     threads: int = 0
-    """Threads of each process; 0: as many as torch takes."""
 
     def of(self, name: str) -> Work:
         """The same with the usual numbers of the benchmark ``name`` where there are zeros.
@@ -137,9 +95,8 @@ def random_model(work: Work, tokenizer: Any) -> Any:
     config = tiny.build_config(tokenizer)
     text, vision = (dict(SHAPES[work.shape][part]) for part in ("text", "vision"))
     sections, full = text.pop("sections"), vision.pop("full")
-    for part, values in ((config.text_config, text), (config.vision_config, vision)):
-        for name, value in values.items():
-            setattr(part, name, value)
+    config.text_config.update(text)
+    config.vision_config.update(vision)
     config.text_config.rope_parameters = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
     config.text_config.max_position_embeddings = 32768
     config.text_config.layer_types = ["full_attention"] * text["num_hidden_layers"]

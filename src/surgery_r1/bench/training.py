@@ -10,12 +10,59 @@ import torch
 from surgery_r1 import prompts
 from surgery_r1.bench import shapes
 from surgery_r1.bench.job import BOX_SPACE, Benchmark
-from surgery_r1.bench.operations import row_pairs
+from surgery_r1.bench.operations import row_pairs, tree_pairs
 from surgery_r1.bench.shapes import Work
 from surgery_r1.models.sharing import prefix_tree
+from surgery_r1.train.datasets import prompt_messages
 
 
-class RftBenchmark(Benchmark):
+class _TrainingBenchmark(Benchmark):
+    """An update of one stage; what is compared is forward, loss and backward."""
+
+    def _arguments(self) -> dict[str, Any]:
+        """Options that TRL's two config classes share."""
+        return {
+            "output_dir": self.folder.name,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "use_cpu": not self.clock.cuda,
+            "bf16": self.work.dtype == "bfloat16",
+            "max_steps": 1_000_000,
+            "logging_steps": 1_000_000,
+            "gradient_checkpointing": self.work.checkpointing,
+        }
+
+    def _trainer(self, kind: Any, preprocess: str, **options: Any) -> Any:
+        """A trainer of the model; the time of its method ``preprocess`` and of its update is taken."""
+        from peft import LoraConfig
+
+        names = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+        lora = LoraConfig(r=16, lora_alpha=32, target_modules=rf".*language_model.*\.({names})")
+        peft = lora if self.work.lora else None
+        trainer = kind(model=self.model, processing_class=self.processor, peft_config=peft, **options)
+        self.clock.wrap(trainer, preprocess, "preprocess")
+        self.clock.wrap(trainer, "compute_loss", "log_probs")
+        self.clock.wrap(trainer.accelerator, "backward", "backward")
+        trainer.model.train()
+        return trainer
+
+    def _compared(self, seconds: float) -> float:
+        return self.clock.parts["log_probs"] + self.clock.parts["backward"]
+
+    def _counts(self, lengths: list[int], labels: int) -> dict[str, int]:
+        """Counts of trees, or of the baseline's rows of these lengths."""
+        if self.optimised:
+            tokens = sum(layout.size for layout in self.layouts)
+            pairs, heads, images = sum(map(tree_pairs, self.layouts)), tokens, 1
+        else:
+            tokens, pairs, images = sum(lengths), row_pairs(lengths), len(lengths)
+            heads = tokens - images
+        # Without a GPU TRL projects every position, with one those that have a label.
+        return {"tokens": tokens, "pairs": pairs, "heads": labels if self.clock.cuda else heads, "images": images}
+
+
+class RftBenchmark(_TrainingBenchmark):
     """A GRPO step on replayed rollouts; what is compared is the update (log-probabilities, loss, backward)."""
 
     def __init__(self, work: Work, variant: str) -> None:
@@ -35,42 +82,25 @@ class RftBenchmark(Benchmark):
             max_completion_length=work.completion_tokens,
             beta=0.0,
         )
-        conversations = [
-            [
-                {"role": "system", "content": prompts.system_text(BOX_SPACE)},
-                {"role": "user", "content": prompts.user_text(text)},
-            ]
-            for text in self.texts
-        ]
-        self.batch = [
-            {"prompt": conversation, "images": [self.image]}
-            for conversation in conversations
-            for _ in range(work.generations)
-        ]
+        asked = [prompt_messages(text, BOX_SPACE, "cot", True) for text in self.texts]
+        self.batch = [{"prompt": prompt, "images": [self.image]} for prompt in asked for _ in range(work.generations)]
         self.replies = shapes.completions(work, rows, seed=1)
 
         def reward(completions: list[Any], **_: Any) -> list[float | None]:
             # Gold replies of which every other is spoiled: rewards vary within a group.
             return [float(i % 2) for i in range(len(completions))]
 
-        kind: Any = SharedFrameGRPOTrainer if self.optimised else GRPOTrainer
-        trainer = kind(
-            model=self.model,
+        self.seen: dict[tuple[int, ...], list[float]] = {}
+        self.trainer = trainer = self._trainer(
+            SharedFrameGRPOTrainer if self.optimised else GRPOTrainer,
+            "_generate_and_score_completions",
             args=arguments,
             reward_funcs=[reward],
-            train_dataset=Dataset.from_list([{"prompt": c} for c in conversations]),
-            processing_class=self.processor,
-            peft_config=self._lora() if work.lora else None,
+            train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in asked]),
         )
         trainer.current_gradient_accumulation_steps = rows // self.micro
         trainer._generate_single_turn = lambda *_, **__: (self.replies, None)
-        self.seen: dict[tuple[int, ...], list[float]] = {}
         self._note(trainer)
-        self.clock.wrap(trainer, "_generate_and_score_completions", "preprocess")
-        self.clock.wrap(trainer, "compute_loss", "log_probs")
-        self.clock.wrap(trainer.accelerator, "backward", "backward")
-        trainer.model.train()
-        self.trainer = trainer
 
     def _note(self, trainer: Any) -> None:
         inner: Callable[..., Any] = trainer._get_per_token_logps_and_entropies
@@ -89,18 +119,15 @@ class RftBenchmark(Benchmark):
         for _ in range(len(self.batch) // self.micro):
             trainer.training_step(trainer.model, self.batch, None)
 
-    def _compared(self, seconds: float) -> float:
-        return self.clock.parts["log_probs"] + self.clock.parts["backward"]
-
     def output(self) -> list[Any]:
         return [value for reply in self.replies for value in self.seen[tuple(reply)]]
 
     def counts(self) -> dict[str, int]:
-        labels = len(self.replies) * self.work.completion_tokens
-        return self._tree_counts(labels) if self.optimised else self._row_counts(len(self.replies), labels)
+        count = len(self.replies)
+        return self._counts([self.row_length] * count, labels=count * self.work.completion_tokens)
 
 
-class SftBenchmark(Benchmark):
+class SftBenchmark(_TrainingBenchmark):
     """A step of SFT on all rows of a frame; what is compared is the update (forward, loss, backward)."""
 
     def __init__(self, work: Work, variant: str) -> None:
@@ -117,23 +144,23 @@ class SftBenchmark(Benchmark):
         replies = [tokenizer.decode(ids[:-2]) for ids in texts]
         # Rows of a question part where the reply is asked for, as those of a dataset do.
         kinds = [(task, reasoning) for reasoning in (True, False) for task in ("visual_qa", "grounding_qa", "cot")]
-        users = [
-            prompts.user_text(text, *kinds[number % len(kinds)]) for text in self.texts for number in range(work.rows)
+        asked = [
+            prompt_messages(text, BOX_SPACE, *kinds[number % len(kinds)])
+            for text in self.texts
+            for number in range(work.rows)
         ]
-        system = prompts.system_text(BOX_SPACE)
         self.rows = [
-            {
-                "prompt": [{"role": "system", "content": system}, {"role": "user", "content": user}],
-                "completion": [{"role": "assistant", "content": reply}],
-                "images": [self.image],
-            }
-            for user, reply in zip(users, replies, strict=True)
+            {"prompt": prompt, "completion": [{"role": "assistant", "content": reply}], "images": [self.image]}
+            for prompt, reply in zip(asked, replies, strict=True)
         ]
+        users = [user["content"] for _, user in asked]
         self.pack = {"images": [self.image], "prompt": users, "completion": replies}
         self.pack |= {"shown": [[0]] * len(users), "frame": ["frame"] * len(users)}
         self.micro = work.micro_batch or 6
-        trainer: Any = SFTTrainer(
-            model=self.model,
+        system = prompts.system_text(BOX_SPACE)
+        self.trainer = self._trainer(
+            SFTTrainer,
+            "data_collator",
             args=SFTConfig(**self._arguments(), max_length=None, remove_unused_columns=False),
             train_dataset=Dataset.from_list([{k: row[k] for k in ("prompt", "completion")} for row in self.rows]),
             data_collator=(
@@ -141,14 +168,7 @@ class SftBenchmark(Benchmark):
                 if self.optimised
                 else DataCollatorForVisionLanguageModeling(self.processor, completion_only_loss=True)
             ),
-            processing_class=self.processor,
-            peft_config=self._lora() if work.lora else None,
         )
-        self.clock.wrap(trainer, "data_collator", "preprocess")
-        self.clock.wrap(trainer, "compute_loss", "log_probs")
-        self.clock.wrap(trainer.accelerator, "backward", "backward")
-        trainer.model.train()
-        self.trainer = trainer
         self.lengths: list[int] = []
         self.labels = 0
         self.loss = 0.0
@@ -170,15 +190,8 @@ class SftBenchmark(Benchmark):
             self.trainer.accelerator.backward(loss)
             self.loss += float(loss.detach())
 
-    def _compared(self, seconds: float) -> float:
-        return self.clock.parts["log_probs"] + self.clock.parts["backward"]
-
     def output(self) -> list[Any]:
         return [self.loss / self.labels]
 
     def counts(self) -> dict[str, int]:
-        if self.optimised:
-            return self._tree_counts(self.labels)
-        heads = self.labels if self.clock.cuda else sum(self.lengths) - len(self.lengths)
-        pairs = row_pairs(self.lengths)
-        return {"tokens": sum(self.lengths), "pairs": pairs, "heads": heads, "images": len(self.lengths)}
+        return self._counts(self.lengths, self.labels)

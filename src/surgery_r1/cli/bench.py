@@ -11,6 +11,7 @@ import tyro
 
 from surgery_r1._util.files import dump_json, write_json
 from surgery_r1.bench.shapes import Work
+from surgery_r1.cli.messages import logger
 
 
 @dataclass
@@ -29,16 +30,11 @@ class Bench:
         """Exit status 0."""
         from surgery_r1.bench.compare import bench
 
-        record = bench(self.name, self.work, self.pairs, say=_progress)
+        record = bench(self.name, self.work, self.pairs, say=logger.info)
         if self.json:
             write_json(self.json, record)
         sys.stdout.write(_summary(record) + "\n")
         return 0
-
-
-def _progress(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 def _summary(record: dict) -> str:

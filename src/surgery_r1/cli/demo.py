@@ -37,15 +37,8 @@ class DemoCommand:
         stay_offline(allow_hub=False)
         from surgery_r1.demo import run_demo
 
-        summary = run_demo(
-            self.out,
-            config=self.config,
-            overrides=in_order(self.set),
-            seed=self.seed,
-            frames=self.frames,
-            controls=self.controls,
-            fresh=self.fresh,
-        )
+        settings = {name: getattr(self, name) for name in ("config", "seed", "frames", "controls", "fresh")}
+        summary = run_demo(self.out, overrides=in_order(self.set), **settings)
         if self.json:
             say(dump_json(summary, indent=2))
         return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
@@ -41,7 +41,10 @@ class _Train:
     json: bool = False
     """Print the result as JSON, without a progress bar."""
 
-    def _run(self, stage: Literal["sft", "rft"]) -> int:
+    stage: ClassVar[Literal["sft", "rft"]]
+
+    def run(self) -> int:
+        """Exit status 0; errors are raised."""
         from dataclasses import replace
 
         from surgery_r1.data.dataset import open_dataset
@@ -57,7 +60,7 @@ class _Train:
         from surgery_r1.train.stage import train
 
         result = train(
-            stage,
+            self.stage,
             config,
             dataset,
             self.out,
@@ -80,18 +83,14 @@ class _Train:
 class TrainSft(_Train):
     """Stage one: supervised fine-tuning with TRL's SFTTrainer."""
 
-    def run(self) -> int:
-        """Exit status 0; errors are raised."""
-        return self._run("sft")
+    stage = "sft"
 
 
 @dataclass(kw_only=True)
 class TrainRft(_Train):
     """Stage two: GRPO with rule-based rewards with TRL's GRPOTrainer. Start it with --model RUN_OF_SFT."""
 
-    def run(self) -> int:
-        """Exit status 0; errors are raised."""
-        return self._run("rft")
+    stage = "rft"
 
 
 @dataclass

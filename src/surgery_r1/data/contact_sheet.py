@@ -68,7 +68,6 @@ def _tile(root: Path, frame: Frame, width: int):
 
     height = round(frame.height * width / frame.width)
     lines = [(frame.frame_id, "#ffffff")]
-    lines += [(_describe(seen), _colour(seen.name)) for seen in frame.objects]
     tile = Image.new("RGB", (width, height + _LINE * 7), "#101010")
     with opened_image(root / frame.image) as image:
         image.draft("RGB", (width, height))
@@ -76,17 +75,13 @@ def _tile(root: Path, frame: Frame, width: int):
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(size=10)
     for seen in frame.objects:
         box = scale(seen.box_px, width / frame.width, height / frame.height)
-        draw.rectangle(box, outline=_colour(seen.name), width=2)
-        short = _short(seen.name)
-        draw.text((box[0] + 4, box[1] + 2), short, fill=_colour(seen.name), font=font)
+        short, colour = _short(seen.name), _colour(seen.name)
+        draw.rectangle(box, outline=colour, width=2)
+        draw.text((box[0] + 4, box[1] + 2), short, fill=colour, font=font)
+        lines.append((f"{short}  " + ", ".join(filter(None, (seen.name, seen.state, seen.location))), colour))
     for number, (text, colour) in enumerate(lines[:7]):
         draw.text((3, height + number * _LINE), text, fill=colour, font=font)
     return tile
-
-
-def _describe(seen) -> str:
-    short = _short(seen.name)
-    return f"{short}  " + ", ".join(filter(None, (seen.name, seen.state, seen.location)))
 
 
 def _colour(name: str) -> str:

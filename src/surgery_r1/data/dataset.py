@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery_r1 import vocab
+from surgery_r1._util.checked import WrongData, checked
 from surgery_r1._util.files import read_json, read_jsonl, sha256_file
 from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.data.location_rule import TRUSTED_AGREEMENT
@@ -22,6 +23,35 @@ CHANGED_RECORD = "changed since it was built"
 CHANGED_IMAGE = "image changed since the dataset was built"
 CHANGED_LABELS = "label file changed since the dataset was built"
 _REBUILD = "build it again with surgery-r1 data build FOLDER... --out DATASET --overwrite"
+
+
+@dataclass(frozen=True)
+class _Counts:
+    total: int
+
+
+@dataclass(frozen=True)
+class _MeasuredRule:
+    rule: str | None
+    agreement: float | None
+    by_source: dict[str, _MeasuredRule] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.rule is not None:
+            location_rule(self.rule)
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What is read of ``manifest.json``, which holds more."""
+
+    image_root: str
+    samples: _Counts
+    frames: _Counts
+    rows: _Counts
+    location_rule: _MeasuredRule
+    sha256: dict[str, str]
+    label_root: str = ""
 
 
 @dataclass
@@ -162,15 +192,14 @@ def open_dataset(
         raise SurgeryR1Error(what, where=str(folder), fix=f"surgery-r1 data build FOLDER... --out {folder}")
     manifest = read_json(folder / "manifest.json")
     try:
-        totals = manifest["samples"]["total"], manifest["frames"]["total"], manifest["rows"]["total"]
-        image_root = Path(images) if images is not None else folder / manifest["image_root"]
-        manifest["location_rule"]["agreement"], manifest["sha256"].items()
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SurgeryR1Error(f"manifest without {error}", where=str(folder / "manifest.json"), fix=_REBUILD) from None
+        read = checked(_Manifest, manifest, others="ignore")
+    except WrongData as error:
+        raise SurgeryR1Error(f"not a manifest: {error}", where=folder / "manifest.json", fix=_REBUILD) from None
+    image_root = Path(images) if images is not None else folder / read.image_root
     samples = {s.id: s for s in (Sample.from_json(d, where) for where, d in read_jsonl(folder / "samples.jsonl"))}
     frames = {f.frame_id: f for f in (Frame.from_json(d, where) for where, d in read_jsonl(folder / "frames.jsonl"))}
-    _check_count(folder / "samples.jsonl", len(samples), totals[0])
-    _check_count(folder / "frames.jsonl", len(frames), totals[1])
+    _check_count(folder / "samples.jsonl", len(samples), read.samples.total)
+    _check_count(folder / "frames.jsonl", len(frames), read.frames.total)
     stray = next((sample for sample in samples.values() if sample.frame_id not in frames), None)
     if stray is not None:
         raise SurgeryR1Error(f"sample {stray.id} without its frame", where=str(folder / "frames.jsonl"), fix=_REBUILD)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from surgery_r1._util import toml as toml
-from surgery_r1._util.toml import bounded
+from annotated_types import Gt
+
+from surgery_r1._util import toml
+from surgery_r1._util.checked import Count, NotNegative, Positive
 from surgery_r1._util.toml_sources import read_sources
 from surgery_r1.data.paraphrases import OWN_KINDS, PARAPHRASES
 from surgery_r1.records import TASKS
@@ -29,9 +31,9 @@ class RowsConfig:
         cot: each with a reasoning of its own.
     """
 
-    visual_qa: int = bounded(1, at_least=0)
-    grounding_qa: int = bounded(1, at_least=0)
-    cot: int = bounded(1, at_least=0)
+    visual_qa: Count = 1
+    grounding_qa: Count = 1
+    cot: Count = 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ReasoningConfig:
     """
 
     writers: tuple[str, ...] = (TEMPLATE,)
-    attempts: int = bounded(3, at_least=1)
+    attempts: Positive = 3
     min_words: int = 4
     max_words: int = 120
 
@@ -68,12 +70,12 @@ class TeacherConfig:
     endpoint: str = ""
     model: str = ""
     send_frames: bool = True
-    concurrency: int = bounded(8, at_least=1)
-    requests_per_minute: int = bounded(0, at_least=0)
-    timeout: float = bounded(120.0, above=0, unit="seconds")
-    retries: int = bounded(6, at_least=0)
-    max_tokens: int = bounded(400, at_least=1)
-    temperature: float = bounded(0.7, at_least=0)
+    concurrency: Positive = 8
+    requests_per_minute: Count = 0
+    timeout: Annotated[float, Gt(0), "seconds above 0"] = 120.0
+    retries: Count = 6
+    max_tokens: Positive = 400
+    temperature: NotNegative = 0.7
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from surgery_r1 import __version__
@@ -12,7 +13,7 @@ _CARD = """\
 ---
 library_name: transformers
 pipeline_tag: image-text-to-text
-base_model: {base}
+base_model: {base_model}
 tags: [surgical-vqla, surgery-r1]
 ---
 # A Surgery-R1 model (stage: {stage})
@@ -25,10 +26,10 @@ an open implementation of the method of *Surgery-R1* (arXiv 2506.19469) by other
 | | |
 |---|---|
 | base model | `{base}` (sha256 of weights and configuration {base_sha256}); its licence applies to these weights |
-| dataset sha256 | {dataset} |
-| box space | `{space}`: {space_words} |
+| dataset sha256 | {dataset_sha256} |
+| box space | `{box_space}`: {space_words} |
 | pixel limits | {min_pixels} to {max_pixels} pixels of the resized image; serve with the same |
-| codec / prompt version | {codec} / {prompt} |
+| codec / prompt version | {codec_version} / {prompt_version} |
 | chosen on | {chosen} |
 
 Ask it with the prompts of `surgery_r1.prompts` and read its replies with `surgery_r1.codec`:
@@ -52,17 +53,6 @@ def model_card(info: ModelInfo, run: Path) -> str:
     if result.is_file():
         data = read_json(result)
         chosen = f"dev: joint {data['dev/joint']:.4f} at step {data['best_step']}"
-    return _CARD.format(
-        base=info.base_model,
-        stage=info.stage,
-        version=__version__,
-        base_sha256=info.base_sha256 or "unknown",
-        dataset=info.dataset_sha256 or "none",
-        space=info.box_space,
-        space_words=_SPACE[info.box_space],
-        min_pixels=info.min_pixels,
-        max_pixels=info.max_pixels,
-        codec=info.codec_version,
-        prompt=info.prompt_version,
-        chosen=chosen,
-    )
+    facts = asdict(info) | {"base": info.base_model, "space_words": _SPACE[info.box_space]}
+    facts |= {"base_sha256": info.base_sha256 or "unknown", "dataset_sha256": info.dataset_sha256 or "none"}
+    return _CARD.format(**facts, version=__version__, chosen=chosen)

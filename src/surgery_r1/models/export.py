@@ -22,7 +22,7 @@ def export(run: Path, out: Path, *, allow_hub: bool = False) -> Path:
         SurgeryR1Error: when ``out`` is not empty or ``run`` holds no model.
     """
     if out.exists() and any(out.iterdir()):
-        raise SurgeryR1Error("is not empty", where=str(out), fix="give another folder")
+        raise SurgeryR1Error("is not empty", where=out, fix="give another folder")
     bundle = from_pretrained(run, allow_hub=allow_hub)
     model = merged(bundle.model)
     if out.exists():

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from surgery_r1 import codec, prompts
+from surgery_r1._util.checked import Positive, WrongData, checked
 from surgery_r1._util.files import read_json, write_json
 from surgery_r1.errors import SurgeryR1Error
 
@@ -33,8 +34,8 @@ class ModelInfo:
     """
 
     box_space: str
-    min_pixels: int
-    max_pixels: int
+    min_pixels: Positive
+    max_pixels: Positive
     template_sha256: str
     base_model: str
     base_sha256: str
@@ -43,6 +44,10 @@ class ModelInfo:
     codec_version: str = codec.CODEC_VERSION
     prompt_version: str = prompts.PROMPT_VERSION
     step: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.box_space not in codec.BOX_SPACES:
+            raise ValueError(f"box_space {self.box_space!r}, expected one of {[*codec.BOX_SPACES]}")
 
     def save(self, folder: Path) -> None:
         write_json(folder / INFO_FILE, asdict(self))
@@ -55,23 +60,15 @@ class ModelInfo:
             SurgeryR1Error: when the file does not fit, or was written by another codec or prompt version.
         """
         path = folder / INFO_FILE
-        data = read_json(path)
         try:
-            info = cls(**data)
-            if info.box_space not in codec.BOX_SPACES:
-                raise TypeError(f"box_space {info.box_space!r}")
-        except TypeError as error:
-            raise SurgeryR1Error(
-                f"does not describe a model: {error}", where=str(path), fix="export it again"
-            ) from None
+            info = checked(cls, read_json(path))
+        except WrongData as error:
+            raise SurgeryR1Error(f"does not describe a model: {error}", where=path, fix="export it again") from None
+        fix = "train again, or use the surgery-r1 version that wrote it"
         for name, have, want in (
             ("codec", info.codec_version, codec.CODEC_VERSION),
             ("prompt", info.prompt_version, prompts.PROMPT_VERSION),
         ):
             if have != want:
-                raise SurgeryR1Error(
-                    f"written with {name} version {have}, this is {want}",
-                    where=str(path),
-                    fix="train again, or use the surgery-r1 version that wrote it",
-                )
+                raise SurgeryR1Error(f"written with {name} version {have}, this is {want}", where=path, fix=fix)
         return info

@@ -16,7 +16,7 @@ from typing import Any
 
 from surgery_r1 import codec
 from surgery_r1._util.files import read_json, sha256_file
-from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.errors import SurgeryR1Error, explained
 from surgery_r1.models.info import FAMILIES, INFO_FILE, ModelInfo
 from surgery_r1.models.tiny.architecture import TINY_BASE
 
@@ -43,9 +43,7 @@ def resolve(name: str | Path, *, allow_hub: bool = False) -> Path:
     """
     if str(name) == "tiny":
         if not (TINY_BASE / "config.json").is_file():
-            raise SurgeryR1Error(
-                "the tiny base model is missing", where=str(TINY_BASE), fix="install the package again"
-            )
+            raise SurgeryR1Error("the tiny base model is missing", where=TINY_BASE, fix="install the package again")
         return TINY_BASE
     path = Path(name)
     # A run folder holds its own resolved config.json, which has no model type.
@@ -56,28 +54,19 @@ def resolve(name: str | Path, *, allow_hub: bool = False) -> Path:
     if path.exists():
         raise SurgeryR1Error(
             "holds neither a model nor a run with a best one",
-            where=str(path),
+            where=path,
             fix="check the path, or finish the run with --resume",
         )
     if allow_hub and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         from huggingface_hub import snapshot_download
 
-        try:
+        fix = "check name and network, or give a folder"
+        with explained("cannot be downloaded from the hub", where=name, fix=fix):
             return Path(snapshot_download(str(name)))
-        except Exception as error:
-            raise SurgeryR1Error(
-                f"cannot be downloaded from the hub ({type(error).__name__}: {_first_line(error)})",
-                where=str(name),
-                fix="check name and network, or give a folder",
-            ) from error
     raise SurgeryR1Error(
         f"no model at {str(name)!r}",
         fix="give a folder with config.json, a run folder, 'tiny', or a hub name with --allow-hub",
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
 
 
 def _base_of(folder: Path, allow_hub: bool) -> Path:
@@ -89,8 +78,9 @@ def _base_of(folder: Path, allow_hub: bool) -> Path:
     beside = folder.parent / "base"
     if beside.is_dir() and not Path(str(name)).exists():
         return resolve(beside)
-    if not name:
-        raise SurgeryR1Error("names no base_model_name_or_path", where=str(path), fix="write the base model's folder")
+    if not name or not isinstance(name, str):
+        what = f"base_model_name_or_path = {name!r:.80}" if name else "names no base_model_name_or_path"
+        raise SurgeryR1Error(what, where=path, fix="write the base model's folder")
     return resolve(name, allow_hub=allow_hub)
 
 
@@ -146,20 +136,18 @@ def from_pretrained(
 def _family(base: Path) -> str:
     """The model type of a folder, one of :data:`FAMILIES`."""
     model_type = read_json(base / "config.json").get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise SurgeryR1Error(
-            f"unknown model family {model_type!r}",
-            where=str(base / "config.json"),
-            fix=f"use one of {sorted(FAMILIES)}",
+            f"unknown model family {model_type!r}", where=base / "config.json", fix=f"use one of {sorted(FAMILIES)}"
         )
-    return str(model_type)
+    return model_type
 
 
 def _check_box_space(box_space: str | None, recorded: ModelInfo | None, folder: Path) -> None:
     if box_space and (box_space not in codec.BOX_SPACES or (recorded and recorded.box_space != box_space)):
         what = f"reads boxes in {recorded.box_space!r}, not" if recorded else "unknown box space"
         raise SurgeryR1Error(
-            f"{what} {box_space!r}", where=str(folder), fix=f"leave box_space empty, or one of {[*codec.BOX_SPACES]}"
+            f"{what} {box_space!r}", where=folder, fix=f"leave box_space empty, or one of {[*codec.BOX_SPACES]}"
         )
 
 
@@ -182,7 +170,7 @@ def _agreed(recorded: ModelInfo, found: ModelInfo, folder: Path) -> ModelInfo:
     if recorded.template_sha256 != found.template_sha256:
         raise SurgeryR1Error(
             "the chat template is not the one that the model was trained with",
-            where=str(folder),
+            where=folder,
             fix="restore chat_template.jinja and tokenizer_config.json of the checkpoint",
         )
     return replace(recorded, min_pixels=found.min_pixels, max_pixels=found.max_pixels)
@@ -199,17 +187,18 @@ def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attent
 
     from surgery_r1.models.quiet import without_progress_bars
 
-    try:
-        with without_progress_bars():
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                base,
-                dtype=dtype,
-                attn_implementation=attention,
-                output_loading_info=True,
-                # Pickled weights can run code, and their bytes are not part of weights_sha256.
-                use_safetensors=True,
-                local_files_only=True,
-            )
+    # Torn safetensors raise the Rust library's own exception type, missing shards an OSError.
+    fix = "the checkpoint is torn or incomplete: copy it again or go back to an earlier one"
+    with explained("the weights cannot be read", where=folder, fix=fix), without_progress_bars():
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            base,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+            # Pickled weights can run code, and their bytes are not part of weights_sha256.
+            use_safetensors=True,
+            local_files_only=True,
+        )
         model, report = loaded
         # transformers fills what a checkpoint lacks with random numbers and only warns.
         _refuse_missing(report["missing_keys"])
@@ -220,13 +209,6 @@ def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attent
             model = PeftModel.from_pretrained(model, folder)
             found = set(load_file(folder / "adapter_model.safetensors"))
             _refuse_missing(set(get_peft_model_state_dict(model)) - found)
-    except Exception as error:
-        # Torn safetensors raise the Rust library's own exception type, missing shards an OSError.
-        raise SurgeryR1Error(
-            f"the weights cannot be read ({type(error).__name__}: {_first_line(error)})",
-            where=str(folder),
-            fix="the checkpoint is torn or incomplete: copy it again or go back to an earlier one",
-        ) from error
     generation = model.generation_config
     # Greedy is the default here; a published checkpoint's sampling settings would otherwise leak into evaluation.
     generation.temperature = generation.top_p = generation.top_k = None

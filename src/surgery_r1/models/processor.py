@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from surgery_r1._util.byte_cache import ByteCache
+from surgery_r1._util.checked import Positive, WrongData, checked
 from surgery_r1.codec import View
-from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.errors import SurgeryR1Error, explained
 
 
 class _ImageOnly:
@@ -65,9 +67,6 @@ class _Kept(ByteCache[bytes, tuple[Any, Any]]):
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit, lambda image: image[0].nbytes)
-
-    def __deepcopy__(self, memo: Any) -> _Kept:
-        return _Kept(int(self.maxsize))
 
     def __reduce__(self) -> Any:
         return _Kept, (self.maxsize,)
@@ -118,12 +117,25 @@ class DeduplicatingImageProcessor(Qwen2VLImageProcessorPil):
         return {**data, "image_processor_type": "Qwen2VLImageProcessor"}
 
 
-_IMAGE_ONLY: dict[str, type[Any]] = {
+#: Model family -> its processor without video; the class below it is the stock one, which other engines look up.
+PROCESSORS: dict[str, type[Any]] = {
     "qwen2_vl": ImageOnlyQwen2VLProcessor,
     "qwen2_5_vl": ImageOnlyQwen25VLProcessor,
     "qwen3_vl": ImageOnlyQwen3VLProcessor,
     "qwen3_vl_moe": ImageOnlyQwen3VLProcessor,
 }
+
+
+@dataclass(frozen=True)
+class _Resizing:
+    """What ``preprocessor_config.json`` must say of images."""
+
+    patch_size: Positive
+    merge_size: Positive
+    temporal_patch_size: Positive
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    size: dict[str, Positive | None]
 
 
 def load_processor(folder: Path, model_type: str, *, min_pixels: int | None = None, max_pixels: int | None = None):
@@ -137,7 +149,8 @@ def load_processor(folder: Path, model_type: str, *, min_pixels: int | None = No
     Raises:
         SurgeryR1Error: when files are missing or torn.
     """
-    try:
+    fix = "copy tokenizer.json, tokenizer_config.json and preprocessor_config.json of the model again"
+    with explained("tokenizer or image processor cannot be read", where=folder, fix=fix):
         if importlib.util.find_spec("torchvision") is not None:
             from transformers import AutoProcessor
 
@@ -146,25 +159,24 @@ def load_processor(folder: Path, model_type: str, *, min_pixels: int | None = No
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             image_processor = DeduplicatingImageProcessor.from_pretrained(folder, local_files_only=True)
             template = getattr(tokenizer, "chat_template", None)
-            processor = _IMAGE_ONLY[model_type](image_processor, tokenizer, chat_template=template)
-    except Exception as error:
-        raise SurgeryR1Error(
-            f"tokenizer or image processor cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})",
-            where=str(folder),
-            fix="copy tokenizer.json, tokenizer_config.json and preprocessor_config.json of the model again",
-        ) from error
+            processor = PROCESSORS[model_type](image_processor, tokenizer, chat_template=template)
     if not hasattr(processor, "image_processor"):
         raise SurgeryR1Error(
             "the folder holds a tokenizer but no image processor",
-            where=str(folder),
+            where=folder,
             fix="add preprocessor_config.json of the model",
         )
-    size = dict(processor.image_processor.size)
-    if min_pixels is not None:
-        size["shortest_edge"] = min_pixels
-    if max_pixels is not None:
-        size["longest_edge"] = max_pixels
-    processor.image_processor.size = size
+    limits = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    given = {edge: pixels for edge, pixels in limits.items() if pixels is not None}
+    image = processor.image_processor
+    try:
+        checked(
+            _Resizing, {f.name: getattr(image, f.name, None) for f in fields(_Resizing)} | {"size": dict(image.size)}
+        )
+    except (WrongData, TypeError, ValueError) as error:
+        where, fix = folder / "preprocessor_config.json", "copy it of the model again"
+        raise SurgeryR1Error(f"does not say how images are resized: {error}", where=where, fix=fix) from None
+    image.size = dict(image.size) | given
     # Generation needs the prompt's last token at the right end.
     processor.tokenizer.padding_side = "left"
     return processor

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 from surgery_r1._util.files import read_json, write_json
-from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.errors import explained
 from surgery_r1.models.info import ModelInfo
+from surgery_r1.models.processor import PROCESSORS
 from surgery_r1.models.quiet import without_progress_bars
-
-#: Stock processor by model type, which other engines look up by this name.
-_PROCESSOR_CLASS = {
-    "qwen2_vl": "Qwen2VLProcessor",
-    "qwen2_5_vl": "Qwen2_5_VLProcessor",
-    "qwen3_vl": "Qwen3VLProcessor",
-    "qwen3_vl_moe": "Qwen3VLProcessor",
-}
 
 
 def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> None:
@@ -30,7 +24,10 @@ def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> Non
         SurgeryR1Error: when the disk is full or cannot be written.
     """
     partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
-    try:
+    # safetensors reports a full disk as an exception type of its own.
+    fix = "free some disk space and go on with --resume"
+    with explained("the model could not be saved", where=folder, fix=fix), contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, partial, ignore_errors=True)
         recover(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -45,16 +42,6 @@ def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> Non
             folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not isinstance(error, Exception):
-            raise
-        # safetensors reports a full disk as an exception type of its own.
-        raise SurgeryR1Error(
-            f"the model could not be saved ({type(error).__name__}: {error})",
-            where=str(folder),
-            fix="free some disk space and go on with --resume",
-        ) from error
 
 
 def recover(folder: Path) -> None:
@@ -70,4 +57,4 @@ def save_processor(processor: Any, model_type: str, folder: Path) -> None:
     processor.tokenizer.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     path = folder / "preprocessor_config.json"
-    write_json(path, {**read_json(path), "processor_class": _PROCESSOR_CLASS[model_type]})
+    write_json(path, {**read_json(path), "processor_class": PROCESSORS[model_type].__bases__[-1].__name__})

@@ -16,6 +16,10 @@ _INK = "#7b8794"
 _COLOURS = ("#2f81f7", "#e8860c", "#2da44e", "#a475f9", "#d1436c", "#0fa3b1", "#8a6d3b", "#7b8794")
 _MOST_POINTS = 400
 
+#: Panel and series of what a run logs, beside the parts of its reward.
+_PLACES = {"loss": ("loss", "loss"), "reward": ("reward", "reward"), "kl": ("KL", "kl")}
+_PLACES |= {f"dev/{name}": ("dev", name) for name in ("acc", "miou", "joint", "joint_at_iou50", "f_score")}
+
 Series = dict[str, list[tuple[float, float]]]
 
 
@@ -41,17 +45,9 @@ def panels(records: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
 
 
 def _place(key: str) -> tuple[str, str] | None:
-    if key == "loss":
-        return "loss", "loss"
-    if key == "reward":
-        return "reward", "reward"
-    if key == "kl":
-        return "KL", "kl"
     if key.startswith("rewards/") and not key.endswith("/std"):
         return "reward parts", key.removeprefix("rewards/").removesuffix("/mean")
-    if key.startswith("dev/") and key.removeprefix("dev/") in ("acc", "miou", "joint", "joint_at_iou50", "f_score"):
-        return "dev", key.removeprefix("dev/")
-    return None
+    return _PLACES.get(key)
 
 
 def curves_svg(run: Run, salt: str) -> list[str]:

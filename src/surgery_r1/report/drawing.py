@@ -10,7 +10,10 @@ from surgery_r1.geometry import Box, clip, is_box, scale
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
-    from PIL.ImageFont import FreeTypeFont, ImageFont
+    from PIL.ImageFont import FreeTypeFont
+    from PIL.ImageFont import ImageFont as BitmapFont
+
+    Font = FreeTypeFont | BitmapFont
 
 #: Colours as in the report: true boxes green and solid, predicted boxes orange and dashed.
 TRUE_COLOUR = "#22c55e"
@@ -19,8 +22,6 @@ PREDICTED_COLOUR = "#ff9f1c"
 _INK = "#0b0f14"
 _SHORTEST_WIDTH = 900
 _LONGEST_LABEL = 60
-
-Rectangle = tuple[float, float, float, float]
 
 
 def draw_boxes(
@@ -43,7 +44,7 @@ def draw_boxes(
         caption: a line beneath the picture, such as the question.
     """
     from PIL import Image as images
-    from PIL import ImageDraw
+    from PIL import ImageDraw, ImageFont
 
     factor = max(1, -(-_SHORTEST_WIDTH // image.width))
     width, height = image.width * factor, image.height * factor
@@ -52,8 +53,8 @@ def draw_boxes(
         picture = picture.resize((width, height), images.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     stroke = max(3, width // 280)
-    font = _font(max(18, width // 46))
-    taken: list[Rectangle] = []
+    font = ImageFont.load_default(max(18, width // 46))
+    taken: list[Box] = []
     for box, label, colour, dashed in (
         (true_px, true_label, TRUE_COLOUR, False),
         (predicted_px, predicted_label, PREDICTED_COLOUR, True),
@@ -62,14 +63,8 @@ def draw_boxes(
         if seen is not None:
             _outline(draw, seen, colour, stroke, dashed)
         if label:
-            taken.append(_label(draw, label[:_LONGEST_LABEL], seen, colour, font, taken, width, height))
+            taken.append(_label(picture, label[:_LONGEST_LABEL], seen, colour, font, taken))
     return picture if caption is None else _captioned(picture, caption, font)
-
-
-def _font(size: int) -> FreeTypeFont | ImageFont:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)
 
 
 def _visible(box: Sequence[float] | None, factor: float, width: int, height: int) -> Box | None:
@@ -95,17 +90,11 @@ def _outline(draw: ImageDraw, box: Box, colour: str, stroke: int, dashed: bool) 
             draw.rectangle((across, at, across + stroke - 1, min(at + dash, stop)), fill=colour)
 
 
-def _label(
-    draw: ImageDraw,
-    text: str,
-    box: Box | None,
-    colour: str,
-    font: FreeTypeFont | ImageFont,
-    taken: Sequence[Rectangle],
-    width: int,
-    height: int,
-) -> Rectangle:
+def _label(picture: Image, text: str, box: Box | None, colour: str, font: Font, taken: Sequence[Box]) -> Box:
     """Write a label at the first place near its box that is inside the frame and free; the place it took."""
+    from PIL import ImageDraw
+
+    draw, (width, height) = ImageDraw.Draw(picture), picture.size
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     pad = 5
     w, h = right - left + 2 * pad, bottom - top + 2 * pad
@@ -125,11 +114,11 @@ def _label(
     return x, y, x + w, y + h
 
 
-def _touch(a: Rectangle, b: Rectangle) -> bool:
+def _touch(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _captioned(picture: Image, caption: str, font: FreeTypeFont | ImageFont) -> Image:
+def _captioned(picture: Image, caption: str, font: Font) -> Image:
     from PIL import Image as images
     from PIL import ImageDraw
 

@@ -31,6 +31,7 @@
     "not coherent": (one) => one.outcome !== "coherent",
     "right answer, wrong box": (one) => one.outcome === "right answer, wrong box",
     "wrong referent": (one) => one.wrongReferent,
+    "rationale contradicts answer": (one) => one.contradicts !== undefined,
     unreadable: (one) => one.problems !== undefined,
   };
   const matches = (item) => {
@@ -54,8 +55,9 @@
     answers.append(element("span", "chip true", one.true),
       element("span", one.right ? "chip right" : "chip wrong", one.answer === null ? "no answer" : one.answer),
       element("span", "iou", one.iou === null ? "" : `IoU ${rate(one.iou)}`));
-    const outcome = element("p", "outcome", one.outcome);
+    const outcome = element("p", "outcome", one.outcome || "");
     if (one.wrongReferent) outcome.append(" · ", element("b", "", "wrong referent"), ": the box fits another object better");
+    if (one.contradicts) outcome.append(" · ", element("b", "", "rationale says"), ` ${one.contradicts}`);
     caption.append(element("p", "question", item.question), answers, outcome);
     if (one.reasoning) caption.append(element("blockquote", "", one.reasoning));
     if (one.problems !== undefined) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,17 @@ from surgery_r1 import __version__, vocab
 from surgery_r1._util.files import atomic_write
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.compare import compare_lines
-from surgery_r1.evaluate.tables import COLUMNS, FEW_BLOCKS, FLOOR, excludes_zero, format_interval, number, signed
+from surgery_r1.evaluate.tables import (
+    AGREEMENT_COLUMNS,
+    COLUMNS,
+    FEW_BLOCKS,
+    excludes_zero,
+    facts,
+    floors,
+    format_interval,
+    number,
+    signed,
+)
 from surgery_r1.report.curves import curves_svg
 from surgery_r1.report.gallery import Gallery, gallery
 from surgery_r1.report.inputs import Group, Run, Scored, read_inputs
@@ -27,6 +37,9 @@ _HERE = Path(__file__).parent
 
 #: Metrics whose paired differences are listed.
 _COMPARED = {"acc": "Acc", "miou": "true mIoU", "joint": "joint", "joint_at_iou50": "joint@.5"}
+
+#: Metrics of the parts of a split.
+_PARTS = {"acc": "Acc", "miou": "mIoU", "joint_at_iou50": "joint@.5"}
 
 #: With more systems than this, each is compared with the one before it only.
 _ALL_PAIRS = 5
@@ -72,8 +85,10 @@ def write_report(
             "items": shown.items,
         },
         first_cards=[item for item in shown.items if item["group"] == 0][:_CARDS_WITHOUT_SCRIPT],
-        uris=list(pictures.uris.values()),
-        notes=_notes(shown, pictures, dataset, frames),
+        pictures=pictures,
+        questions_left_out=shown.left_out,
+        frames=frames,
+        has_dataset=dataset is not None,
     )
     with atomic_write(out) as handle:
         handle.write(html)
@@ -93,10 +108,15 @@ def _render(**context: Any) -> str:
     # Model text, labels and folder names are untrusted: escaped here, and only our own script may run at all.
     environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"number": number, "signed": signed}
+    environment.filters |= {"interval": format_interval, "excludes_zero": excludes_zero, "facts": facts}
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("page.html.jinja").render(
         **context,
+        headline=COLUMNS,
+        agreement=AGREEMENT_COLUMNS,
+        compared=_COMPARED.values(),
+        few_blocks=FEW_BLOCKS,
         version=__version__,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -122,46 +142,27 @@ def _pictures(groups: Sequence[Group], shown: Gallery, dataset: Dataset, most: i
 
 def _group(group: Group) -> dict[str, Any]:
     first = group.scored[0].metrics
-    floor = next((s.metrics["no_image_floor"] for s in group.scored if _has_floor(s)), None)
-    rows = [] if floor is None else [_row(FLOOR, floor, floor=True)]
-    rows += [_row(scored.name, scored.metrics) for scored in group.scored]
+    found = floors([(scored.name, scored.metrics) for scored in group.scored])
+    floor = found[0][1] if found else None
+    rows = [{"name": name, "metrics": metrics, "floor": True} for name, metrics in found]
+    rows += [{"name": scored.name, "metrics": scored.metrics, "floor": False} for scored in group.scored]
     return {
         "title": group.title,
         "n": first["n"],
         "frames": len({line.frame_id for line in group.scored[0].lines}),
         "sequences": len(first["by_sequence"]),
         "intervals": first.get("intervals", {}),
-        "few_blocks": first.get("intervals", {}).get("blocks", FEW_BLOCKS) < FEW_BLOCKS,
-        "columns": list(COLUMNS),
+        "floor": floor,
         "rows": rows,
         "models": [scored.name for scored in group.scored],
         "differences": _differences(group.scored),
         "parts": [
-            _part("Question kind", "by_kind", group.scored, floor),
-            _part("Sequence", "by_sequence", group.scored, None),
-            _part("True answer", "by_answer", group.scored, None, "f1", "F1"),
+            _part("Question kind", "by_kind", _PARTS, group.scored, floor),
+            _part("Sequence", "by_sequence", _PARTS, group.scored),
+            _part("True answer", "by_answer", {**_PARTS, "f1": "F1"}, group.scored),
         ],
         "confusions": group.scored[-1].metrics.get("confusions", []),
         "provenance": [_provenance(scored) for scored in group.scored],
-    }
-
-
-def _has_floor(scored: Scored) -> bool:
-    return scored.metrics.get("no_image_floor", {}).get("acc") is not None
-
-
-def _row(name: str, metrics: dict[str, Any], floor: bool = False) -> dict[str, Any]:
-    ci95 = metrics.get("ci95", {})
-    return {
-        "name": name,
-        "floor": floor,
-        "n": metrics["n"],
-        "unparsed": metrics.get("parse_failure_rate"),
-        "wrong_referent": metrics.get("wrong_referent_broad"),
-        "cells": [
-            {"value": metrics.get(key), "ci95": ci95.get(key), "spread": format_interval(ci95.get(key))}
-            for key in COLUMNS.values()
-        ],
     }
 
 
@@ -172,33 +173,17 @@ def _differences(scored: Sequence[Scored]) -> list[dict[str, Any]]:
         for other in earlier:
             if {line.id for line in later.lines} != {line.id for line in other.lines}:
                 continue
-            cells = [_difference(later, other, metric) for metric in _COMPARED]
+            cells = [compare_lines(later.lines, other.lines, metric) for metric in _COMPARED]
             result.append({"name": f"{later.name} − {other.name}", "cells": cells})
     return result
 
 
-def _difference(later: Scored, other: Scored, metric: str) -> dict[str, Any]:
-    difference = compare_lines(later.lines, other.lines, metric)
-    return {
-        **difference.to_json(),
-        "spread": format_interval(difference.ci95, sign=True),
-        "excludes_zero": excludes_zero(difference.ci95),
-    }
-
-
 def _part(
-    title: str,
-    key: str,
-    scored: Sequence[Scored],
-    floor: dict[str, Any] | None,
-    extra: str | None = None,
-    extra_title: str = "",
+    title: str, key: str, columns: dict[str, str], scored: Sequence[Scored], floor: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """A table of parts: rows are the parts, and for each system Acc, true mIoU, joint@.5 and perhaps one more."""
-    names = list(dict.fromkeys(name for item in scored for name in item.metrics[key]))
-    columns = {"acc": "Acc", "miou": "mIoU", "joint_at_iou50": "joint@.5"} | ({extra: extra_title} if extra else {})
+    """A table of parts: rows are the parts, and for each system the metrics that ``columns`` name, with headings."""
     rows = []
-    for name in names:
+    for name in dict.fromkeys(name for item in scored for name in item.metrics[key]):
         parts = [item.metrics[key].get(name, {}) for item in scored]
         guess = None if floor is None else floor.get("by_kind", {}).get(name, {}).get("acc")
         n = next(part["n"] for part in parts if part)
@@ -224,20 +209,3 @@ def _provenance(scored: Scored) -> dict[str, Any]:
 def _run_title(run: Run) -> str:
     stage = (run.stage or run.name).upper()
     return stage if run.name.upper() == stage else f"{stage} · {run.name}"
-
-
-def _notes(shown: Gallery, pictures: Pictures, dataset: Dataset | None, frames: bool) -> list[str]:
-    notes = []
-    if not frames:
-        notes.append("Pictures of frames were left out on request; boxes stand on an empty ground.")
-    elif dataset is None:
-        notes.append("No dataset was named, so boxes stand on an empty ground; add --data DATASET to see the frames.")
-    else:
-        notes.append(f"{len(pictures.uris)} frames, each stored once at {pictures.width} px, reduced for this page.")
-    if pictures.left_out:
-        notes.append(f"{pictures.left_out} frames have no picture for want of room: frames with failures came first.")
-    if pictures.unreadable:
-        notes.append(f"{pictures.unreadable} frames could not be read.")
-    if shown.left_out:
-        notes.append(f"{shown.left_out} questions were left out for want of room: those that went wrong came first.")
-    return notes

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from surgery_r1._util.files import sha256_file
 from surgery_r1.codec import View, render
-from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.errors import SurgeryR1Error, explained
 from surgery_r1.records import AnnotatedObject
 from surgery_r1.rewards.truth import Truth
 
@@ -57,14 +56,19 @@ def load_reward(name: str) -> Reward:
     try:
         inspect.signature(reward).bind("text", "truth")
     except TypeError as error:
-        what = f"{function} cannot be called with (text, truth): {error}"
-        raise SurgeryR1Error(what, where=_place(path, reward), fix=_FIX) from None
+        what, code = f"{function} cannot be called with (text, truth): {error}", getattr(reward, "__code__", None)
+        where = f"{path}:{code.co_firstlineno}" if code else path
+        raise SurgeryR1Error(what, where=where, fix=_FIX) from None
 
     @functools.wraps(reward)
     def checked(text: str, truth: Truth) -> float | None:
-        return _checked_value(reward(text, truth), name, text)
+        value = reward(text, truth)
+        # Not so for NaN either, of which no comparison is true.
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise SurgeryR1Error(f"{function} returned {value!r} for the reply {text[:80]!r}", where=path, fix=_FIX)
+        return None if value is None else float(value)
 
-    _try_out(checked, name)
+    _try_out(checked, path, function)
     return checked
 
 
@@ -73,39 +77,19 @@ def reward_files(names: Iterable[str]) -> dict[str, str]:
     return {name: sha256_file(Path(name.rpartition(":")[0])) for name in names if is_custom(name)}
 
 
-def _place(path: str, function: Any) -> str:
-    code = getattr(function, "__code__", None)
-    return f"{path}:{code.co_firstlineno}" if code else path
-
-
 def _module(path: Path) -> Any:
     if not path.is_file():
-        raise SurgeryR1Error("no such file with a reward", where=str(path), fix="check the path in [rft] rewards")
+        raise SurgeryR1Error("no such file with a reward", where=path, fix="check the path in [rft] rewards")
     spec = importlib.util.spec_from_file_location(f"surgery_r1_reward_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
+    with explained("cannot be imported", where=path, fix="correct the file"):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise SurgeryR1Error(
-            f"cannot be imported ({type(error).__name__}: {error})", where=str(path), fix="correct the file"
-        ) from error
     return module
 
 
-def _checked_value(value: Any, name: str, text: str) -> float | None:
-    if value is None:
-        return None
-    number = isinstance(value, int | float) and not math.isnan(value)
-    if not number or not 0 <= value <= 1:
-        path, _, function = name.rpartition(":")
-        raise SurgeryR1Error(f"{function} returned {value!r} for the reply {text[:80]!r}", where=path, fix=_FIX)
-    return float(value)
-
-
-def _try_out(reward: Reward, name: str) -> None:
+def _try_out(reward: Reward, path: str, function: str) -> None:
     """Call it on sound and on broken replies to one question of each task."""
-    path, _, function = name.rpartition(":")
     for task in ("cot", "visual_qa", "grounding_qa"):
         truth = _example(task)
         parts = truth.parts
@@ -115,14 +99,8 @@ def _try_out(reward: Reward, name: str) -> None:
             (10, 10, 40, 40) if parts["box"] else None,
         )
         replies = (sound, "", "<think>", "left-top", sound * 2, "<answer>Idle</answer><box>[40, 40, 10, 10]</box>")
-        try:
+        with explained(f"{function} failed on an example", where=path, fix="correct it"):
             applies = {reward(reply, truth) is not None for reply in replies}
-        except SurgeryR1Error:
-            raise
-        except Exception as error:
-            raise SurgeryR1Error(
-                f"{function} failed on an example ({type(error).__name__}: {error})", where=path, fix="correct it"
-            ) from error
         if len(applies) > 1:
             raise SurgeryR1Error(
                 f"{function} returns None for some replies to a question and numbers for others",

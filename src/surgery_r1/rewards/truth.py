@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import astuple, dataclass, fields
 
 from surgery_r1 import geometry, prompts
+from surgery_r1._util.checked import WrongData, checked
 from surgery_r1._util.files import dump_json
 from surgery_r1.codec import BOX_SPACES, View
 from surgery_r1.data.location_rule import TRUSTED_AGREEMENT
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import Box, LocationRule
-from surgery_r1.records import TASKS, AnnotatedObject, Frame, Sample
+from surgery_r1.records import TASKS, AnnotatedObject, Frame, Sample, check_choice
 
 #: Below this share of labels that follow the measured location rule, quadrants and boxes are not compared.
 MIN_AGREEMENT = TRUSTED_AGREEMENT
@@ -53,12 +53,8 @@ class Truth:
     box_space: str
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("task", self.task, TASKS),
-            ("box_space", self.box_space, tuple(BOX_SPACES)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}={value!r}, expected one of {known}")
+        check_choice("task", self.task, TASKS)
+        check_choice("box_space", self.box_space, tuple(BOX_SPACES))
         if not self.accepted:
             raise ValueError("no accepted answer")
         for _, box in self.accepted:
@@ -124,11 +120,9 @@ class Truth:
 
     def to_json(self) -> str:
         """One line of JSON: the ``truth`` column of a trainer's dataset, or verl's and EasyR1's ``ground_truth``."""
-        view = self.view
         data = {name: getattr(self, name) for name in self.__slots__}
-        data["accepted"] = [[answer, box and list(box)] for answer, box in self.accepted]
         data["objects"] = [item.to_json() for item in self.objects]
-        data["view"] = [view.width, view.height, view.input_width, view.input_height]
+        data["view"] = astuple(self.view)
         return dump_json(data)
 
     @classmethod
@@ -139,12 +133,10 @@ class Truth:
             SurgeryR1Error: when it is not such a string.
         """
         try:
-            data: dict[str, Any] = json.loads(text)
-            data["accepted"] = tuple((answer, box and tuple(box)) for answer, box in data["accepted"])
-            data["objects"] = tuple(AnnotatedObject.from_json(item) for item in data["objects"])
-            data["view"] = View(*data["view"])
-            return cls(**data)
-        except (TypeError, ValueError, KeyError) as error:
+            data = json.loads(text)
+            data["view"] = dict(zip((f.name for f in fields(View)), data["view"], strict=True))
+            return checked(cls, data)
+        except (TypeError, ValueError, KeyError, WrongData) as error:
             raise SurgeryR1Error(
                 f"the truth column holds {str(text)[:60]!r}, which is not a truth ({error})",
                 fix="write it with surgery_r1.rewards.Truth.to_json of this version",

@@ -7,10 +7,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from surgery_r1.geometry import Box, LocationRule, center, quadrant
 from surgery_r1.synthetic.scene import ToolPose
 from surgery_r1.synthetic.tools import silhouette, tool_parts
-
-Box = tuple[float, float, float, float]
 
 
 def _clip(points: list, nx: float, ny: float, limit: float) -> list:
@@ -81,13 +80,12 @@ def location_of(box: Box, aspect: float) -> str:
     >>> location_of((0.0, 0.0, 0.5, 0.5), 1.25)
     'left-top'
     """
-    cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    return f"{'left' if cx < aspect / 2 else 'right'}-{'top' if cy < 0.5 else 'bottom'}"
+    return str(quadrant(box, LocationRule("image", "normal"), aspect, 1.0, None))
 
 
 def clearance(box: Box, location: str, aspect: float) -> float:
     """How far (in frame heights) the box centre lies inside its quarter; negative where the label would be wrong."""
-    cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    cx, cy = center(box)
     dx = aspect / 2 - cx if location.startswith("left") else cx - aspect / 2
     dy = 0.5 - cy if location.endswith("top") else cy - 0.5
     return min(dx, dy)

@@ -101,6 +101,16 @@ def place_tool(
     return best
 
 
+def _place_all(
+    rng: random.Random, record: Record, others: Sequence[ToolPose], aspect: float, style: Style
+) -> list[ToolPose]:
+    """Poses for all labels of a record, one after the other, apart from ``others``."""
+    placed: list[ToolPose] = []
+    for label in record:
+        placed.append(place_tool(rng, *label, others=[*others, *placed], aspect=aspect, style=style))
+    return placed
+
+
 def place_kidney(rng: random.Random, aspect: float) -> KidneyPose:
     """The organ, anywhere plausible, at most a part of it outside the frame."""
     long = rng.uniform(0.24, 0.42)
@@ -117,9 +127,7 @@ def plan_random(rng: random.Random, aspect: float, style: Style, record: Record)
     best: list[ToolPose] = []
     least = math.inf
     for _ in range(3):
-        tools: list[ToolPose] = []
-        for name, state, location in record:
-            tools.append(place_tool(rng, name, state, location, tools, aspect, style))
+        tools = _place_all(rng, record, [], aspect, style)
         cost = _total_crowding(tools)
         if cost < least:
             best, least = tools, cost
@@ -197,16 +205,12 @@ def _welcome(rng, record: Record, moving: dict, now: int, aspect: float, style: 
     if not new:
         return
     ends = [pose for m in moving.values() for pose in set(m[:2])]
-    placed: list[ToolPose] = []
-    for label in new:
-        placed.append(place_tool(rng, *label, others=[*ends, *placed], aspect=aspect, style=style))
+    placed = _place_all(rng, new, ends, aspect, style)
     least = _total_crowding([*ends, *placed]) - _total_crowding(ends)
     for _ in range(4):
         if least < 0.35:
             break
-        fresh: list[ToolPose] = []
-        for name, state, place in rng.sample(list(record), len(record)):
-            fresh.append(place_tool(rng, name, state, place, fresh, aspect, style))
+        fresh = _place_all(rng, rng.sample(list(record), len(record)), [], aspect, style)
         cost = _total_crowding(fresh)
         if cost < least:
             placed, least = fresh, cost
@@ -244,5 +248,5 @@ def plan_sequence(records: Sequence[Record], aspect: float, style: Style, *seed:
             centre=(kidney.centre[0] + drift[0], kidney.centre[1] + drift[1]),
             turn=kidney.turn + 0.05 * math.sin(t + sway[3]),
         )
-        plans.append(FramePlan(tuple(tools), bean, drift, rng.getrandbits(30), tuple(record)))
+        plans.append(FramePlan(tuple(tools), bean, drift, rng.getrandbits(30)))
     return plans

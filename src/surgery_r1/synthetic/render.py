@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from surgery_r1 import vocab
+from surgery_r1.geometry import Box, clip, scale
 from surgery_r1.synthetic.boxes import location_of, tool_box, visible_box
 from surgery_r1.synthetic.cues import draw_cue
 from surgery_r1.synthetic.placement import plan_random
@@ -110,25 +111,24 @@ def render_scene(plan: FramePlan, style: Style, size: tuple[int, int]) -> Image.
     return Image.fromarray(np.clip(lit + 0.5, 0, 255).astype(np.uint8))
 
 
-def _to_pixels(box, width: int, height: int) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = (v * height for v in box)
-    return max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)
-
-
 def objects_of(plan: FramePlan, style: Style, size: tuple[int, int]) -> tuple[DrawnObject, ...]:
     """Annotated objects of a plan, kidney first; needs no drawing."""
     width, height = size
     aspect = width / height
     found = []
+
+    def pixels(box: Box) -> Box:
+        return clip(scale(box, height, height), float(width), float(height))
+
     box = visible_box([kidney_outline(plan.kidney)], aspect, style.circle)
     if box:
-        found.append(DrawnObject(vocab.ORGAN, None, None, _to_pixels(box, width, height), None))
+        found.append(DrawnObject(vocab.ORGAN, None, None, pixels(box), None))
     for pose in plan.tools:
         box = tool_box(pose, aspect, style.circle)
         if box is None or location_of(box, aspect) != pose.location:
             raise RuntimeError(f"{pose.name} does not lie at {pose.location}: {box}")
         tip = (pose.tip[0] * height, pose.tip[1] * height)
-        found.append(DrawnObject(pose.name, pose.state, pose.location, _to_pixels(box, width, height), tip))
+        found.append(DrawnObject(pose.name, pose.state, pose.location, pixels(box), tip))
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from PIL import Image
 
@@ -67,7 +67,6 @@ class FramePlan:
     kidney: KidneyPose
     drift: tuple[float, float] = (0.0, 0.0)
     grain: int = 0
-    record: tuple = field(default=(), compare=False)
 
 
 def seeded(*parts: object) -> random.Random:

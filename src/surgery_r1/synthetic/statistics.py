@@ -18,13 +18,6 @@ Record = tuple[tuple[str, str, str], ...]
 
 TABLE = Path(__file__).with_name("train_facts.tsv")
 
-HEADER = (
-    "# Facts counted from the public record text of the MIT-licensed Surgical-VQLA repository: how often each set",
-    "# of (tool, state, location) labels occurs in each of eleven equal blocks of its 1,560 EndoVis-18 train frames.",
-    "# Made by scripts/make_scene_facts.py. Columns: sequence, frames, labels. A label is a tool digit, a state letter",
-    "# and a location digit, each an index (0 or a first) into vocab.TOOLS, vocab.STATES and vocab.LOCATIONS.",
-)
-
 #: Val sequence -> blocks it mimics (named by training sequence) and its number of tool instances (1,161 in all).
 VAL_MIX: dict[int, tuple[tuple[int, ...], int]] = {1: ((2, 6), 384), 5: ((3, 4, 7), 424), 16: ((7, 14, 15), 353)}
 VAL_FRAMES = 149
@@ -53,13 +46,14 @@ def decode(text: str) -> Record:
 
 
 @lru_cache(maxsize=1)
-def _blocks() -> dict[int, tuple[tuple[Record, int], ...]]:
-    blocks: dict[int, list[tuple[Record, int]]] = {}
+def _blocks() -> dict[int, list[Record]]:
+    """Records of each training sequence, as often as they occur."""
+    blocks: dict[int, list[Record]] = {}
     for line in TABLE.read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             sequence, count, labels = line.split("\t")
-            blocks.setdefault(int(sequence), []).append((decode(labels), int(count)))
-    return {sequence: tuple(rows) for sequence, rows in blocks.items()}
+            blocks.setdefault(int(sequence), []).extend([decode(labels)] * int(count))
+    return blocks
 
 
 def _distance(a: Record, b: Record) -> int:
@@ -92,7 +86,7 @@ def _draw(blocks: tuple[int, ...], frames: int, instances: int, rng: random.Rand
     Every k-th record of the sorted pool is taken, so that rare tools and states stay in; then records are swapped
     for others of the pool until the number of tools is met.
     """
-    pool = sorted(record for b in blocks for record, count in _blocks()[b] for _ in range(count))
+    pool = sorted(record for b in blocks for record in _blocks()[b])
     step, start = len(pool) / frames, rng.random()
     chosen = [pool[min(len(pool) - 1, int((i + start) * step))] for i in range(frames)]
     seen = Counter(label[:2] for record in chosen for label in record)
@@ -113,8 +107,7 @@ def _draw(blocks: tuple[int, ...], frames: int, instances: int, rng: random.Rand
 
 def train_records(sequence: int, seed: int = 0) -> list[Record]:
     """Records of an official training sequence in frame order; the labels do not depend on ``seed``, the order does."""
-    frames = [record for record, count in _blocks()[sequence] for _ in range(count)]
-    return _chain(frames, seeded("train order", seed, sequence))
+    return _chain(_blocks()[sequence], seeded("train order", seed, sequence))
 
 
 def val_records(sequence: int, seed: int = 0) -> list[Record]:

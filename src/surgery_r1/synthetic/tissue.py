@@ -76,9 +76,9 @@ def paint_tissue(style: Style, width: int, height: int, unit: int) -> np.ndarray
     return _mix(rgb, (1.0, 0.97, 0.95), 0.85 * glare)
 
 
-def kidney_outline(pose: KidneyPose, points: int = 96) -> np.ndarray:
-    """The organ's outline, (points, 2) in frame heights."""
-    t = np.linspace(0, 2 * math.pi, points, endpoint=False)
+def kidney_outline(pose: KidneyPose) -> np.ndarray:
+    """The organ's outline, (96, 2) in frame heights."""
+    t = np.linspace(0, 2 * math.pi, 96, endpoint=False)
     u, v = np.cos(t), np.sin(t) + pose.bend * (np.cos(t) ** 2 - 0.4)
     x, y = u * pose.radii[0], v * pose.radii[1]
     c, s = math.cos(pose.turn), math.sin(pose.turn)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from surgery_r1 import vocab
+from surgery_r1._util.files import write_json
+from surgery_r1._util.folders import replacing_folder
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.synthetic.placement import plan_sequence
 from surgery_r1.synthetic.render import objects_of, render_scene
@@ -152,29 +152,24 @@ def make_scenes(
     _check(out, domain, size)
     records = sequence_records(domain, seed)
     chosen = share_out({s: len(r) for s, r in records.items()}, frames)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # ours alone: what a killed run left
-    partial.mkdir()
-    jobs = [
-        (str(partial), domain, seed, tuple(size), sequence, records[sequence], first, min(first + CHUNK, span.stop))
-        for sequence, span in chosen.items()
-        for first in range(span.start, span.stop, CHUNK)
-    ]
+    total = sum(map(len, chosen.values()))
     by_sequence = {f"seq_{s}": {"frames": 0, "questions": 0} for s in sorted(chosen)}
-    done, total = 0, sum(map(len, chosen.values()))
-    for job, counts in _drawn(jobs, workers):
-        for key, n in counts.items():
-            by_sequence[f"seq_{job[4]}"][key] += n
-        done += counts["frames"]
-        if progress:
-            progress(done, total)
-    facts = {"generator_version": GENERATOR_VERSION, "domain": domain, "seed": seed, "size": list(size)}
-    result = {**facts, **_totals(by_sequence, domain)}
-    (partial / "scenes.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8", newline="\n")
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
+    with replacing_folder(out, overwrite=False) as partial:
+        jobs = [
+            (str(partial), domain, seed, tuple(size), sequence, records[sequence], first, min(first + CHUNK, span.stop))
+            for sequence, span in chosen.items()
+            for first in range(span.start, span.stop, CHUNK)
+        ]
+        done = 0
+        for job, counts in _drawn(jobs, workers):
+            for key, n in counts.items():
+                by_sequence[f"seq_{job[4]}"][key] += n
+            done += counts["frames"]
+            if progress:
+                progress(done, total)
+        facts = {"generator_version": GENERATOR_VERSION, "domain": domain, "seed": seed, "size": list(size)}
+        result = {**facts, **_totals(by_sequence, domain)}
+        write_json(partial / "scenes.json", result)
     return result
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from surgery_r1._util import toml as toml
-from surgery_r1._util.toml import bounded
-from surgery_r1._util.toml_layers import ONE_VALUE, Layer, Sources
+from annotated_types import Ge
+
+from surgery_r1._util import toml
+from surgery_r1._util.checked import Count, NotNegative, Positive
 from surgery_r1._util.toml_sources import read_sources
 from surgery_r1.geometry import FLIPS
 from surgery_r1.records import TASKS
@@ -33,12 +34,12 @@ class ModelConfig:
     box_space: str = ""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: str = "sdpa"
-    min_pixels: int = bounded(0, at_least=0)
-    max_pixels: int = bounded(0, at_least=0)
+    min_pixels: Count = 0
+    max_pixels: Count = 0
     freeze_vision: bool = True
     vision_cache: str = ""
-    vision_cache_gib: int = bounded(64, at_least=1)
-    vision_memory_mib: int = bounded(256, at_least=1)
+    vision_cache_gib: Positive = 64
+    vision_memory_mib: Positive = 256
     offload_vision: bool = False
 
 
@@ -47,9 +48,9 @@ class LoraConfig:
     """``[lora]``: as in the paper, whose rank and alpha are unknown; ``enabled = false`` trains all weights."""
 
     enabled: bool = True
-    rank: int = bounded(16, at_least=1)
-    alpha: int = bounded(32, at_least=1)
-    dropout: float = bounded(0.0, at_least=0)
+    rank: Positive = 16
+    alpha: Positive = 32
+    dropout: NotNegative = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,14 @@ class SftConfig:
     tasks: tuple[str, ...] = ("visual_qa", "grounding_qa", "cot")
     direct_answers: bool = False
     flips: tuple[str, ...] = ()
-    rows_per_frame: int = bounded(0, at_least=0)
-    pack_tokens: int = bounded(0, at_least=0)
-    batch_size: int = bounded(8, at_least=1)
-    learning_rate: float = bounded(1e-4, at_least=0)
-    warmup_steps: int = bounded(10, at_least=0)
-    max_steps: int = bounded(1000, at_least=1)
-    eval_every: int = bounded(100, at_least=1)
-    patience: int = bounded(3, at_least=0)
+    rows_per_frame: Count = 0
+    pack_tokens: Count = 0
+    batch_size: Positive = 8
+    learning_rate: NotNegative = 1e-4
+    warmup_steps: Count = 10
+    max_steps: Positive = 1000
+    eval_every: Positive = 100
+    patience: Count = 3
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -105,20 +106,20 @@ class RftConfig:
     """
 
     rewards: dict[str, float] = field(
-        default_factory=lambda: {"format": 1.0, "answer": 1.0, "box": 1.0, "coherence": 1.0}, metadata=ONE_VALUE
+        default_factory=lambda: {"format": 1.0, "answer": 1.0, "box": 1.0, "coherence": 1.0}
     )
-    prompts: int = bounded(16, at_least=1)
-    generations: int = bounded(8, at_least=2, why="a group needs at least 2 completions to compare")
-    micro_batch: int = bounded(0, at_least=0)
-    learning_rate: float = bounded(1e-6, at_least=0)
-    warmup_steps: int = bounded(3, at_least=0)
-    max_steps: int = bounded(110, at_least=1)
-    eval_every: int = bounded(50, at_least=1)
-    temperature: float = bounded(1.0, at_least=0.01)
-    max_completion: int = bounded(256, at_least=1)
+    prompts: Positive = 16
+    generations: Annotated[int, Ge(2), "2 or more: a group needs at least 2 completions to compare"] = 8
+    micro_batch: Count = 0
+    learning_rate: NotNegative = 1e-6
+    warmup_steps: Count = 3
+    max_steps: Positive = 110
+    eval_every: Positive = 50
+    temperature: Annotated[float, Ge(0.01)] = 1.0
+    max_completion: Positive = 256
     reasoning: bool = True
     share_frames: bool = True
-    questions_per_frame: int = bounded(1, at_least=1)
+    questions_per_frame: Positive = 1
     flips: tuple[str, ...] = ()
     trl: dict[str, Any] = field(default_factory=dict)
 
@@ -135,9 +136,9 @@ class EvalConfig:
         choose: keep the ``best`` model on dev, or the ``last`` one, for controls that must show where training leads.
     """
 
-    dev_samples: int = bounded(0, at_least=0)
-    batch_size: int = bounded(16, at_least=1)
-    max_new_tokens: int = bounded(256, at_least=1)
+    dev_samples: Count = 0
+    batch_size: Positive = 16
+    max_new_tokens: Positive = 256
     reasoning: bool = True
     choose: Literal["best", "last"] = "best"
 
@@ -151,8 +152,8 @@ class TrainConfig:
     sft: SftConfig = field(default_factory=SftConfig)
     rft: RftConfig = field(default_factory=RftConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    seed: int = bounded(0, at_least=0)
-    threads: int = bounded(0, at_least=0)
+    seed: Count = 0
+    threads: Count = 0
     tracker: str = "none"
 
     def to_json(self) -> dict[str, Any]:
@@ -182,15 +183,15 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     >>> load_config("tiny", overrides=("rft.max_steps=20", "model.base=my_model")).rft.max_steps
     20
     """
-    return _build(read_sources(TrainConfig, name, shipped_configs(), overrides))
+    return _build(read_sources(TrainConfig, name, shipped_configs(), overrides, {"rft.rewards": RftConfig().rewards}))
 
 
 def parse_config(data: Mapping[str, Any], path: Path | str = "config", text: str = "") -> TrainConfig:
     """Build a :class:`TrainConfig` from parsed TOML and check what belongs together."""
-    return _build(Sources(data, (Layer(str(path), data, tuple(text.splitlines())),)))
+    return _build(toml.Sources(data, [toml.Layer(str(path), data, text)]))
 
 
-def _build(sources: Sources) -> TrainConfig:
+def _build(sources: toml.Sources) -> TrainConfig:
     data = _dev_asked_as_in_rft(sources.data)
     return toml.build_from(TrainConfig, replace(sources, data=data), _inconsistent)
 
@@ -203,46 +204,35 @@ def _dev_asked_as_in_rft(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return data
 
 
-def _inconsistent(config: TrainConfig) -> list[str]:
+def _inconsistent(config: TrainConfig) -> Iterator[str]:
     """Names that nobody knows, and values that are fine alone and wrong together."""
-    messages = []
-    rft = config.rft
+    model, sft, rft = config.model, config.sft, config.rft
     completions = rft.prompts * rft.generations
-    if (
-        rft.generations > 1
-        and rft.micro_batch > 0
-        and (completions % rft.micro_batch or rft.micro_batch % rft.generations)
-    ):
-        messages.append(
+    if rft.micro_batch and (completions % rft.micro_batch or rft.micro_batch % rft.generations):
+        yield (
             f"rft.micro_batch = {rft.micro_batch} cannot hold whole groups: it must be a multiple of "
             f"rft.generations = {rft.generations} that divides prompts x generations = {completions}"
         )
     if config.eval.reasoning and not rft.reasoning:
-        messages.append(
+        yield (
             "eval.reasoning = true, but rft.reasoning = false: dev would choose a model by prompts that RFT does not "
             "train; set both alike, or leave eval.reasoning out"
         )
-    model = config.model
     if (model.vision_cache or model.offload_vision) and not model.freeze_vision:
-        messages.append("model.vision_cache and model.offload_vision need model.freeze_vision: they must not change")
-    sft = config.sft
+        yield "model.vision_cache and model.offload_vision need model.freeze_vision: they must not change"
     if sft.pack_tokens and not sft.rows_per_frame:
-        messages.append("sft.pack_tokens needs sft.rows_per_frame: what is packed are the rows of frames")
+        yield "sft.pack_tokens needs sft.rows_per_frame: what is packed are the rows of frames"
     if sft.rows_per_frame:
         # Packed rows are never cut, and their labels are already shifted.
         fixed: dict[str, Any] = {"max_length": None, "label_smoothing_factor": 0, "completion_only_loss": True}
-        messages += [
-            f"sft.trl.{name} = {sft.trl[name]!r} does not go with sft.rows_per_frame: leave one of them out"
-            for name, value in fixed.items()
-            if sft.trl.get(name, value) != value
-        ]
-    messages += _wrong_flips("sft.flips", sft.flips) + _wrong_flips("rft.flips", rft.flips)
-    if not config.sft.tasks:
-        messages.append(f"sft.tasks is empty: give some of {list(TASKS)}")
-    messages += [
-        f"sft.tasks holds {task!r}, not one of {list(TASKS)}" for task in config.sft.tasks if task not in TASKS
-    ]
-    return messages
+        for name, value in fixed.items():
+            if sft.trl.get(name, value) != value:
+                yield f"sft.trl.{name} = {sft.trl[name]!r} does not go with sft.rows_per_frame: leave one of them out"
+    yield from _wrong_flips("sft.flips", sft.flips)
+    yield from _wrong_flips("rft.flips", rft.flips)
+    if not sft.tasks:
+        yield f"sft.tasks is empty: give some of {list(TASKS)}"
+    yield from (f"sft.tasks holds {task!r}, not one of {list(TASKS)}" for task in sft.tasks if task not in TASKS)
 
 
 def _wrong_flips(name: str, flips: tuple[str, ...]) -> list[str]:

@@ -69,9 +69,8 @@ def sft_dataset(
     Raises:
         SurgeryR1Error: when there are no such rows, or labels that cannot be mirrored (:func:`flip_sample`).
     """
-    columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": [], "flips": []}
 
-    def add(flip: str, row: TrainingRow) -> None:
+    def shown(flip: str, row: TrainingRow) -> dict[str, Any]:
         sample = flip_sample(dataset.samples[row.sample_id], flip)
         box = row.box_px and flip_box(row.box_px, flip, sample.width, sample.height)
         view = view_of(processor, sample.width, sample.height)
@@ -84,23 +83,21 @@ def sft_dataset(
             box_space,
             view,
         )
-        columns["prompt"].append(prompt)
-        columns["completion"].append(completion)
-        _show(columns, dataset, sample, flip)
+        return {"prompt": prompt, "completion": completion, **_image(dataset, sample, flip)}
 
     rows = dataset.train_rows(tasks, include_dev)
     if direct_answers:
         samples = train_samples(dataset, include_dev)
-        rows += [TrainingRow(s.id, s.id, "cot", s.question, None, s.answer, s.box_px, None) for s in samples]
+        rows += [TrainingRow(s.id, s.id, "cot", s.question, None, s.answer, s.box_px, None, {}) for s in samples]
+    examples = []
     for row in rows:
-        add("none", row)
+        examples.append(shown("none", row))
         if flips and row.reasoning is None:
-            add(random.Random(f"{seed}:{dataset.samples[row.sample_id].image}").choice(flips), row)
-    if not columns["prompt"]:
-        raise SurgeryR1Error(
-            f"no training rows of tasks {list(tasks)}", where=str(dataset.root), fix="check [sft] tasks"
-        )
-    return lazy(columns)
+            flip = random.Random(f"{seed}:{dataset.samples[row.sample_id].image}").choice(flips)
+            examples.append(shown(flip, row))
+    if not examples:
+        raise SurgeryR1Error(f"no training rows of tasks {list(tasks)}", where=dataset.root, fix="check [sft] tasks")
+    return lazy(examples)
 
 
 def rft_dataset(
@@ -124,10 +121,10 @@ def rft_dataset(
     Raises:
         SurgeryR1Error: when there are none, or labels that cannot be mirrored (:func:`flip_sample`).
     """
-    columns: dict[str, list[Any]] = {"id": [], "prompt": [], "images": [], "flips": [], "truth": []}
     shown = [(flip, sample) for flip in ("none", *flips) for sample in train_samples(dataset, include_dev)]
     if questions_per_frame > 1:
         shown = frame_blocks(shown, questions_per_frame, seed)
+    questions = []
     for flip, unflipped in shown:
         sample = flip_sample(unflipped, flip)
         rule = dataset.location_rule_of(sample.source)
@@ -141,15 +138,12 @@ def rft_dataset(
             agreement=1.0 if rule else None,
             reasoning=reasoning,
         )
-        columns["id"].append(sample.id)
-        columns["prompt"].append(prompt_messages(sample.question, box_space, truth.task, reasoning))
-        _show(columns, dataset, sample, flip)
-        columns["truth"].append(truth.to_json())
-    if not columns["prompt"]:
-        raise SurgeryR1Error(
-            "no training questions", where=str(dataset.root), fix="build it from the training sequences"
-        )
-    return lazy(columns)
+        prompt = prompt_messages(sample.question, box_space, truth.task, reasoning)
+        image = _image(dataset, sample, flip)
+        questions.append({"id": sample.id, "prompt": prompt, **image, "truth": truth.to_json()})
+    if not questions:
+        raise SurgeryR1Error("no training questions", where=dataset.root, fix="build it from the training sequences")
+    return lazy(questions)
 
 
 def frame_blocks(shown: Sequence[tuple[str, Sample]], size: int, seed: int) -> list[tuple[str, Sample]]:
@@ -171,18 +165,17 @@ def train_samples(dataset: Dataset, include_dev: bool) -> list[Sample]:
     return dataset.split("train") + (dataset.split("dev") if include_dev else [])
 
 
-def _show(columns: dict[str, list[Any]], dataset: Dataset, sample: Sample, flip: str) -> None:
-    """Add the image of ``sample`` to the columns that :func:`lazy` reads."""
-    columns["images"].append([str(dataset.image_path(sample))])
-    columns["flips"].append([flip])
+def _image(dataset: Dataset, sample: Sample, flip: str) -> dict[str, list[str]]:
+    """The image of ``sample`` as :func:`lazy` reads it."""
+    return {"images": [str(dataset.image_path(sample))], "flips": [flip]}
 
 
-def lazy(columns: dict[str, list[Any]]) -> HFDataset:
-    """A dataset of ``columns`` whose ``images`` are decoded when a row is fetched.
+def lazy(rows: list[dict[str, Any]]) -> HFDataset:
+    """A dataset of ``rows`` whose ``images`` are decoded when a row is fetched.
 
     Args:
-        columns: among them ``images``, lists of paths, and ``flips``, as long ones of how each is mirrored; the latter
-            is left out of what is fetched.
+        rows: among their keys ``images``, lists of paths, and ``flips``, as long ones of how each is mirrored; the
+            latter is left out of what is fetched.
     """
     from datasets import Dataset as HFDataset
 
@@ -192,4 +185,4 @@ def lazy(columns: dict[str, list[Any]]) -> HFDataset:
         flips = batch.pop("flips")
         return {**batch, "images": [[*map(cache, *of_row)] for of_row in zip(batch["images"], flips, strict=True)]}
 
-    return HFDataset.from_dict(columns).with_transform(fetch)
+    return HFDataset.from_list(rows).with_transform(fetch)

@@ -34,7 +34,7 @@ def dev_evaluator(config: EvalConfig, dataset: Dataset, bundle: Bundle) -> Calla
     if not samples:
         raise SurgeryR1Error(
             "the dataset has no dev questions to choose on",
-            where=str(dataset.root),
+            where=dataset.root,
             fix="build it from label folders that hold the dev sequences (see surgery_r1.vocab.DEV_SEQUENCES)",
         )
     options = GenerationOptions(config.batch_size, config.max_new_tokens, config.reasoning)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
 from surgery_r1.train.callbacks import DevCallback, Recorder, StopOnSignal
-from surgery_r1.train.checkpoints import resume_point, run_trainer
+from surgery_r1.train.checkpoints import resumable, resume_point, run_trainer
 from surgery_r1.train.dev import Metrics
 from surgery_r1.train.run_folder import metrics_writer
 
@@ -70,37 +70,21 @@ class TrainResult:
 
 
 def fit(
-    stage: str,
-    trainer_with: Callable[[list[TrainerCallback]], Any],
-    options: FitOptions,
-    *,
-    eval_every: int,
-    patience: int = 0,
-    baseline: bool = False,
-    cycle: int = 1,
+    stage: str, kind: type, trainer_arguments: dict[str, Any], options: FitOptions, cycle: int = 1, **choosing: Any
 ) -> TrainResult:
     """Train until the trainer's last step, or until dev no longer improves.
 
     Args:
-        trainer_with: makes the trainer, given its callbacks.
-        eval_every, patience, baseline: see :class:`surgery_r1.train.callbacks.DevCallback`.
+        kind: TRL's trainer class, and what it is made with beside its callbacks.
         cycle: optimiser steps between places where the trainer can resume.
+        choosing: every, patience and baseline of :class:`surgery_r1.train.callbacks.DevCallback`.
     """
     write = metrics_writer(options.out)
-    dev = DevCallback(
-        stage,
-        options.evaluate,
-        options.keep,
-        write,
-        every=eval_every,
-        patience=patience,
-        baseline=baseline,
-        last=options.keep_last,
-    )
+    dev = DevCallback(stage, options.evaluate, options.keep, write, last=options.keep_last, **choosing)
     stop = StopOnSignal(cycle)
     recorder = Recorder(stage, write, quiet=options.quiet)
     # Dev goes first, so that the checkpoint of a step holds what was decided there.
-    trainer = trainer_with([dev, stop, recorder])
+    trainer = resumable(kind)(**trainer_arguments, callbacks=[dev, stop, recorder])
     trainer.remove_callback(PrinterCallback)
     checkpoint = resume_point(options.out, dev, resume=options.resume, cycle=cycle)
     with stop.listening(), contextlib.closing(recorder):

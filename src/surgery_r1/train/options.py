@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.train.config import TrainConfig
@@ -14,35 +18,22 @@ logger = logging.getLogger(__name__)
 
 #: Options that send weights, metrics, completions or frames elsewhere, and what they are held at.
 _PRIVATE: dict[str, Any] = {
-    "push_to_hub": False,
-    "hub_model_id": None,
-    "hub_token": None,
+    **dict.fromkeys(("push_to_hub", "log_multimodal", "trust_remote_code"), False),
+    **dict.fromkeys(("hub_model_id", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision")),
+    **dict.fromkeys(("log_completions_hub_repo", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")),
     "hub_strategy": "every_save",
-    "hub_private_repo": None,
-    "hub_always_push": False,
-    "hub_revision": None,
-    "log_completions_hub_repo": None,
-    "log_multimodal": False,
-    "trackio_space_id": None,
-    "trackio_bucket_id": None,
-    "trackio_static_space_id": None,
     "report_to": "none",
-    "trust_remote_code": False,
 }
 
 #: Options that the config sets by names of its own.
 _OWNED: dict[str, str] = {
+    **{name: name for name in ("learning_rate", "max_steps", "warmup_steps", "temperature", "seed")},
     "output_dir": "--out",
-    "learning_rate": "learning_rate",
-    "max_steps": "max_steps",
-    "warmup_steps": "warmup_steps",
     "per_device_train_batch_size": "batch_size or micro_batch",
     "gradient_accumulation_steps": "micro_batch",
     "num_generations": "generations",
-    "temperature": "temperature",
     "max_completion_length": "max_completion",
     "reward_weights": "rewards",
-    "seed": "seed",
     "save_steps": "eval_every",
     "save_strategy": "eval_every",
     "shuffle_dataset": "questions_per_frame",
@@ -71,35 +62,46 @@ def tracker(config: TrainConfig, allowed: Permissions) -> str:
     return config.tracker
 
 
-def trl_options(
-    kind: type, ours: dict[str, Any], passed: dict[str, Any], allowed: Permissions, table: str
-) -> tuple[dict[str, Any], list[str]]:
-    """Options for TRL's config class: defaults for this machine, ours, then the pass-through table.
+def trl_arguments(
+    kind: type, stage: str, ours: dict[str, Any], config: TrainConfig, out: Path, allowed: Permissions
+) -> tuple[Any, list[str]]:
+    """TRL's config object: defaults for this machine, what both stages set, ours, then the pass-through table.
 
     Options that would send data elsewhere are held off unless ``--allow-upload`` was given; each one held off is
     logged and returned.
 
     Args:
         kind: TRL's config dataclass.
-        ours: options set by this project's own config keys.
-        passed: the ``[table]`` of the config file.
+        stage: the table of the config that is read, ``sft`` or ``rft``.
+        ours: options that this stage alone sets.
+        out: the run folder.
 
     Returns:
-        The options, and the names that were held off.
+        The config object, and the names that were held off.
 
     Raises:
-        SurgeryR1Error: for a name that TRL does not know, or that the config sets under another name.
+        SurgeryR1Error: for a name that TRL does not know, or that the config sets under another name, for values that
+            TRL refuses, or a tracker that is not allowed.
     """
-    import difflib
-
-    import torch
-
+    settings, table = getattr(config, stage), f"{stage}.trl"
     known = {f.name for f in fields(kind)}
-    held: list[str] = []
     cuda = torch.cuda.is_available()
+    ours = {
+        "output_dir": str(out / "checkpoints"),
+        "learning_rate": settings.learning_rate,
+        "warmup_steps": settings.warmup_steps,
+        "max_steps": settings.max_steps,
+        "save_strategy": "steps",
+        "save_steps": settings.eval_every,
+        "save_total_limit": 2,
+        "seed": config.seed,
+        "report_to": tracker(config, allowed),
+        **ours,
+    }
     options: dict[str, Any] = {"use_cpu": not cuda, "bf16": cuda, "gradient_checkpointing": cuda, "disable_tqdm": True}
     options |= {name: value for name, value in _PRIVATE.items() if name in known} | ours
-    for name, value in passed.items():
+    held: list[str] = []
+    for name, value in settings.trl.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"see the options of TRL's {kind.__name__}"
@@ -108,13 +110,19 @@ def trl_options(
             raise SurgeryR1Error(f"[{table}] sets {name!r}", fix=f"set {_OWNED[name]} instead")
         if name in _PRIVATE and value != _PRIVATE[name] and not allowed.upload:
             held.append(name)
-            logger.warning(
-                "[%s] %s = %r is not set: it may send data to another machine; give --allow-upload to set it",
-                *(table, name, value),
-            )
-            continue
-        options[name] = value
-    return options, held
+            warning = "[%s] %s = %r is not set: it may send data to another machine; give --allow-upload to set it"
+            logger.warning(warning, table, name, value)
+        else:
+            options[name] = value
+    return _refusable(kind, options, table), held
+
+
+def _refusable(kind: type, options: dict[str, Any], table: str) -> Any:
+    try:
+        return kind(**options)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        what = " ".join(str(error).split())
+        raise SurgeryR1Error(f"[{table}] TRL refuses: {what}", fix="correct the option") from error
 
 
 def lora_of(config: TrainConfig) -> Any:
@@ -140,16 +148,3 @@ def freeze(model: Any, config: TrainConfig) -> None:
         return
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not (config.model.freeze_vision and ".visual." in f".{name}"))
-
-
-def trl_config(kind: type, options: dict[str, Any], table: str) -> Any:
-    """TRL's config object.
-
-    Raises:
-        SurgeryR1Error: for values that TRL refuses.
-    """
-    try:
-        return kind(**options)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        what = " ".join(str(error).split())
-        raise SurgeryR1Error(f"[{table}] TRL refuses: {what}", fix="correct the option") from error

@@ -6,16 +6,14 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing import attention
 from surgery_r1.rewards import Mixture, trl_rewards
-from surgery_r1.train.checkpoints import resumable
 from surgery_r1.train.config import TrainConfig
 from surgery_r1.train.fit import FitOptions, TrainResult, fit
-from surgery_r1.train.options import Permissions, freeze, lora_of, tracker, trl_config, trl_options
+from surgery_r1.train.options import Permissions, freeze, lora_of, trl_arguments
 from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
 
 if TYPE_CHECKING:
@@ -32,33 +30,19 @@ def rft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
     rft = config.rft
     completions = rft.prompts * rft.generations
     micro = rft.micro_batch or completions
-    options, held = trl_options(
-        GRPOConfig,
-        {
-            "output_dir": str(out / "checkpoints"),
-            "per_device_train_batch_size": micro,
-            "gradient_accumulation_steps": completions // micro,
-            "num_generations": rft.generations,
-            "learning_rate": rft.learning_rate,
-            "warmup_steps": rft.warmup_steps,
-            "max_steps": rft.max_steps,
-            "temperature": rft.temperature,
-            "max_completion_length": rft.max_completion,
-            "reward_weights": Mixture(rft.rewards).weights_normalised,
-            # Questions of one frame stay one after the other.
-            **({"shuffle_dataset": False} if rft.questions_per_frame > 1 else {}),
-            "logging_steps": 1,
-            "save_strategy": "steps",
-            "save_steps": rft.eval_every,
-            "save_total_limit": 2,
-            "seed": config.seed,
-            "report_to": tracker(config, allowed),
-        },
-        {"multi_objective_aggregation": "normalize_then_sum", **rft.trl},
-        allowed,
-        "rft.trl",
-    )
-    args = trl_config(GRPOConfig, options, "rft.trl")
+    ours = {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": completions // micro,
+        "num_generations": rft.generations,
+        "temperature": rft.temperature,
+        "max_completion_length": rft.max_completion,
+        "reward_weights": Mixture(rft.rewards).weights_normalised,
+        "multi_objective_aggregation": "normalize_then_sum",
+        # Questions of one frame stay one after the other.
+        **({"shuffle_dataset": False} if rft.questions_per_frame > 1 else {}),
+        "logging_steps": 1,
+    }
+    args, held = trl_arguments(GRPOConfig, "rft", ours, config, out, allowed)
     cycle = generation_cycle(args)
     if rft.eval_every % cycle:
         raise SurgeryR1Error(
@@ -79,22 +63,13 @@ def train_rft(
     """
     freeze(model, config)
     share = config.rft.share_frames and attention.enable(model)
+    trainer = {"model": model, "args": arguments, "train_dataset": prompts, "processing_class": processor}
+    trainer |= {"reward_funcs": trl_rewards(config.rft.rewards, seed=config.seed), "peft_config": lora_of(config)}
+    if share:
+        trainer["keep_order"] = config.rft.questions_per_frame > 1
     kind = SharedFrameGRPOTrainer if share else GRPOTrainer
-
-    def trainer_with(callbacks: list[TrainerCallback]) -> GRPOTrainer:
-        return resumable(kind)(
-            model=model,
-            args=arguments,
-            reward_funcs=[*trl_rewards(config.rft.rewards, seed=config.seed)],
-            train_dataset=prompts,
-            processing_class=processor,
-            peft_config=lora_of(config),
-            callbacks=callbacks,
-            **({"keep_order": config.rft.questions_per_frame > 1} if share else {}),
-        )
-
     cycle = generation_cycle(arguments)
-    return fit("rft", trainer_with, options, eval_every=config.rft.eval_every, baseline=True, cycle=cycle)
+    return fit("rft", kind, trainer, options, cycle, every=config.rft.eval_every, baseline=True)
 
 
 def generation_cycle(args: Any) -> int:

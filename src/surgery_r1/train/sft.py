@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from surgery_r1.models.sharing import attention
-from surgery_r1.train.checkpoints import resumable
 from surgery_r1.train.config import TrainConfig
 from surgery_r1.train.fit import FitOptions, TrainResult, fit
-from surgery_r1.train.options import Permissions, freeze, lora_of, tracker, trl_config, trl_options
+from surgery_r1.train.options import Permissions, freeze, lora_of, trl_arguments
 from surgery_r1.train.sharing.sft_packing import FramePackCollator, PlainPackCollator, packed
 
 if TYPE_CHECKING:
@@ -25,30 +23,14 @@ def sft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
     Raises:
         SurgeryR1Error: for options that TRL does not know or refuses, or a tracker that is not allowed.
     """
-    sft = config.sft
-    options, held = trl_options(
-        SFTConfig,
-        {
-            "output_dir": str(out / "checkpoints"),
-            "per_device_train_batch_size": sft.batch_size,
-            "learning_rate": sft.learning_rate,
-            "warmup_steps": sft.warmup_steps,
-            "max_steps": sft.max_steps,
-            "logging_steps": 5,
-            "save_strategy": "steps",
-            "save_steps": sft.eval_every,
-            "save_total_limit": 2,
-            "seed": config.seed,
-            # Truncation would cut image tokens; rows are short.
-            "max_length": None,
-            "remove_unused_columns": False,
-            "report_to": tracker(config, allowed),
-        },
-        sft.trl,
-        allowed,
-        "sft.trl",
-    )
-    return trl_config(SFTConfig, options, "sft.trl"), held
+    ours = {
+        "per_device_train_batch_size": config.sft.batch_size,
+        "logging_steps": 5,
+        # Truncation would cut image tokens; rows are short.
+        "max_length": None,
+        "remove_unused_columns": False,
+    }
+    return trl_arguments(SFTConfig, "sft", ours, config, out, allowed)
 
 
 def train_sft(
@@ -68,15 +50,6 @@ def train_sft(
         collator = kind(processor, system, model.model.get_rope_index)
         rows = packed(rows, collator, config)
 
-    def trainer_with(callbacks: list[TrainerCallback]) -> SFTTrainer:
-        return resumable(SFTTrainer)(
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            data_collator=collator,
-            processing_class=processor,
-            peft_config=lora_of(config),
-            callbacks=callbacks,
-        )
-
-    return fit("sft", trainer_with, options, eval_every=config.sft.eval_every, patience=config.sft.patience)
+    trainer = {"model": model, "args": arguments, "train_dataset": rows, "processing_class": processor}
+    trainer |= {"data_collator": collator, "peft_config": lora_of(config)}
+    return fit("sft", SFTTrainer, trainer, options, every=config.sft.eval_every, patience=config.sft.patience)

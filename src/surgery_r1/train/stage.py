@@ -72,7 +72,7 @@ def train(
     rows = _training_rows(stage, config, dataset, bundle, include_dev)
     _keep_vision_features(model, config.model)
     evaluate = dev_evaluator(config.eval, dataset, bundle)
-    _start(stage, config, dataset, bundle, out, rows=len(rows), include_dev=include_dev, resume=resume)
+    _start(stage, config, dataset, bundle, out, resume, rows=len(rows), include_dev=include_dev)
     if config.lora.enabled:
         # An adapter names its base by path; a merged SFT model is kept beside it, so that the run is whole.
         _keep_base(model, bundle, out)
@@ -89,83 +89,44 @@ def train(
 
 
 def _load(config: ModelConfig, base: str | Path | None, allowed: Permissions) -> Bundle:
-    return from_pretrained(
-        base or config.base,
-        dtype=config.dtype,
-        attention=config.attention,
-        min_pixels=config.min_pixels or None,
-        max_pixels=config.max_pixels or None,
-        box_space=config.box_space or None,
-        allow_hub=allowed.hub,
-    )
+    names = ("dtype", "attention", "min_pixels", "max_pixels", "box_space")
+    settings: dict[str, Any] = {name: getattr(config, name) or None for name in names}
+    return from_pretrained(base or config.base, **settings, allow_hub=allowed.hub)
 
 
 def _training_rows(stage: Stage, config: TrainConfig, dataset: Dataset, bundle: Bundle, include_dev: bool) -> Any:
     """The rows that SFT trains on, or the prompts that RFT asks (a ``datasets.Dataset``)."""
+    shown = dataset, bundle.processor, bundle.info.box_space
     if stage == "sft":
-        return sft_dataset(
-            dataset,
-            bundle.processor,
-            bundle.info.box_space,
-            tasks=config.sft.tasks,
-            direct_answers=config.sft.direct_answers,
-            include_dev=include_dev,
-            flips=config.sft.flips,
-            seed=config.seed,
-        )
-    return rft_dataset(
-        dataset,
-        bundle.processor,
-        bundle.info.box_space,
-        reasoning=config.rft.reasoning,
-        include_dev=include_dev,
-        flips=config.rft.flips,
-        questions_per_frame=config.rft.questions_per_frame,
-        seed=config.seed,
-    )
+        own: dict[str, Any] = {"tasks": config.sft.tasks, "direct_answers": config.sft.direct_answers}
+        return sft_dataset(*shown, flips=config.sft.flips, include_dev=include_dev, seed=config.seed, **own)
+    own = {"reasoning": config.rft.reasoning, "questions_per_frame": config.rft.questions_per_frame}
+    return rft_dataset(*shown, flips=config.rft.flips, include_dev=include_dev, seed=config.seed, **own)
 
 
 def _keep_vision_features(model: Any, config: ModelConfig) -> None:
     if config.freeze_vision:
-        keep_frozen_features(
-            model,
-            config.vision_memory_mib * 2**20,
-            folder=Path(config.vision_cache) if config.vision_cache else None,
-            offload=config.offload_vision,
-            disk=config.vision_cache_gib * 2**30,
-        )
+        memory, disk = config.vision_memory_mib * 2**20, config.vision_cache_gib * 2**30
+        folder = Path(config.vision_cache) if config.vision_cache else None
+        keep_frozen_features(model, memory, folder=folder, offload=config.offload_vision, disk=disk)
 
 
 def _start(
-    stage: Stage,
-    config: TrainConfig,
-    dataset: Dataset,
-    bundle: Bundle,
-    out: Path,
-    *,
-    rows: int,
-    include_dev: bool,
-    resume: bool,
+    stage: Stage, config: TrainConfig, dataset: Dataset, bundle: Bundle, out: Path, resume: bool, **facts: Any
 ) -> None:
-    """Take the run folder, or go on with the run that it holds."""
-    facts = {
-        "stage": stage,
-        "base_sha256": weights_sha256(bundle.folder),
-        "dataset_sha256": dataset.hash,
-        "rows": rows,
-        "include_dev": include_dev,
-        **({"reward_files": files} if stage == "rft" and (files := reward_files(config.rft.rewards)) else {}),
-    }
+    """Take the run folder, or go on with the run that it holds, which must agree in ``facts``."""
+    hashes = {"base_sha256": weights_sha256(bundle.folder), "dataset_sha256": dataset.hash}
+    facts = {"stage": stage, **hashes, **facts}
+    if stage == "rft" and (files := reward_files(config.rft.rewards)):
+        facts["reward_files"] = files
     notes = {"base": str(bundle.folder), "dataset": str(dataset.root), "seed": config.seed}
     start_run(out, config.to_json(), facts, notes, resume=resume, free=(*_FREE, f"{stage}.max_steps"))
 
 
 def _keep_base(model: Any, bundle: Bundle, out: Path) -> None:
-    if (bundle.folder / "adapter_config.json").is_file():
+    folder = bundle.folder
+    if (folder / "adapter_config.json").is_file():
         folder = out / "base"
         if not folder.exists():
             save_model(model, bundle.processor, bundle.info, folder)
-    else:
-        folder = bundle.folder
-    model.name_or_path = str(folder.resolve())
-    model.config._name_or_path = str(folder.resolve())
+    model.name_or_path = model.config._name_or_path = str(folder.resolve())

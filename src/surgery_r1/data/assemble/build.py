@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,7 +95,7 @@ def build_dataset(
                 _stop_at_errors(reading.errors)
             if not reading.staging.frames:
                 raise SurgeryR1Error("no usable question found", fix="surgery-r1 data check FOLDER lists what is wrong")
-            generator = _generator(reading, recipe, writers or {}, target if embed_images else None)
+            generator = _generator(reading, recipe, writers or {})
             counts = _write_records(target, reading.staging, recipe, generator, progress)
         finally:
             reading.staging.close()
@@ -107,9 +107,7 @@ def build_dataset(
     return manifest
 
 
-def _generator(
-    reading: _Reading, recipe: Recipe, writers: Mapping[str, RationaleWriter], embedded: Path | None
-) -> RationaleGenerator:
+def _generator(reading: _Reading, recipe: Recipe, writers: Mapping[str, RationaleWriter]) -> RationaleGenerator:
     """The rationales that the recipe asks for, by the writers that it names."""
     rules = trusted_rules(reading.rule.result())
     known = {TEMPLATE: TemplateWriter(rules), **writers}
@@ -117,8 +115,7 @@ def _generator(
     if unknown is not None:
         raise SurgeryR1Error(f"the recipe names the writer {unknown!r}", fix="give it with writers=")
     used = {name: known[name] for name in recipe.turns}
-    root = reading.image_root if embedded is None else embedded / "images"
-    return RationaleGenerator(recipe, used, rules, reading.classes, root)
+    return RationaleGenerator(recipe, used, rules, reading.classes, reading.copies or reading.image_root)
 
 
 def _manifest(
@@ -157,7 +154,9 @@ class _Reading:
     """The first pass: every frame of every source, hashed, checked and staged."""
 
     def __init__(self, sources: Sequence[Source], target: Path, embed: bool) -> None:
-        self._sources, self._target, self._embed = sources, target, embed
+        self._sources, self._target = sources, target
+        #: Where images are copied to, None where they stay.
+        self.copies = target / "images" if embed else None
         # Everything under one root, the nearest folder above all images.
         self.image_root = _above(source.image_root for source in sources)
         self.label_root = _above(source.label_root for source in sources)
@@ -175,7 +174,8 @@ class _Reading:
         """Read everything."""
         with (self._target / "labels.jsonl").open("w", encoding="utf-8", newline="\n") as labels:
             written: set[Path] = set()
-            for (source, content), (digest, of_labels) in ordered_map(self._hash, self._contents(), _HASHERS):
+            contents = ((source, content) for source in self._sources for content in source.frames())
+            for (source, content), (digest, of_labels) in ordered_map(self._hash, contents, _HASHERS):
                 self.errors += content.errors
                 self.skipped += content.skipped
                 for path, sha in of_labels.items():
@@ -191,11 +191,6 @@ class _Reading:
         """One hash for all images."""
         listing = "".join(f"{digest}  {frame_id}\n" for frame_id, digest in sorted(self._hashes.items()))
         return hashlib.sha256(listing.encode()).hexdigest()
-
-    def _contents(self) -> Iterator[tuple[Source, FrameContent]]:
-        for source in self._sources:
-            for content in source.frames():
-                yield source, content
 
     def _hash(self, item: tuple[Source, FrameContent]) -> tuple[str, dict[Path, str]]:
         source, content = item
@@ -215,9 +210,9 @@ class _Reading:
         self._hashes[frame.frame_id] = digest
         path = source.image_root / frame.image
         image = (source.image_root.relative_to(self.image_root) / frame.image).as_posix()
-        if self._embed:
+        if self.copies is not None:
             image = frame.frame_id + path.suffix.lower()
-            copy = self._target / "images" / image
+            copy = self.copies / image
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
         frame = dataclasses.replace(frame, image=image, sha256=digest)

@@ -21,23 +21,16 @@ def rows_of(sample: Sample, rows: RowsConfig, rationales: Sequence[Rationale]) -
     for task in TASKS:
         if task == "grounding_qa" and sample.box_px is None:
             continue
-        if task == "cot":
-            for number, reasoning in enumerate(rationales):
-                yield _row(sample, task, number, reasoning=reasoning)
-        else:
-            for number in range(getattr(rows, task)):
-                yield _row(sample, task, number)
-
-
-def _row(sample: Sample, task: str, number: int, reasoning: Rationale | None = None) -> TrainingRow:
-    return TrainingRow(
-        id=f"{sample.id}/{task}" + (f"/{number + 1}" if number else ""),
-        sample_id=sample.id,
-        task=task,
-        question=sample.question if reasoning else paraphrase(sample, task, number),
-        reasoning=reasoning.text if reasoning else None,
-        answer=None if task == "grounding_qa" else sample.answer,
-        box_px=None if task == "visual_qa" else sample.box_px,
-        writer=reasoning.writer if reasoning else None,
-        checks=reasoning.checks if reasoning else {},
-    )
+        wanted: Sequence[Rationale | None] = rationales if task == "cot" else [None] * getattr(rows, task)
+        for number, reasoning in enumerate(wanted):
+            yield TrainingRow(
+                id=f"{sample.id}/{task}" + (f"/{number + 1}" if number else ""),
+                sample_id=sample.id,
+                task=task,
+                question=sample.question if reasoning else paraphrase(sample, task, number),
+                reasoning=reasoning.text if reasoning else None,
+                answer=None if task == "grounding_qa" else sample.answer,
+                box_px=None if task == "visual_qa" else sample.box_px,
+                writer=reasoning.writer if reasoning else None,
+                checks=reasoning.checks if reasoning else {},
+            )

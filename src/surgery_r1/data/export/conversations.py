@@ -71,14 +71,12 @@ def to_conversations(
         raise SurgeryR1Error("the images are not in the files", fix="say where they lie: image_root")
 
     def convert(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": []}
+        rows: list[dict[str, Any]] = []
         for values in zip(*batch.values(), strict=True):
             frame = dict(zip(batch, values, strict=True))
             shown = frame["image"] if embedded else _at(image_root, frame["image"])
-            for row in conversations_of(frame, shown, processor, box_space, tasks):
-                for name, value in row.items():
-                    columns[name].append(value)
-        return columns
+            rows += conversations_of(frame, shown, processor, box_space, tasks)
+        return {name: [row[name] for row in rows] for name in ("prompt", "completion", "images")}
 
     # Bytes go through as they are: nothing is decoded and encoded again.
     source = frames.cast_column("image", Image(decode=False)) if embedded else frames

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 #: Frames written at a time: a row group.
 _GROUP = 64
+#: What is written of a question, beside its rows, and of a training row.
+_QUESTION = ("id", "question", "kind", "subject", "answer", "box_px", "answers_accepted", "boxes_accepted")
+_ROW = ("id", "task", "question", "reasoning", "answer", "box_px", "writer")
 
 
 def frame_columns(embed_images: bool) -> Any:
@@ -28,14 +31,9 @@ def frame_columns(embed_images: bool) -> Any:
 
     text, number = Value("string"), Value("int32")
     box = List(Value("float64"))
-    row = {"id": text, "task": text, "question": text, "reasoning": text, "answer": text, "box_px": box, "writer": text}
-    question = {
-        **dict.fromkeys(("id", "question", "kind", "subject", "answer"), text),
-        "box_px": box,
-        "answers_accepted": List(text),
-        "boxes_accepted": List(box),
-        "rows": List(row),
-    }
+    lists = {"box_px": box, "answers_accepted": List(text), "boxes_accepted": List(box)}
+    row = {name: lists.get(name, text) for name in _ROW}
+    question = {name: lists.get(name, text) for name in _QUESTION} | {"rows": List(row)}
     seen = {"name": text, "state": text, "location": text, "box_px": box}
     return Features(
         {
@@ -126,17 +124,8 @@ def _image(dataset: Dataset, frame: Frame) -> dict[str, Any]:
 
 
 def _question(sample: Sample, rows: list[TrainingRow]) -> dict[str, Any]:
-    data = sample.to_json()
-    kept = ("id", "question", "kind", "subject", "answer", "box_px")
-    written = [
-        {name: value for name, value in row.to_json().items() if name not in ("sample_id", "checks")} for row in rows
-    ]
-    return {
-        **{name: data[name] for name in kept},
-        "answers_accepted": data.get("answers_accepted", []),
-        "boxes_accepted": data.get("boxes_accepted", []),
-        "rows": written,
-    }
+    written = [{name: getattr(row, name) for name in _ROW} for row in rows]
+    return {name: getattr(sample, name) for name in _QUESTION} | {"rows": written}
 
 
 def _card(dataset: Dataset, counts: dict[str, int], embed_images: bool) -> str:

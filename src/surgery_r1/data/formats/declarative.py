@@ -9,7 +9,7 @@ from typing import Literal
 
 from surgery_r1 import vocab
 from surgery_r1._util import toml
-from surgery_r1._util.toml import bounded
+from surgery_r1._util.checked import Count
 
 #: Adapters that come with the package, usable by their bare name.
 SHIPPED = Path(__file__).with_name("shipped")
@@ -97,7 +97,7 @@ class DatasetFormat:
     questions: dict[str, str | tuple[str, ...]]
     splits: dict[str, tuple[str, ...]]
     format: Literal["lines", "csv", "jsonl", "json"] = "lines"
-    skip_lines: int = bounded(0, at_least=0)
+    skip_lines: Count = 0
     fields: tuple[str, ...] = ()
     separator: str = "|"
     line: str = ""

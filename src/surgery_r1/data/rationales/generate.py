@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ class WriterCounts:
     accepted: Counter[int] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     dropped: int = 0
+
+    def add(self, other: WriterCounts) -> None:
+        """Count what ``other`` counted too."""
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it."""
@@ -112,20 +117,13 @@ class RationaleGenerator:
         else:
             done = ((work, self._frame(work)) for work in frames)
         for work, (found, counts) in done:
-            self._count(counts)
+            for name, new in counts.items():
+                self.counts[name].add(new)
             yield work, found
 
     def _stop(self) -> None:
         for writer, _ in self._turns:
             writer.stop()
-
-    def _count(self, counts: dict[str, WriterCounts]) -> None:
-        for name, new in counts.items():
-            total = self.counts[name]
-            total.asked += new.asked
-            total.dropped += new.dropped
-            total.accepted += new.accepted
-            total.rejected += new.rejected
 
     def _frame(self, work: Work) -> tuple[list[list[Rationale]], dict[str, WriterCounts]]:
         frame, _, samples = work
@@ -133,14 +131,8 @@ class RationaleGenerator:
         accepted: set[str] = set()
         found = []
         for sample in samples:
-            context = CheckContext(
-                sample,
-                frame,
-                self._words[sample.source],
-                self._rules.get(sample.source),
-                self._recipe.reasoning,
-                accepted,
-            )
+            words, rule = self._words[sample.source], self._rules.get(sample.source)
+            context = CheckContext(sample, frame, words, rule, self._recipe.reasoning, accepted)
             own = [self._one(writer, number, context, counts[writer.name]) for writer, number in self._turns]
             found.append([reasoning for reasoning in own if reasoning is not None])
         return found, counts

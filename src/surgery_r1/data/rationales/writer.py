@@ -119,16 +119,9 @@ class TemplateWriter:
         sample, frame = task.sample, task.frame
         drawn = random.Random(f"{task.seed}:{sample.id}").random() < 0.5
         first = drawn ^ bool((task.number + task.attempt) % 2)
-        rule = self._rules.get(sample.source)
-        if sample.kind == "organ":
-            return Draft(_organ(sample, frame, rule, first))
-        if sample.kind == "location":
-            return Draft(_location(sample, frame, rule, first))
-        if sample.kind == "tool":
-            return Draft(_tool(sample, frame, first))
-        if sample.kind not in vocab.KINDS:
-            return Draft(_own_kind(sample, first))
-        return Draft(_state(sample, frame, rule, first))
+        sentences = {"organ": _organ, "location": _location, "tool": _tool, "state": _state}
+        write = sentences.get(sample.kind, _own_kind)
+        return Draft(write(sample, frame, self._rules.get(sample.source))[0 if first else 1])
 
     def stop(self) -> None:
         pass
@@ -137,73 +130,64 @@ class TemplateWriter:
         return {}
 
 
-def _organ(sample: Sample, frame: Frame, rule: LocationRule | None, first: bool) -> str:
+def _organ(sample: Sample, frame: Frame, rule: LocationRule | None) -> tuple[str, str]:
+    organ = sample.answer
     tool = next((seen for seen in frame.objects if not seen.is_organ), None)
-    if tool is None:
-        if first:
-            return f"the {sample.answer} is seen in the frame, so the organ is {sample.answer}"
-        return f"in the frame the {sample.answer} is seen, so the organ is {sample.answer}"
-    where = _in_place(_place(tool, frame, rule))
-    if first:
-        return f"the {sample.answer} is seen with the {tool.name}{where}, so the organ is {sample.answer}"
-    return f"with the {tool.name}{where} the {sample.answer} is seen, so the organ is {sample.answer}"
+    where = f"with the {tool.name}{_in_place(tool, frame, rule)}" if tool else "in the frame"
+    return (
+        f"the {organ} is seen {where}, so the organ is {organ}",
+        f"{where} the {organ} is seen, so the organ is {organ}",
+    )
 
 
-def _state(sample: Sample, frame: Frame, rule: LocationRule | None, first: bool) -> str:
+def _state(sample: Sample, frame: Frame, rule: LocationRule | None) -> tuple[str, str]:
     own = [seen for seen in frame.objects if seen.name == sample.subject]
     tool = next((seen for seen in own if seen.box_px == sample.box_px), own[0] if own else None)
-    where = _in_place(_place(tool, frame, rule) if tool else None)
+    where = _in_place(tool, frame, rule) if tool else ""
     # Classes of other sets are said as they are.
     seen = _SEEN.get(sample.answer, f"in the state {sample.answer}")
-    if first:
-        return f"the {sample.subject}{where} is seen {seen}, so its state is {sample.answer}"
-    return f"{where.strip() or 'in the frame'} the {sample.subject} is {seen}, so its state is {sample.answer}"
+    return (
+        f"the {sample.subject}{where} is seen {seen}, so its state is {sample.answer}",
+        f"{where.strip() or 'in the frame'} the {sample.subject} is {seen}, so its state is {sample.answer}",
+    )
 
 
-def _location(sample: Sample, frame: Frame, rule: LocationRule | None, first: bool) -> str:
+def _location(sample: Sample, frame: Frame, rule: LocationRule | None) -> tuple[str, str]:
     tool, answer = sample.subject, sample.answer
-    fits = rule is not None and sample.box_px is not None and _quadrant(sample.box_px, frame, rule) == answer
-    if rule is None or not fits or answer not in vocab.LOCATIONS:
-        if first:
-            return f"the {tool} is seen in the {answer} part of the frame, so it is {answer}"
-        return f"in the {answer} part of the frame the {tool} is seen, so it is {answer}"
-    side, level = answer.split("-")
-    # With a flipped rule "top" is the lower half of the picture: say what is seen, then what it is called.
-    upper = (level == "top") == (rule.y == "normal")
-    height = "above" if upper else "below"
-    organ = next((seen.name for seen in frame.objects if seen.is_organ), "organ")
-    centre = "the center" if rule.reference == "image" else f"the {organ} center"
-    if first:
-        return f"the {tool} is seen {side} of and {height} {centre}, so it is {answer}"
-    return f"{side} of and {height} {centre} the {tool} is seen, so it is {answer}"
+    where = f"in the {answer} part of the frame"
+    seen = _quadrant(sample.box_px, frame, rule) if rule is not None and sample.box_px is not None else None
+    if rule is not None and seen == answer and answer in vocab.LOCATIONS:
+        side, level = answer.split("-")
+        # With a flipped rule "top" is the lower half of the picture: say what is seen, then what it is called.
+        height = "above" if (level == "top") == (rule.y == "normal") else "below"
+        organ = next((seen.name for seen in frame.objects if seen.is_organ), "organ")
+        where = f"{side} of and {height} the {'' if rule.reference == 'image' else f'{organ} '}center"
+    return f"the {tool} is seen {where}, so it is {answer}", f"{where} the {tool} is seen, so it is {answer}"
 
 
-def _tool(sample: Sample, frame: Frame, first: bool) -> str:
+def _tool(sample: Sample, frame: Frame, _: LocationRule | None) -> tuple[str, str]:
     own = [seen for seen in frame.objects if seen.name == sample.answer and seen.box_px == sample.box_px]
     state = next((seen.state for seen in own if seen.state), None)
-    doing = f" {_SEEN[state]}" if state in _SEEN else ""
-    if first:
-        return f"in the {sample.subject} the {sample.answer} is seen{doing}, so the tool is {sample.answer}"
-    return f"the {sample.answer} is seen{doing} in the {sample.subject}, so the tool is {sample.answer}"
+    seen = f"the {sample.answer} is seen" + (f" {_SEEN[state]}" if state in _SEEN else "")
+    where, claim = f"in the {sample.subject}", f"so the tool is {sample.answer}"
+    return f"{where} {seen}, {claim}", f"{seen} {where}, {claim}"
 
 
-def _own_kind(sample: Sample, first: bool) -> str:
+def _own_kind(sample: Sample, frame: Frame, _: LocationRule | None) -> tuple[str, str]:
     """What is asked about and the answer: annotations of other kinds of question say nothing of why."""
     about = vocab.spoken(sample.kind) + (f" of {sample.subject}" if sample.subject else "")
-    if first:
-        return f"the frame is looked at for the {about}, and the answer is {sample.answer}"
-    return f"as to the {about}, the frame is looked at and the answer is {sample.answer}"
+    return (
+        f"the frame is looked at for the {about}, and the answer is {sample.answer}",
+        f"as to the {about}, the frame is looked at and the answer is {sample.answer}",
+    )
 
 
-def _place(seen: AnnotatedObject, frame: Frame, rule: LocationRule | None) -> str | None:
-    if seen.location is not None:
-        return seen.location
-    return _quadrant(seen.box_px, frame, rule) if rule is not None else None
+def _in_place(seen: AnnotatedObject, frame: Frame, rule: LocationRule | None) -> str:
+    place = seen.location
+    if place is None and rule is not None:
+        place = _quadrant(seen.box_px, frame, rule)
+    return f" in the {place}" if place else ""
 
 
 def _quadrant(box: Box, frame: Frame, rule: LocationRule) -> str | None:
     return quadrant(box, rule, frame.width, frame.height, frame.organ_box)
-
-
-def _in_place(place: str | None) -> str:
-    return f" in the {place}" if place else ""

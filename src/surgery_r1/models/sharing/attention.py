@@ -44,13 +44,14 @@ class _TreeAttention(torch.autograd.Function):
         lse = q.new_empty(q.shape[:-1], dtype=precise)
         filled = 0
         for start, stop, end in layout.spans:
-            part, part_lse = _flash(q[:, :, start:end], k[:, :, start:stop], v[:, :, start:stop], scale)
+            own, below = slice(start, stop), slice(start, end)
+            part, part_lse = _flash(q[:, :, below], k[:, :, own], v[:, :, own], 0.0, True, scale=scale)
             # In depth-first order what lies before ``filled`` has been seen by an ancestor.
             if start >= filled:
-                out[:, :, start:end], lse[:, :, start:end] = part, part_lse
+                out[:, :, below], lse[:, :, below] = part, part_lse
                 filled = end
             else:
-                _merge(out[:, :, start:end], lse[:, :, start:end], part, part_lse)
+                _merge(out[:, :, below], lse[:, :, below], part, part_lse)
         out = out.to(q.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.layout, ctx.scale = layout, scale
@@ -66,14 +67,9 @@ class _TreeAttention(torch.autograd.Function):
         dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (key, value))
         for start, stop, end in ctx.layout.spans:
             own, below = slice(start, stop), slice(start, end)
+            seen = [part[:, :, below] for part in (out, lse)]
             part_q, part_k, part_v = _flash_backward(
-                grad[:, :, below],
-                q[:, :, below],
-                k[:, :, own],
-                v[:, :, own],
-                out[:, :, below],
-                lse[:, :, below],
-                ctx.scale,
+                grad[:, :, below], q[:, :, below], k[:, :, own], v[:, :, own], *seen, 0.0, True, scale=ctx.scale
             )
             dq[:, :, below] += part_q
             # Query heads of a group share their key.
@@ -88,15 +84,9 @@ def _by_group(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
     return query.reshape(shape), key[0].unsqueeze(1).expand(shape), value[0].unsqueeze(1).expand(shape)
 
 
-def _flash(q: Any, k: Any, v: Any, scale: float) -> Any:
-    """Output and log-sum-exp; query i sees keys up to i, those behind the last key all of them."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True, scale=scale)
-
-
-def _flash_backward(grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, scale: float) -> Any:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, q, k, v, out, lse, 0.0, True, scale=scale
-    )
+#: Output and log-sum-exp; query i sees keys up to i, those behind the last key all of them.
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def _merge(out: Any, lse: Any, part: Any, part_lse: Any) -> None:
@@ -129,18 +119,16 @@ def forget_masks() -> None:
 
 def flex_tree_attention(query: Any, key: Any, value: Any, layout: TreeLayout, scale: float) -> Any:
     """The same attention with torch's flex attention, compiled where there is a GPU. Shapes as in the CPU's way."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    attend = _compiled_flex() if query.is_cuda else flex_attention
+    attend = _flex_attention(compiled=query.is_cuda)
     mask = _block_mask(layout, query.device)
     return attend(query, key, value, block_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
 
 
-@lru_cache(maxsize=1)
-def _compiled_flex() -> Any:
+@cache
+def _flex_attention(compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True)
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
 
 
 def tree_attention(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 
 from surgery_r1.errors import SurgeryR1Error
 
@@ -153,7 +154,7 @@ class SequencePositions:
         self._count = get_rope_index
         self._image = image_token
         self._merge = merge
-        self._heads: dict[tuple[bytes, bytes], torch.Tensor] = {}
+        self._heads = LRUCache[tuple[bytes, bytes], torch.Tensor](256)
 
     def __call__(self, row: TokenSequence, grids: torch.Tensor) -> torch.Tensor:
         """Positions (3, L) of a row of L tokens, on the CPU.
@@ -177,8 +178,6 @@ class SequencePositions:
         head = tokens[: int(inside[-1]) + 1] if len(inside) else tokens[:0]
         key = (head.tobytes(), np.asarray(grids.cpu()).tobytes())
         if key not in self._heads:
-            if len(self._heads) >= 256:
-                self._heads.clear()
             self._heads[key] = self._of_head(head, grids)
         known = self._heads[key]
         first = int(known.max()) + 1 if len(head) else 0

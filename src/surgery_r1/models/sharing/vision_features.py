@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cachetools import FIFOCache
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -50,26 +49,20 @@ def tower_hash(tower: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-class _FileSizes(FIFOCache[str, int]):
-    """Sizes of files by name; what is dropped is deleted, the file that was written longest ago first."""
+class _FileSizes(ByteCache[Path, int]):
+    """Sizes of files; what is dropped is deleted: the file that was written longest ago, or one too large at once."""
 
-    def __init__(self, limit: int, folder: Path) -> None:
-        super().__init__(limit, lambda size: size)
-        self._folder = folder
+    def popitem(self) -> tuple[Path, int]:
+        path, size = super().popitem()
+        # Another process may have deleted it.
+        path.unlink(missing_ok=True)
+        return path, size
 
     def add(self, path: Path) -> None:
-        """Count a file in; one that is larger than all may be together is deleted at once."""
-        size = path.stat().st_size
-        if size <= self.maxsize:
-            self[path.name] = size
-        else:
+        """Count a file in."""
+        self[path] = path.stat().st_size
+        if path not in self:
             path.unlink(missing_ok=True)
-
-    def popitem(self) -> tuple[str, int]:
-        name, size = super().popitem()
-        # Another process may have deleted it.
-        (self._folder / name).unlink(missing_ok=True)
-        return name, size
 
 
 class FeatureFolder:
@@ -87,17 +80,16 @@ class FeatureFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SurgeryR1Error(
-                f"no folder for vision features: {error.strerror}", where=str(folder), fix="change model.vision_cache"
+                f"no folder for vision features: {error.strerror}", where=folder, fix="change model.vision_cache"
             ) from None
-        self._sizes = _FileSizes(limit, self.folder)
+        self._sizes = _FileSizes(limit, lambda size: size)
         for path in sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns):
             self._sizes.add(path)
 
     def get(self, key: bytes) -> torch.Tensor | None:
         """Features of an image; None when there are none, or the file is torn (it is then written again)."""
-        path = self._path(key)
         try:
-            return load_file(path)["features"]
+            return load_file(self._path(key))["features"]
         except (FileNotFoundError, SafetensorError, KeyError):
             return None
 
@@ -241,6 +233,5 @@ def keep_frozen_features(
     if isinstance(tower.forward, VisionCache):
         return tower.forward
     files = FeatureFolder(folder, tower, disk) if folder is not None else None
-    cache = VisionCache(tower, limit, files, offload)
-    tower.forward = cache
-    return cache
+    tower.forward = VisionCache(tower, limit, files, offload)
+    return tower.forward

@@ -19,14 +19,8 @@ MIN_PIXELS, MAX_PIXELS = 28 * 28, 24_600
 
 #: Qwen's special tokens, in its order.
 SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 )
 #: Tags and the numbers 0 to 100 are single tokens, unlike in Qwen2.5-VL, which writes digit by digit: four number
 #: tokens a box instead of eight, which the demo's minutes need.

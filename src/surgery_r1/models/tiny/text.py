@@ -63,22 +63,21 @@ def tasks(objects: Sequence[SceneTuple], rng: random.Random, count: int) -> list
         form = rng.random()
         if form < 0.35:
             name, _, _, box = rng.choice(objects)
-            request = rng.choice(DETECT).format(name)
-            result.append((f"{request} Reply with box.", codec.render(None, None, box)))
+            request, reply = f"{rng.choice(DETECT).format(name)} Reply with box.", codec.render(None, None, box)
         elif form < 0.80:
             seen = rng.choice(objects)
-            request = rng.choice(DESCRIBE).format(seen[0])
+            request = f"{rng.choice(DESCRIBE).format(seen[0])} Reply with think and box."
             reply = codec.render(_description(seen, rng.randrange(3)), None, seen[3])
-            result.append((f"{request} Reply with think and box.", reply))
         elif form < 0.92:
             seen = rng.choice(objects)
             request = f"What is in {codec.render(None, None, seen[3])}? Reply with think."
-            result.append((request, codec.render(_description(seen), None, None)))
+            reply = codec.render(_description(seen), None, None)
         else:
             # Without the cues: the longest reply sets what a step costs.
             ordered = sorted(tools, key=lambda o: o[3][0])
             listed = ", ".join(f"the {name} in the {PLACES[place]}" for name, _, place, _ in ordered if place)
-            result.append(("Describe the frame. Reply with think.", codec.render(listed, None, None)))
+            request, reply = "Describe the frame. Reply with think.", codec.render(listed, None, None)
+        result.append((request, reply))
     return result
 
 
@@ -102,11 +101,8 @@ def corpus() -> list[str]:
         for reasoning in (True, False):
             lines += [prompts.user_text("What organ is being operated?", task, reasoning)] * 4
     for tool in vocab.TOOLS:
-        lines += [
-            f"What is the state of {tool}? Where is {tool} located?",
-            f"Detect the {tool}.",
-            f"Describe the {tool}.",
-        ]
+        lines += [f"What is the state of {tool}? Where is {tool} located?"]
+        lines += [f"Detect the {tool}.", f"Describe the {tool}."]
         lines += [f"<think>{tool}</think>{tool} {tool}.", f"The {tool} the {tool} is {tool},"]
         for state in vocab.STATES:
             lines += [
@@ -114,9 +110,8 @@ def corpus() -> list[str]:
             ]
             lines += [f"<answer>{state}</answer> {state} is {state.replace('_', ' ').lower()} {state.lower()}."]
         for location in vocab.LOCATIONS:
-            lines += [
-                f"<answer>{location}</answer> {location} {location.replace('-', ' ')}, {location.replace('-', ' ')}."
-            ]
+            words = location.replace("-", " ")
+            lines += [f"<answer>{location}</answer> {location} {words}, {words}."]
     lines += [
         "Describe the frame. What is in the kidney organ being operated reply with box. What tool is in left-top?"
     ] * 8

@@ -51,7 +51,7 @@ class SharedFrameGRPOTrainer(GRPOTrainer):
         """TRL's own, with a number for every image. Images that do not fit the tokens are an error; TRL drops them."""
         if self.model is not None and self.model.training:
             self._images.forget()
-        with self._images.standing_in(self.processing_class):
+        with overriding(self.processing_class, "image_processor", self._images):
             batch = super()._generate_and_score_completions(inputs)
         if any(row.get("images") or row.get("image") for row in inputs) and "pixel_values" not in batch:
             names = sorted({str(row.get("id", f"row {i}")) for i, row in enumerate(inputs)})

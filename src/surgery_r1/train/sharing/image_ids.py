@@ -10,13 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import BatchFeature
 
-from surgery_r1._util.overriding import overriding
 from surgery_r1.models.processor import image_key
 from surgery_r1.models.sharing.prefill import ImagePatches
 
@@ -83,12 +81,6 @@ class ImageIds:
         """Drop what is kept: batches prepared before can no longer be read."""
         self._kept.clear()
         self._number.clear()
-
-    @contextmanager
-    def standing_in(self, processor: Any) -> Iterator[None]:
-        """Have ``processor`` give numbers for images."""
-        with overriding(processor, "image_processor", self):
-            yield
 
 
 def image_ids_of(pixel_values: torch.Tensor, grids: torch.Tensor) -> list[int]:

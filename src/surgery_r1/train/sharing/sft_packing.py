@@ -12,15 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from cachetools import LRUCache
+
 from surgery_r1 import prompts
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models.encode import expand_images
+from surgery_r1.models.encode import expand_images, image_dimensions
+from surgery_r1.models.processor import view_of
 from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.train.datasets import lazy
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from datasets import Dataset as HFDataset
 
     from surgery_r1.train.config import TrainConfig
@@ -43,23 +46,16 @@ def pack_rows(rows: HFDataset, per_frame: int, seed: int = 0) -> HFDataset:
         shown = tuple(zip(images, flips, strict=True))
         frames.setdefault(shown, []).append((prompt[-1]["content"], completion[0]["content"]))
     rng = random.Random(seed)
-    columns = _columns()
+    packs = []
     for frame, pairs in frames.items():
         images, flips = (list(values) for values in zip(*frame, strict=True))
         rng.shuffle(pairs)
         for start in range(0, len(pairs), per_frame):
             pack = pairs[start : start + per_frame]
-            columns["images"].append(images)
-            columns["flips"].append(flips)
-            columns["prompt"].append([prompt for prompt, _ in pack])
-            columns["completion"].append([completion for _, completion in pack])
-            columns["shown"].append([list(range(len(images)))] * len(pack))
-            columns["frame"].append([", ".join(images)] * len(pack))
-    return lazy(columns)
-
-
-def _columns() -> dict[str, list[Any]]:
-    return {"images": [], "flips": [], "prompt": [], "completion": [], "shown": [], "frame": []}
+            texts = {"prompt": [prompt for prompt, _ in pack], "completion": [completion for _, completion in pack]}
+            images_of = {"shown": [list(range(len(images)))] * len(pack), "frame": [", ".join(images)] * len(pack)}
+            packs.append({"images": images, "flips": flips, **texts, **images_of})
+    return lazy(packs)
 
 
 def fill_packs(packs: HFDataset, sizes: Sequence[int], budget: int, seed: int = 0) -> HFDataset:
@@ -83,20 +79,19 @@ def fill_packs(packs: HFDataset, sizes: Sequence[int], budget: int, seed: int = 
     order = list(range(len(sizes)))
     random.Random(seed).shuffle(order)
     plain = packs.with_format(None)
-    columns = _columns()
+    joined: list[dict[str, list[Any]]] = []
     room = -1
     for number in order:
         pack = plain[number]
         if sizes[number] > room:
-            for column in columns.values():
-                column.append([])
+            joined.append({name: [] for name in pack})
             room = budget
         room -= sizes[number]
-        first = len(columns["images"][-1])
+        first = len(joined[-1]["images"])
         pack["shown"] = [[first + image for image in shown] for shown in pack["shown"]]
-        for name, column in columns.items():
-            column[-1].extend(pack[name])
-    return lazy(columns)
+        for name, values in joined[-1].items():
+            values.extend(pack[name])
+    return lazy(joined)
 
 
 class FramePackCollator:
@@ -113,7 +108,7 @@ class FramePackCollator:
         self.system = system
         merge = processor.image_processor.merge_size
         self.positions = prefix_tree.SequencePositions(get_rope_index, processor.image_token_id, merge)
-        self._heads: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+        self._heads = LRUCache[tuple[str, tuple[int, ...]], list[int]](4096)
 
     def __call__(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate.
@@ -125,8 +120,6 @@ class FramePackCollator:
         Raises:
             SurgeryR1Error: when two rows of the same images differ before the end of their images.
         """
-        import torch
-
         processed = self.processor.image_processor(
             images=[image for pack in packs for image in pack["images"]], return_tensors="pt"
         )
@@ -180,8 +173,6 @@ class FramePackCollator:
         """Tokens up to the reply, kept: a question comes again with every frame of the same size."""
         key = prompt, tuple(grids.prod(-1).tolist())
         if key not in self._heads:
-            if len(self._heads) >= 4096:
-                self._heads.clear()
             messages = prompts.chat_messages(self.system, prompt, len(grids))
             text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             self._heads[key] = self._encode(expand_images(text, list(grids), self.processor))
@@ -213,8 +204,6 @@ class PlainPackCollator(FramePackCollator):
 
 def packed(rows: HFDataset, collator: FramePackCollator, config: TrainConfig) -> HFDataset:
     """The packs of ``rows`` that ``[sft]`` asks for."""
-    import torch
-
     packs = pack_rows(rows, config.sft.rows_per_frame, config.seed)
     if not config.sft.pack_tokens:
         return packs
@@ -227,11 +216,6 @@ def packed(rows: HFDataset, collator: FramePackCollator, config: TrainConfig) ->
 
 def image_grids(paths: Sequence[str], processor: Any) -> np.ndarray:
     """(images, 3): temporal, height and width in patches of each image, from its header alone."""
-    import numpy as np
-
-    from surgery_r1.models.encode import image_dimensions
-    from surgery_r1.models.processor import view_of
-
     patch = processor.image_processor.patch_size
     grids = []
     for path in paths:

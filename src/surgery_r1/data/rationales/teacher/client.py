@@ -79,7 +79,10 @@ class Client:
                 return self._once(messages, seed)
             except _Passing as trouble:
                 if attempt == self._config.retries:
-                    raise self._given_up(trouble.what) from None
+                    raise SurgeryR1Error(
+                        f"{self._name} {trouble.what} ({self._config.retries} retries)",
+                        fix="see to the server and run again: what it has answered is kept and not asked for again",
+                    ) from None
                 self._wait(trouble.pause or min(0.5 * 2**attempt, _LONGEST_PAUSE))
         raise AssertionError("unreachable")
 
@@ -146,12 +149,6 @@ class Client:
     def _wait(self, seconds: float) -> None:
         if self._stopped.wait(seconds) if seconds else self._stopped.is_set():
             raise SurgeryR1Error("stopped", fix="run again: what has been answered is kept")
-
-    def _given_up(self, why: str) -> SurgeryR1Error:
-        return SurgeryR1Error(
-            f"{self._name} {why} ({self._config.retries} retries)",
-            fix="see to the server and run again: what it has answered is kept and not asked for again",
-        )
 
     def stop(self) -> None:
         """Let requests under way finish, and send no other."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from surgery_r1._util.files import dump_json, open_regular
 from surgery_r1.data.rationales.teacher import prompt
@@ -45,14 +45,6 @@ def open_teacher(
         yield TeacherWriter(recipe.teacher, recipe.reasoning, client, kept, endpoint.local)
 
 
-class Asks(Protocol):
-    """What :class:`TeacherWriter` needs of a client."""
-
-    def ask(self, messages: list[dict[str, Any]], seed: int) -> TeacherResponse: ...
-
-    def stop(self) -> None: ...
-
-
 class TeacherWriter:
     """Reasoning by a multimodal model, from the frame, the gold answer and what is annotated.
 
@@ -70,7 +62,7 @@ class TeacherWriter:
     """
 
     def __init__(
-        self, config: TeacherConfig, limits: ReasoningConfig, client: Asks, replies: ResponseCache, local: bool
+        self, config: TeacherConfig, limits: ReasoningConfig, client: Client, replies: ResponseCache, local: bool
     ) -> None:
         self.name = f"teacher:{config.model}"
         self.workers = config.concurrency
