@@ -238,3 +238,22 @@ def test_one_file_for_all_frames_names_them_in_its_lines(tmp_path):
         ("own/v2/07", "idle", None),
     ]
     assert content.errors == []
+
+
+def test_a_set_without_boxes_is_predicted_and_scored_on_its_answers(tmp_path, capsys):
+    out, predictions = tmp_path / "ds", tmp_path / "predictions.jsonl"
+    assert main(["data", "build", str(LOOKALIKE), "--out", str(out)]) == 0
+    args = ["--model", "tiny", "--data", str(out), "--split", "val", "--max-new-tokens", "8", "--limit", "4"]
+    assert main(["predict", *args, "--out", str(predictions)]) == 0
+    lines = [json.loads(line) for line in predictions.read_text().splitlines()]
+    assert len(lines) == 4 and all(line["text"] for line in lines)
+    # A system that is right about every answer and says nothing of boxes.
+    right = [{"id": sample.id, "answer": sample.answer, "box_px": None} for sample in open_dataset(out).split("val")]
+    predictions.write_text("".join(json.dumps(line) + "\n" for line in right))
+    assert (
+        main(["score", str(predictions), "--data", str(out), "--split", "val", "--out", str(tmp_path / "scores")]) == 0
+    )
+    metrics = json.loads((tmp_path / "scores/metrics.json").read_text())
+    assert (metrics["n"], metrics["acc"], metrics["f_score"], metrics["parse_failure_rate"]) == (12, 1.0, 1.0, 0.0)
+    assert metrics.get("miou") is None and set(metrics["by_kind"]) == {"phase", "count", "use"}
+    assert metrics["no_image_floor"]["acc"] == pytest.approx(10 / 12)
