@@ -91,6 +91,15 @@ def test_a_stray_line_is_a_warning(tmp_path):
     assert report.errors == () and [w.what for w in report.warnings] == [validation.UNKNOWN_FORM]
 
 
+def test_a_stray_line_in_two_label_files_of_a_frame_is_one(tmp_path):
+    folder = _with_unknown(tmp_path, 1)
+    line = "Who holds the bipolar_forceps now?|Idle|1, 1, 9, 9"
+    lf.put_labels(folder / "seq_2/vqa/Classification/frame020_QA.txt", (*lf.LINES, line))
+    report = check_folder(folder)
+    assert report.errors == () and validation.UNKNOWN_FORM in [w.what for w in report.warnings]
+    assert "4 questions already read" in [w.value for w in report.warnings][-1]
+
+
 def test_a_form_that_is_left_out_is_an_error(tmp_path, capsys):
     folder = _with_unknown(tmp_path / "set", 3)
     assert Check(folder).run() == 1

@@ -95,6 +95,8 @@ class FrameAssembler:
     ) -> list[LabelLine]:
         """The sound lines of all files."""
         lines: list[LabelLine] = []
+        # Questions that are not understood, and the first file that has them.
+        unread: dict[str, Path] = {}
         # Ids keep the position in the file, faulty lines included, so that repairing one line renames no other.
         position = -1
         for path, records in files.items():
@@ -109,7 +111,7 @@ class FrameAssembler:
                 if known:
                     self._compare(record, known, size, content)
                     continue
-                line = self._line(record, position, size, content)
+                line = self._line(record, position, size, content, unread)
                 if line is None:
                     continue
                 said = (line.key, line.answer, line.boxes)
@@ -121,13 +123,21 @@ class FrameAssembler:
         return lines
 
     def _line(
-        self, record: LabelRecord, position: int, size: tuple[int, int] | None, content: FrameContent
+        self,
+        record: LabelRecord,
+        position: int,
+        size: tuple[int, int] | None,
+        content: FrameContent,
+        unread: dict[str, Path],
     ) -> LabelLine | None:
         if record.error is not None:
             content.leave_out(record.error)
             return None
         question = record.fields["question"].strip()
         found = self._parser.question(question)
+        if found is None and unread.setdefault(question_key(question), record.path) != record.path:
+            content.repeated += 1
+            return None
         self.asked[found[0] if found else validation.UNKNOWN_FORM] += 1
         if found is None:
             self.forms.unknown(str(record.path), record.line, question)
