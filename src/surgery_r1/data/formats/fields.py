@@ -19,6 +19,8 @@ _SPREAD = re.compile(r"[\s,;\[\]()]+")
 #: ASCII digits only: ``float`` would also take ``1_0`` and digits of other scripts.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.I)
+#: Classes that a message lists.
+_CLASSES_SHOWN = 20
 _UNITS = {"relative": 1.0, "permille": 1000.0}
 _IN = {
     "pixels": "pixels of the frame",
@@ -75,7 +77,8 @@ class FieldParser:
         if near:
             fix = f'did you mean {near!r}? Correct the label, or write in an adapter: [rename] "{answer}" = "{near}"'
         else:
-            fix = f"the answer to a question of kind {kind} is one of {', '.join(names)}"
+            more = f" and {len(names) - _CLASSES_SHOWN:,} more" if len(names) > _CLASSES_SHOWN else ""
+            fix = f"the answer to a question of kind {kind} is one of {', '.join(names[:_CLASSES_SHOWN])}{more}"
         raise LineError(validation.UNKNOWN_ANSWER, repr(answer[:60]), fix)
 
     def boxes(self, values: list[str], size: tuple[int, int] | None) -> tuple[Box, ...]:
