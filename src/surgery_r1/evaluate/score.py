@@ -21,6 +21,7 @@ from surgery_r1.evaluate.metrics import METRICS, published
 from surgery_r1.evaluate.predictions import PredictionFile, PredictionLine, clean, read_predictions
 from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.evaluate.summary import counted_by_line, metrics_of
+from surgery_r1.geometry import Box
 from surgery_r1.matching import IOU_RIGHT, Match, match, referent
 from surgery_r1.prompts import PROMPT_VERSION
 from surgery_r1.records import Sample
@@ -72,7 +73,8 @@ class Scorer:
         matched = match(reading, sample.accepted)
         truth, truth_box = sample.accepted[matched.truth]
         meant = referent(reading.box_px, sample, frame.objects)
-        record = ScoreRecord(
+        text = prediction.text if prediction is not None and _failed(reading, truth_box) else None
+        return ScoreRecord(
             id=sample.id,
             kind=sample.kind,
             source=sample.source,
@@ -99,8 +101,10 @@ class Scorer:
             problems=reading.problems,
             missing=reading is _MISSING,
             line=None if prediction is None else prediction.line,
+            text=None if text is None else clean(text, _LONGEST_TEXT),
+            text_length=None if text is None else len(text),
+            **self._rationale(sample, reading),
         )
-        return dataclasses.replace(record, **self._rationale(sample, reading), **_raw_text(record, prediction))
 
     def _rationale(self, sample: Sample, reading: Prediction) -> dict[str, Any]:
         """What the record says of the rationale, where there is one."""
@@ -129,19 +133,26 @@ class Scorer:
         return None if floor is None else [self.line(sample, floor(sample)) for sample in samples]
 
 
-def _raw_text(record: ScoreRecord, prediction: PredictionLine | None) -> dict[str, Any]:
-    """The raw text of a reply in which no answer or no box could be read."""
-    text = prediction.text if prediction is not None and record.failed else None
-    return {} if text is None else {"text": clean(text, _LONGEST_TEXT), "text_length": len(text)}
+def _failed(reading: Prediction, truth_box: Box | None) -> bool:
+    """As :attr:`ScoreRecord.failed`."""
+    return reading.answer is None or (reading.box_px is None and truth_box is not None)
 
 
-def _one_answer_each(samples: Iterable[Sample]) -> list[Sample]:
-    """A sample for each accepted answer, with that answer alone."""
-    return [
-        dataclasses.replace(sample, answer=answer, box_px=box, answers_accepted=(), boxes_accepted=())
-        for sample in samples
-        for answer, box in sample.accepted
-    ]
+def _line_by_line(
+    scorer: Scorer, samples: Sequence[Sample], lines: Sequence[ScoreRecord], predictions: Mapping[str, PredictionLine]
+) -> list[ScoreRecord]:
+    """A record for each accepted answer, as if it were the only right one; ``lines`` are those of ``samples``."""
+    result = []
+    for sample, line in zip(samples, lines, strict=True):
+        if len(sample.accepted) == 1:
+            result.append(line)
+            continue
+        alone = [
+            dataclasses.replace(sample, answer=answer, box_px=box, answers_accepted=(), boxes_accepted=())
+            for answer, box in sample.accepted
+        ]
+        result += scorer.lines(alone, predictions)
+    return result
 
 
 def score_predictions(
@@ -198,7 +209,7 @@ def _scored(
     metrics["no_image_floor"]["training_questions"] = len(train) + len(dev)
     metrics["no_image_floor_without_dev"]["training_questions"] = len(train)
     metrics |= {
-        "counted_by_line": counted_by_line(scorer.lines(_one_answer_each(samples), read.by_id)),
+        "counted_by_line": counted_by_line(_line_by_line(scorer, samples, lines, read.by_id)),
         "rare_classes": [name for name in scorer.classes if name in scorer.rare],
         "split": split,
         "sources": sorted({line.source for line in lines}),
