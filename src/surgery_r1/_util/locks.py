@@ -89,3 +89,28 @@ def _holder(lock: Path) -> str:
         # In the moment in which it is taken or given back.
         return "another process"
     return f"process {pid} on {host}"
+
+
+def refuse_held(path: Path, what: str, *, fix: str) -> None:
+    """Raise if somebody holds ``path``; takes no lock and writes nothing.
+
+    Args:
+        what: what the holder does, as in :func:`held`.
+        fix: what to do instead.
+
+    Raises:
+        SurgeryR1Error: when it is held.
+    """
+    place = path.resolve()
+    lock = place.with_name(f".{place.name}.lock")
+    try:
+        file = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        # Shared: those who only ask do not stand in each other's way.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SurgeryR1Error(f"{_holder(lock)} is {what} here", where=str(path), fix=fix) from None
+    finally:
+        os.close(file)
