@@ -29,13 +29,13 @@ def area(box: Sequence[float]) -> float:
     return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
-def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes in the same space, in [0, 1]; 0 when either is not a box.
+def iou(a: Sequence[float] | None, b: Sequence[float] | None) -> float:
+    """Intersection over union of two boxes in the same space, in [0, 1]; 0 when either is None or not a box.
 
     >>> iou((0, 0, 2, 2), (1, 0, 3, 2))
     0.3333333333333333
     """
-    if not (is_box(a) and is_box(b)):
+    if a is None or b is None or not (is_box(a) and is_box(b)):
         return 0.0
     inter = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     union = area(a) + area(b) - inter

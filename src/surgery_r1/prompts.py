@@ -36,6 +36,15 @@ def system_text(box_space: str) -> str:
     )
 
 
+def task_without_box(task: str, *, has_box: bool) -> str:
+    """The task to ask for: where nothing says where the answer is seen, ``cot`` is answer (and rationale) alone.
+
+    >>> task_without_box("cot", has_box=False), task_without_box("cot", has_box=True)
+    ('visual_qa', 'cot')
+    """
+    return "visual_qa" if task == "cot" and not has_box else task
+
+
 def user_text(question: str, task: str = "cot", reasoning: bool = True) -> str:
     """What follows the image: question, then task and reasoning switch.
 

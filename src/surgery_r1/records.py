@@ -75,8 +75,9 @@ def _check_box(name: str, box: Box) -> None:
 class Sample(Record):
     """One question on one frame: a line of ``samples.jsonl``.
 
-    ``box_px`` is 0-based xyxy in source pixels. ``answers_accepted`` and ``boxes_accepted`` (same length) are set
-    where several answers are right; ``answer`` and ``box_px`` are then the first of them.
+    ``kind`` is one of :data:`surgery_r1.vocab.KINDS`, or any other word in sets of their own. ``box_px`` is 0-based
+    xyxy in source pixels, None in sets without boxes. ``answers_accepted`` and ``boxes_accepted`` (same length) are
+    set where several answers are right; ``answer`` and ``box_px`` are then the first of them.
     """
 
     id: str
@@ -91,18 +92,25 @@ class Sample(Record):
     kind: str
     subject: str
     answer: str
-    box_px: Box
+    box_px: Box | None
     answers_accepted: tuple[str, ...] = ()
-    boxes_accepted: tuple[Box, ...] = ()
+    boxes_accepted: tuple[Box | None, ...] = ()
 
     _optional: ClassVar[frozenset[str]] = frozenset({"answers_accepted", "boxes_accepted"})
 
     def __post_init__(self) -> None:
         if self.split not in vocab.SPLITS:
             raise ValueError(f"split={self.split!r}, expected one of {vocab.SPLITS}")
-        if self.kind not in vocab.KINDS:
-            raise ValueError(f"kind={self.kind!r}, expected one of {vocab.KINDS}")
-        _check_box("box_px", self.box_px)
+        if not self.kind.strip():
+            raise ValueError("kind is empty, expected a word")
+        if len(self.answers_accepted) != len(self.boxes_accepted):
+            lengths = f"{len(self.answers_accepted)} and {len(self.boxes_accepted)}"
+            raise ValueError(f"answers_accepted and boxes_accepted have {lengths} entries, expected as many")
+        for box in (self.box_px, *self.boxes_accepted):
+            if box is not None:
+                _check_box("box_px", box)
+        if any((box is None) != (self.box_px is None) for box in self.boxes_accepted):
+            raise ValueError("boxes_accepted with and without boxes, expected all or none")
 
     @property
     def frame_id(self) -> str:
@@ -110,8 +118,8 @@ class Sample(Record):
         return f"{self.source}/{self.sequence}/{self.frame}"
 
     @property
-    def accepted(self) -> tuple[tuple[str, Box], ...]:
-        """Every right (answer, box) pair; a single pair unless the question has several."""
+    def accepted(self) -> tuple[tuple[str, Box | None], ...]:
+        """Every right (answer, box) pair; a single pair unless the question has several. Boxes are all there or None."""
         if self.answers_accepted:
             return tuple(zip(self.answers_accepted, self.boxes_accepted, strict=True))
         return ((self.answer, self.box_px),)

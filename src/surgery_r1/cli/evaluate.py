@@ -31,10 +31,6 @@ class Score:
     """Space of boxes in text lines that do not say it."""
     images: Path | None = None
     """Where the images lie now; not needed for scoring."""
-    bootstrap: int = 1000
-    """Resamples for the 95 % intervals."""
-    seed: int = 0
-    """Seed of the resamples."""
     json: bool = False
     """Print metrics.json instead of a table."""
 
@@ -51,8 +47,6 @@ class Score:
             self.split,
             self.out,
             box_space=self.box_space,
-            bootstrap=self.bootstrap,
-            seed=self.seed,
         )
         if self.json:
             _say(dump_json(metrics, indent=2))

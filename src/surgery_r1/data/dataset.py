@@ -106,6 +106,32 @@ class Dataset:
         return _trusted(self.manifest["location_rule"].get("by_source", {}).get(source, {}))
 
     @cached_property
+    def answers(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """The set's own classes: source -> question kind -> answers, in class order.
+
+        A manifest that does not list them says of a source what its questions say.
+        """
+        found: dict[str, dict[str, tuple[str, ...]]] = {}
+        for source in dict.fromkeys(sample.source for sample in self.samples.values()):
+            listed = self.manifest.get("sources", {}).get(source, {}).get("answers") or self._answered(source)
+            found[source] = {kind: tuple(names) for kind, names in listed.items()}
+        return found
+
+    def _answered(self, source: str) -> dict[str, list[str]]:
+        answers: dict[str, dict[str, None]] = defaultdict(dict)
+        for sample in self.samples.values():
+            if sample.source == source:
+                answers[sample.kind] |= dict.fromkeys(answer for answer, _ in sample.accepted)
+        return {kind: sorted(names) for kind, names in answers.items()}
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Every class of :attr:`answers` once, in the order of :data:`surgery_r1.vocab.KINDS`, then of other kinds."""
+        kinds = dict.fromkeys([*vocab.KINDS, *(kind for answers in self.answers.values() for kind in answers)])
+        names = (name for kind in kinds for answers in self.answers.values() for name in answers.get(kind, ()))
+        return tuple(dict.fromkeys(names))
+
+    @cached_property
     def hash(self) -> str:
         """Sha256 over the manifest's file hashes: names the data that a checkpoint was trained on."""
         listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.manifest["sha256"].items()))

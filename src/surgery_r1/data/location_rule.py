@@ -30,7 +30,7 @@ class _Counts:
         self.splits.add(sample.split)
         for rule in LOCATION_RULES:
             for answer, box in sample.accepted:
-                name = quadrant(box, rule, sample.width, sample.height, organ)
+                name = box and quadrant(box, rule, sample.width, sample.height, organ)
                 if name is not None:
                     self.seen[rule.name] += 1
                     self.right[rule.name] += name == answer

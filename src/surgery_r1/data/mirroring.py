@@ -71,9 +71,9 @@ def flip_sample(sample: Sample, flip: str) -> Sample:
         question=flip_places(sample.question, flip),
         subject=flip_places(sample.subject, flip),
         answer=flip_places(sample.answer, flip),
-        box_px=flip_box(sample.box_px, flip, width, height),
+        box_px=sample.box_px and flip_box(sample.box_px, flip, width, height),
         answers_accepted=tuple(flip_places(answer, flip) for answer in sample.answers_accepted),
-        boxes_accepted=tuple(flip_box(box, flip, width, height) for box in sample.boxes_accepted),
+        boxes_accepted=tuple(box and flip_box(box, flip, width, height) for box in sample.boxes_accepted),
     )
 
 

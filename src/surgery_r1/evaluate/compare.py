@@ -7,7 +7,7 @@ from typing import Any
 
 from surgery_r1._util.files import read_jsonl
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.evaluate.bootstrap import Difference, block_ids, paired
+from surgery_r1.evaluate.intervals import Difference, block_ids, paired
 from surgery_r1.evaluate.metrics import METRICS, tally
 from surgery_r1.evaluate.score_record import ScoreRecord
 
@@ -23,19 +23,16 @@ def load_scores(path: Path) -> list[ScoreRecord]:
     return [ScoreRecord.from_json(line, where) for where, line in read_jsonl(path)]
 
 
-def compare_scores(
-    a: Path, b: Path, metric: str = "joint", *, bootstrap: int = 1000, seed: int = 0, kind: str | None = None
-) -> dict[str, Any]:
+def compare_scores(a: Path, b: Path, metric: str = "joint", *, kind: str | None = None) -> dict[str, Any]:
     """``a`` minus ``b`` on the same questions, for example RFT minus SFT.
 
     Args:
         a, b: ``scores.jsonl`` files, or folders that hold one.
         metric: one of :data:`surgery_r1.evaluate.metrics.METRICS`.
-        bootstrap: resamples of blocks of neighbouring frames.
         kind: only questions of that kind.
 
     Returns:
-        The :class:`surgery_r1.evaluate.bootstrap.Difference` as JSON: ``{"difference", "ci95", "n", "blocks"}``.
+        The :class:`surgery_r1.evaluate.intervals.Difference` as JSON: ``{"difference", "ci95", "n", "blocks"}``.
 
     Raises:
         SurgeryR1Error: when the metric is unknown or the files do not hold the same questions.
@@ -43,15 +40,13 @@ def compare_scores(
     if metric not in METRICS:
         raise SurgeryR1Error(f"unknown metric {metric!r}", fix=f"use one of {list(METRICS)}")
     names = (str(a), str(b))
-    return compare_lines(load_scores(a), load_scores(b), metric, bootstrap, seed, kind, names).to_json()
+    return compare_lines(load_scores(a), load_scores(b), metric, kind, names).to_json()
 
 
 def compare_lines(
     a: list[ScoreRecord],
     b: list[ScoreRecord],
     metric: str,
-    bootstrap: int = 1000,
-    seed: int = 0,
     kind: str | None = None,
     names: tuple[str, str] = ("a", "b"),
 ) -> Difference:
@@ -69,4 +64,4 @@ def compare_lines(
     place = {line.id: i for i, line in enumerate(a)}
     b = sorted(b, key=lambda line: place[line.id])
     blocks = block_ids(a)
-    return paired(tally(a, blocks), tally(b, blocks), metric, bootstrap, seed)
+    return paired(tally(a, blocks), tally(b, blocks), metric)

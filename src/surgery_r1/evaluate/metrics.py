@@ -1,37 +1,64 @@
-"""Metrics over score records: accuracy, macro F1, IoU (true and as published) and both together.
+"""Metrics over score records: what is counted of each question, and sums of it by block.
 
-Point values and resamples go through the same few matrix products. The records are made by
-:func:`surgery_r1.evaluate.score.score_line`.
+Every metric is the mean of one or more parts that lie in [0, 1]: a plain mean has one part, an F score one for each
+class. :mod:`.intervals` puts intervals around them. The records are made by :func:`surgery_r1.evaluate.score.score_line`.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from surgery_r1 import vocab
 from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.geometry import Box, iou_published, is_box
-from surgery_r1.matching import IOU_RIGHT
+from surgery_r1.matching import IOU_RIGHT, Referent
 
 if TYPE_CHECKING:
     import numpy as np
 
-#: Metrics that are means over questions: name -> value of a score record, in [0, 1].
-MEANS: dict[str, Callable[[ScoreRecord], float]] = {
+
+def _of(value: bool | float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _referent(*kinds: Referent) -> Callable[[ScoreRecord], float | None]:
+    return lambda line: None if line.referent is None else float(line.referent in kinds)
+
+
+def _rationale(value: Callable[[ScoreRecord], bool]) -> Callable[[ScoreRecord], float | None]:
+    return lambda line: None if line.reasoning is None else float(value(line))
+
+
+#: Metrics that are means over questions: name -> value of a score record in [0, 1], None where the question does not
+#: count. Whether it counts depends on the truth alone, but for the rationale's: those are of the rationales there are.
+MEANS: dict[str, Callable[[ScoreRecord], float | None]] = {
     "acc": lambda line: float(line.answer_right),
+    "acc_rare": lambda line: float(line.answer_right) if line.rare else None,
     "miou": lambda line: line.iou,
     "miou_published": lambda line: line.iou_published,
-    "acc_at_iou50": lambda line: float(line.iou >= IOU_RIGHT),
+    "acc_at_iou50": lambda line: _of(None if line.iou is None else line.iou >= IOU_RIGHT),
     "joint": lambda line: line.joint,
-    "joint_at_iou50": lambda line: float(line.joint_at_iou50),
+    "joint_at_iou50": lambda line: _of(line.joint_at_iou50),
     "parse_failure_rate": lambda line: float(line.failed),
+    "wrong_referent_strict": _referent(Referent.OTHER_CLEARLY),
+    "wrong_referent_broad": _referent(Referent.OTHER_CLEARLY, Referent.OTHER),
+    "no_referent": _referent(Referent.NOTHING),
+    "rationale_answer": _rationale(lambda line: line.conclusion is not None and line.conclusion == line.answer),
+    "rationale_contradicts": _rationale(
+        lambda line: None not in (line.conclusion, line.answer) and line.conclusion != line.answer
+    ),
+    "rationale_right": _rationale(lambda line: line.conclusion_right),
+    "rationale_unsupported": _rationale(lambda line: bool(line.unsupported)),
+    "answer_box": lambda line: _of(line.answer_fits_box),
 }
 
-#: Every metric that :func:`rates` returns, in the order tables list them.
-METRICS: tuple[str, ...] = ("acc", "f_score", "f_score_18", *(name for name in MEANS if name != "acc"))
+#: Macro F1 over classes: those in truth or prediction (as published), those in truth, and those in truth where each
+#: class weighs the same whatever its number of questions.
+F_SCORES: tuple[str, ...] = ("f_score", "f_score_18", "f_balanced")
+
+#: Every metric, in the order tables list them.
+METRICS: tuple[str, ...] = ("acc", *F_SCORES, *(name for name in MEANS if name != "acc"))
 
 
 def published(box_px: Box | None, truth_px: Box, width: int, height: int) -> float:
@@ -52,22 +79,25 @@ def published(box_px: Box | None, truth_px: Box, width: int, height: int) -> flo
 
 
 class Tally(NamedTuple):
-    """Sums over the questions of each block (B blocks, M means, C classes).
+    """Sums over the questions of each of B blocks (M means, C classes in truth or prediction).
 
     Attributes:
-        n: questions, shape (B,).
-        sums: sums of the metrics of :data:`MEANS`, shape (B, M).
-        right, support, predicted: right answers, true answers and given answers by class, each of shape (B, C).
-            A question without an answer adds to ``support`` only: a miss, never a class.
-        in_vocabulary: whether the class is one of the vocabulary's, shape (C,).
+        questions: shape (B,).
+        sums, counts: of the values of :data:`MEANS`, and how many questions they come from, each of shape (B, M).
+        confusion: questions by true class and by answer, shape (B, C, C + 1). The last answer stands for none, or for
+            one outside the set's classes: a miss, never a class.
     """
 
-    n: np.ndarray
+    questions: np.ndarray
     sums: np.ndarray
-    right: np.ndarray
-    support: np.ndarray
-    predicted: np.ndarray
-    in_vocabulary: np.ndarray
+    counts: np.ndarray
+    confusion: np.ndarray
+
+    def weighted(self, weights: np.ndarray) -> Tally:
+        """Sums under R weightings of the blocks, ``weights`` of shape (R, B): a tally of R rows."""
+        import numpy as np
+
+        return Tally(*(np.tensordot(weights, part, axes=1) for part in self))
 
 
 def tally(lines: Sequence[ScoreRecord], blocks: Sequence[int] | None = None) -> Tally:
@@ -80,64 +110,66 @@ def tally(lines: Sequence[ScoreRecord], blocks: Sequence[int] | None = None) -> 
 
     index = np.zeros(len(lines), dtype=np.intp) if blocks is None else np.asarray(blocks, dtype=np.intp)
     count = int(index.max()) + 1 if len(lines) else 1
-    names = {line.answer_true for line in lines} | {line.answer for line in lines}
-    classes = sorted(name for name in names if name is not None)
+    answers = [None if line.outside_classes else line.answer for line in lines]
+    classes = sorted({line.answer_true for line in lines} | {answer for answer in answers if answer is not None})
     code = {name: i for i, name in enumerate(classes)}
 
-    sums = np.zeros((count, len(MEANS)))
-    right, support, predicted = (np.zeros((count, len(classes))) for _ in range(3))
+    values = np.array([[value(line) for value in MEANS.values()] for line in lines], dtype=float)
+    sums, counts = np.zeros((count, len(MEANS))), np.zeros((count, len(MEANS)))
+    confusion = np.zeros((count, len(classes), len(classes) + 1))
     if lines:
-        np.add.at(sums, index, np.array([[value(line) for value in MEANS.values()] for line in lines]))
-    for block, line in zip(index, lines, strict=True):
-        support[block, code[line.answer_true]] += 1
-        if line.answer is not None:
-            predicted[block, code[line.answer]] += 1
-        if line.answer_right:
-            right[block, code[line.answer_true]] += 1
-    return Tally(
-        np.bincount(index, minlength=count).astype(float),
-        sums,
-        right,
-        support,
-        predicted,
-        np.array([name in vocab.ANSWERS_EXTENDED for name in classes], dtype=bool),
-    )
+        np.add.at(sums, index, np.nan_to_num(values))
+        np.add.at(counts, index, ~np.isnan(values))
+        true = np.array([code[line.answer_true] for line in lines])
+        given = np.array([len(classes) if answer is None else code[answer] for answer in answers])
+        np.add.at(confusion, (index, true, given), 1)
+    return Tally(np.bincount(index, minlength=count).astype(float), sums, counts, confusion)
 
 
-def rates(sums: Tally, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Every metric of :data:`METRICS` under R weightings of the blocks.
-
-    Args:
-        sums: tally over B blocks.
-        weights: how often each block counts, shape (R, B).
+def parts(sums: Tally) -> dict[str, np.ndarray]:
+    """The parts that every metric of :data:`METRICS` is the mean of, for each row of a tally.
 
     Returns:
-        Arrays of shape (R,), each value in [0, 1].
+        Arrays of shape (B, K): K = 1 for means, one part for each class for F scores; NaN where a part does not count
+        (no question, or a class that is not there).
     """
     import numpy as np
 
-    n = np.maximum(weights @ sums.n, 1.0)
-    means = (weights @ sums.sums) / n[:, None]
-    result = {name: means[:, i] for i, name in enumerate(MEANS)}
-    right, support, predicted = weights @ sums.right, weights @ sums.support, weights @ sums.predicted
-    # Macro F1 as sklearn computes it: 2 TP / (2 TP + FP + FN). Only classes in truth or prediction are averaged, for
-    # which the denominator is positive, so that zero_division=1 can never come into play.
-    either = support + predicted
-    f1 = np.divide(2 * right, either, out=np.zeros_like(either), where=either > 0)
-    result["f_score"] = _masked_mean(f1, either > 0)
-    result["f_score_18"] = _masked_mean(f1, (support > 0) & sums.in_vocabulary)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = sums.sums / sums.counts
+        support = sums.confusion.sum(axis=2)
+        f1, predicted = _f1(sums.confusion)
+        balanced, _ = _f1(np.nan_to_num(sums.confusion / support[:, :, None]))
+    result = {name: means[:, i : i + 1] for i, name in enumerate(MEANS)}
+    result["f_score"] = np.where(support + predicted > 0, f1, np.nan)
+    result["f_score_18"] = np.where(support > 0, f1, np.nan)
+    result["f_balanced"] = np.where(support > 0, balanced, np.nan)
     return {name: result[name] for name in METRICS}
 
 
-def _masked_mean(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _f1(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """F1 and number of predictions of each class. As sklearn has it: 2 TP / (2 TP + FP + FN).
+
+    Only classes in truth or prediction count, where the denominator is positive: zero_division never comes into play.
+    """
     import numpy as np
 
-    count = mask.sum(axis=1)
-    return np.where(mask, values, 0.0).sum(axis=1) / np.maximum(count, 1)
+    right = np.diagonal(confusion, axis1=1, axis2=2)
+    predicted = confusion[:, :, :-1].sum(axis=1)
+    return 2 * right / (confusion.sum(axis=2) + predicted), predicted
 
 
-def summarise(lines: Sequence[ScoreRecord]) -> dict[str, float]:
-    """``n`` and every metric of :data:`METRICS`, as plain numbers; rates in [0, 1], 0 where there are no lines.
+def mean_of_parts(values: np.ndarray) -> np.ndarray:
+    """Mean over the parts that count, shape (B,); NaN where none does."""
+    import numpy as np
+
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(there, values, 0.0).sum(axis=1) / there.sum(axis=1)
+
+
+def summarise(lines: Sequence[ScoreRecord]) -> dict[str, float | None]:
+    """``n`` and every metric of :data:`METRICS`, as plain numbers in [0, 1]; None where no question counts.
 
     >>> import dataclasses
     >>> right = ScoreRecord(
@@ -146,48 +178,30 @@ def summarise(lines: Sequence[ScoreRecord]) -> dict[str, float]:
     ... )
     >>> miss = dataclasses.replace(right, answer=None, answer_right=False, joint=0.0, joint_at_iou50=False)
     >>> summary = summarise([right, miss])
-    >>> summary["acc"], summary["miou"], summary["joint"], round(summary["f_score"], 4)
-    (0.5, 0.75, 0.375, 0.6667)
+    >>> summary["acc"], summary["miou"], summary["joint"], round(summary["f_score"], 4), summary["answer_box"]
+    (0.5, 0.75, 0.375, 0.6667, None)
     """
-    import numpy as np
+    return {"n": len(lines), **point_values(parts(tally(lines)))}
 
-    values = rates(tally(lines), np.ones((1, 1)))
-    return {"n": len(lines), **{name: float(value[0]) for name, value in values.items()}}
+
+def point_values(values: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """The metrics of the last row of :func:`parts`, None where no question counts."""
+    last = {name: float(mean_of_parts(value[-1:])[0]) for name, value in values.items()}
+    return {name: None if math.isnan(value) else value for name, value in last.items()}
 
 
 def grouped(
     lines: Sequence[ScoreRecord], key: Callable[[ScoreRecord], str], order: Iterable[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """:func:`summarise` for each group of lines, in ``order`` first and then as met."""
+    """:func:`summarise` for each group of lines, in ``order`` first and then as met.
+
+    The F scores of a part average over few classes and invite misreading, so they are left out.
+    """
     groups: dict[str, list[ScoreRecord]] = {name: [] for name in order}
     for line in lines:
         groups.setdefault(key(line), []).append(line)
-    return {name: _group(members) for name, members in groups.items() if members}
-
-
-def _group(lines: Sequence[ScoreRecord]) -> dict[str, Any]:
-    # The F scores of a part average over few classes and invite misreading; parts are listed by answer instead.
-    return {k: v for k, v in summarise(lines).items() if k not in ("f_score", "f_score_18")} | wrong_referents(lines)
-
-
-def by_answer(lines: Sequence[ScoreRecord]) -> dict[str, dict[str, Any]]:
-    """For each true answer in class order: n, acc (its recall), how often it was predicted, its F1, and the boxes."""
-    groups = grouped(lines, lambda line: line.answer_true, vocab.ANSWERS_EXTENDED)
-    predicted = Counter(line.answer for line in lines if line.answer is not None)
-    for name, group in groups.items():
-        group["predicted"] = predicted[name]
-        group["f1"] = 2 * group["acc"] * group["n"] / (group["n"] + predicted[name])
-    return groups
-
-
-def wrong_referents(lines: Sequence[ScoreRecord]) -> dict[str, float | None]:
-    """Share of boxes that fit another annotated object better than the one asked about, where that can be told."""
-    known = [line.referent_illusion for line in lines if line.referent_illusion is not None]
-    return {"illusion_rate": sum(known) / len(known) if known else None, "illusion_n": len(known)}
-
-
-def confusions(lines: Sequence[ScoreRecord], most: int = 20) -> list[dict[str, Any]]:
-    """The most frequent wrong answers: ``{"true", "predicted", "n"}``; predicted is None where none was readable."""
-    wrong = Counter((line.answer_true, line.answer) for line in lines if not line.answer_right)
-    ordered = sorted(wrong.items(), key=lambda item: (-item[1], item[0][0], item[0][1] or ""))
-    return [{"true": true, "predicted": answer, "n": n} for (true, answer), n in ordered[:most]]
+    return {
+        name: {metric: value for metric, value in summarise(members).items() if metric not in F_SCORES}
+        for name, members in groups.items()
+        if members
+    }

@@ -31,7 +31,8 @@ class Engine(Protocol):
 
 
 def prompt_of(sample: Sample, dataset: Dataset, *, reasoning: bool = True, task: str = "cot") -> Prompt:
-    """The prompt of a sample: its frame, its question, and the reply asked for."""
+    """The prompt of a sample: its frame, its question, and the reply asked for (no box in sets without boxes)."""
+    task = prompts.task_without_box(task, has_box=sample.box_px is not None)
     return Prompt((dataset.image_path(sample),), prompts.user_text(sample.question, task, reasoning))
 
 

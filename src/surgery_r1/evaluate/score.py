@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import platform
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,23 +15,15 @@ from surgery_r1 import __version__, vocab
 from surgery_r1._util.files import sha256_file, write_json, write_jsonl
 from surgery_r1.codec import CODEC_VERSION, Prediction
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.evaluate.bootstrap import FRAMES_PER_BLOCK, block_ids, intervals, paired
+from surgery_r1.evaluate.agreement import AgreementReader, answer_fits_box
 from surgery_r1.evaluate.floor import NoImageFloor
-from surgery_r1.evaluate.metrics import (
-    METRICS,
-    by_answer,
-    confusions,
-    grouped,
-    published,
-    summarise,
-    tally,
-    wrong_referents,
-)
+from surgery_r1.evaluate.metrics import METRICS, published
 from surgery_r1.evaluate.predictions import PredictionFile, PredictionLine, clean, read_predictions
 from surgery_r1.evaluate.score_record import ScoreRecord
-from surgery_r1.matching import IOU_RIGHT, match, wrong_referent
+from surgery_r1.evaluate.summary import counted_by_line, metrics_of
+from surgery_r1.matching import IOU_RIGHT, Match, match, referent
 from surgery_r1.prompts import PROMPT_VERSION
-from surgery_r1.records import Frame, Sample
+from surgery_r1.records import Sample
 
 if TYPE_CHECKING:
     from surgery_r1.data.dataset import Dataset
@@ -39,121 +33,115 @@ logger = logging.getLogger(__name__)
 _MISSING = Prediction(None, None, None, ("missing",))
 _LONGEST_TEXT = 2000
 
-#: Metrics whose difference to the no-image floor is reported with an interval.
-_ABOVE_FLOOR = ("acc", "f_score", "miou", "joint", "joint_at_iou50")
 
-
-def _coherence(answer_right: bool, box_right: bool) -> str:
-    if answer_right:
+def _coherence(matched: Match) -> str | None:
+    if matched.iou is None:
+        return None
+    box_right = matched.iou >= IOU_RIGHT
+    if matched.answer_right:
         return "coherent" if box_right else "right answer, wrong box"
     return "wrong answer, right box" if box_right else "both wrong"
 
 
-def score_line(
-    sample: Sample, frame: Frame | None, reading: Prediction, prediction: PredictionLine | None = None
-) -> ScoreRecord:
-    """The record of a question: its prediction matched with the accepted answer and box that it comes closest to.
+class Scorer:
+    """Compares predictions with the questions of a dataset.
 
-    Args:
-        frame: the sample's frame, or None where its other objects are unknown.
-        reading: the prediction, in source terms.
-        prediction: the line of the prediction file, or None where there is none (missing, or the floor's guess).
+    Attributes:
+        classes: the set's own classes in order.
+        rare: the rare half of them, by how many training questions (train and dev) have them as their answer.
     """
-    matched = match(reading, sample.accepted)
-    truth, truth_box = sample.accepted[matched.truth]
-    failed = reading.answer is None or reading.box_px is None
-    text = prediction.text if prediction is not None and failed else None
-    return ScoreRecord(
-        id=sample.id,
-        kind=sample.kind,
-        source=sample.source,
-        sequence=sample.sequence,
-        frame=sample.frame,
-        question=sample.question,
-        subject=sample.subject,
-        answer_true=truth,
-        answer=None if reading.answer is None else clean(reading.answer),
-        answer_right=matched.answer_right,
-        iou=matched.iou,
-        iou_published=published(reading.box_px, truth_box, sample.width, sample.height),
-        joint=matched.joint,
-        joint_at_iou50=matched.joint_at_iou50,
-        coherence=_coherence(matched.answer_right, matched.iou >= IOU_RIGHT),
-        referent_illusion=wrong_referent(reading.box_px, sample, () if frame is None else frame.objects),
-        box_px=reading.box_px,
-        box_true_px=truth_box,
-        width=sample.width,
-        height=sample.height,
-        reasoning=None if reading.rationale is None else clean(reading.rationale, _LONGEST_TEXT),
-        problems=reading.problems,
-        missing=reading is _MISSING,
-        line=None if prediction is None else prediction.line,
-        text=None if text is None else clean(text, _LONGEST_TEXT),
-        text_length=None if text is None else len(text),
-    )
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._frames = dataset.frames
+        self._agreement = AgreementReader(dataset)
+        self.classes = dataset.classes
+        counts = Counter(sample.answer for split in ("train", "dev") for sample in dataset.split(split))
+        if not counts:
+            counts = Counter(sample.answer for sample in dataset.samples.values())
+        ordered = sorted(self.classes, key=lambda name: (counts[name], self.classes.index(name)))
+        self.rare = frozenset(ordered[: len(ordered) // 2])
+
+    def line(self, sample: Sample, reading: Prediction, prediction: PredictionLine | None = None) -> ScoreRecord:
+        """The record of a question: its prediction matched with the accepted answer and box that it comes closest to.
+
+        Args:
+            reading: the prediction, in source terms.
+            prediction: the line of the prediction file, or None where there is none (missing, or the floor's guess).
+        """
+        frame = self._frames[sample.frame_id]
+        matched = match(reading, sample.accepted)
+        truth, truth_box = sample.accepted[matched.truth]
+        meant = referent(reading.box_px, sample, frame.objects)
+        record = ScoreRecord(
+            id=sample.id,
+            kind=sample.kind,
+            source=sample.source,
+            sequence=sample.sequence,
+            frame=sample.frame,
+            question=sample.question,
+            subject=sample.subject,
+            answer_true=truth,
+            answer=None if reading.answer is None else clean(reading.answer),
+            answer_right=matched.answer_right,
+            outside_classes=reading.answer is not None and reading.answer not in self.classes,
+            rare=truth in self.rare,
+            iou=matched.iou,
+            iou_published=truth_box and published(reading.box_px, truth_box, sample.width, sample.height),
+            joint=matched.joint,
+            joint_at_iou50=matched.joint_at_iou50,
+            coherence=_coherence(matched),
+            referent=meant and str(meant),
+            answer_fits_box=answer_fits_box(reading, sample, frame, self._agreement.rule(sample)),
+            box_px=reading.box_px,
+            box_true_px=truth_box,
+            width=sample.width,
+            height=sample.height,
+            problems=reading.problems,
+            missing=reading is _MISSING,
+            line=None if prediction is None else prediction.line,
+        )
+        return dataclasses.replace(record, **self._rationale(sample, reading), **_raw_text(record, prediction))
+
+    def _rationale(self, sample: Sample, reading: Prediction) -> dict[str, Any]:
+        """What the record says of the rationale, where there is one."""
+        if not reading.rationale:
+            return {}
+        claims = self._agreement.claims(reading.rationale, sample, self._frames[sample.frame_id])
+        return {
+            "reasoning": clean(reading.rationale, _LONGEST_TEXT),
+            "conclusion": claims.conclusion,
+            "conclusion_right": claims.conclusion in {answer for answer, _ in sample.accepted},
+            "facts": claims.facts,
+            "unsupported": claims.unsupported,
+        }
+
+    def lines(self, samples: Sequence[Sample], predictions: Mapping[str, PredictionLine]) -> list[ScoreRecord]:
+        """Records in the order of ``samples``; one without a prediction is wrong and stays in the denominator."""
+        found = ((sample, predictions.get(sample.id)) for sample in samples)
+        return [
+            self.line(sample, _MISSING) if line is None else self.line(sample, line.reading, line)
+            for sample, line in found
+        ]
+
+    def floor_lines(self, training: Sequence[Sample], samples: Sequence[Sample]) -> list[ScoreRecord] | None:
+        """Records of ``samples`` as answered by the no-image floor of ``training``; None where that is empty."""
+        floor = NoImageFloor.fit(training, self.classes)
+        return None if floor is None else [self.line(sample, floor(sample)) for sample in samples]
 
 
-def score_samples(
-    samples: Sequence[Sample], frames: Mapping[str, Frame], predictions: Mapping[str, PredictionLine]
-) -> list[ScoreRecord]:
-    """Records in the order of ``samples``; a sample without a prediction is wrong and stays in the denominator."""
-    lines = []
-    for sample in samples:
-        prediction = predictions.get(sample.id)
-        reading = _MISSING if prediction is None else prediction.reading
-        lines.append(score_line(sample, frames.get(sample.frame_id), reading, prediction))
-    return lines
+def _raw_text(record: ScoreRecord, prediction: PredictionLine | None) -> dict[str, Any]:
+    """The raw text of a reply in which no answer or no box could be read."""
+    text = prediction.text if prediction is not None and record.failed else None
+    return {} if text is None else {"text": clean(text, _LONGEST_TEXT), "text_length": len(text)}
 
 
-def metrics_of(
-    lines: Sequence[ScoreRecord],
-    floor_lines: Sequence[ScoreRecord] | None = None,
-    *,
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """The metrics of score lines as ``metrics.json`` holds them, without anything about where the lines came from.
-
-    Args:
-        floor_lines: the same questions as answered by :class:`surgery_r1.evaluate.floor.NoImageFloor`.
-        bootstrap: resamples of blocks of neighbouring frames.
-    """
-    blocks = block_ids(lines)
-    sums = tally(lines, blocks)
-    failed = [line for line in lines if line.failed]
-    floor: dict[str, Any] = {"n": 0, "note": "the dataset has no training split to compute the floor from"}
-    if floor_lines is not None:
-        floor_sums = tally(floor_lines, blocks)
-        floor = {k: v for k, v in summarise(floor_lines).items() if k != "parse_failure_rate"}
-        floor["ci95"] = intervals(floor_sums, bootstrap, seed)
-        floor["by_kind"] = grouped(floor_lines, lambda line: line.kind, vocab.KINDS)
-        floor["above"] = {name: paired(sums, floor_sums, name, bootstrap, seed).to_json() for name in _ABOVE_FLOOR}
-    one_source = len({line.source for line in lines}) == 1
-    return {
-        **summarise(lines),
-        **wrong_referents(lines),
-        "f_score_18_classes": len({line.answer_true for line in lines} & set(vocab.ANSWERS_EXTENDED)),
-        "parse_failures": {
-            "missing": sum(line.missing for line in lines),
-            "no_answer": sum(line.answer is None and not line.missing for line in failed),
-            "no_box": sum(line.box_px is None and not line.missing for line in failed),
-        },
-        "answers_outside_vocabulary": sum(
-            line.answer is not None and line.answer not in vocab.ANSWERS_EXTENDED for line in lines
-        ),
-        "by_kind": grouped(lines, lambda line: line.kind, vocab.KINDS),
-        "by_sequence": grouped(lines, lambda line: line.sequence if one_source else f"{line.source}/{line.sequence}"),
-        "by_answer": by_answer(lines),
-        "confusions": confusions(lines),
-        "ci95": intervals(sums, bootstrap, seed),
-        "bootstrap": {
-            "resamples": bootstrap,
-            "seed": seed,
-            "blocks": len(sums.n),
-            "frames_per_block": FRAMES_PER_BLOCK,
-        },
-        "no_image_floor": floor,
-    }
+def _one_answer_each(samples: Iterable[Sample]) -> list[Sample]:
+    """A sample for each accepted answer, with that answer alone."""
+    return [
+        dataclasses.replace(sample, answer=answer, box_px=box, answers_accepted=(), boxes_accepted=())
+        for sample in samples
+        for answer, box in sample.accepted
+    ]
 
 
 def score_predictions(
@@ -163,18 +151,14 @@ def score_predictions(
     out: Path,
     *,
     box_space: str | None = None,
-    bootstrap: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Score a prediction file on every question of a split; writes ``scores.jsonl`` and ``metrics.json`` in ``out``.
 
-    Empty, missing and unparsable predictions are wrong, with IoU 0. The floor is computed from the training split,
-    without dev.
+    Empty, missing and unparsable predictions are wrong, with IoU 0. The floor is fitted on every official training
+    question (train and dev), and once more without dev.
 
     Args:
         box_space: space of the boxes in text lines that do not say it (see :data:`surgery_r1.codec.BOX_SPACES`).
-        bootstrap: resamples of blocks of neighbouring frames for the 95 % intervals.
-        seed: of the bootstrap.
 
     Returns:
         What ``metrics.json`` holds. Every rate is in [0, 1].
@@ -182,35 +166,32 @@ def score_predictions(
     Raises:
         SurgeryR1Error: for an unknown or empty split, or a prediction file that does not fit (as ``path:line``).
     """
-    records, metrics = _scored(predictions, dataset, split, box_space, bootstrap, seed)
+    records, metrics = _scored(predictions, dataset, split, box_space)
     write_jsonl(out / "scores.jsonl", (record.to_json() for record in records))
     write_json(out / "metrics.json", metrics)
     return metrics
 
 
 def _scored(
-    predictions: Path, dataset: Dataset, split: str, box_space: str | None, bootstrap: int, seed: int
+    predictions: Path, dataset: Dataset, split: str, box_space: str | None
 ) -> tuple[list[ScoreRecord], dict[str, Any]]:
     """What :func:`score_predictions` writes."""
     samples = _samples(dataset, split)
     read = read_predictions(
         predictions, {s.id: s for s in samples}, split=split, dataset_hash=dataset.hash, box_space=box_space
     )
-    lines = score_samples(samples, dataset.frames, read.by_id)
+    scorer = Scorer(dataset)
+    lines = scorer.lines(samples, read.by_id)
     missing = sum(line.missing for line in lines)
     if missing:
         logger.warning(
             "%s: %d of %d questions of split %r have no prediction; they count as wrong",
             *(predictions, missing, len(lines), split),
         )
-    floor = NoImageFloor.fit(dataset.split("train"))
-    floor_lines = None
-    if floor is not None:
-        floor_lines = [score_line(s, dataset.frames.get(s.frame_id), floor(s)) for s in samples]
-    metrics = metrics_of(lines, floor_lines, bootstrap=bootstrap, seed=seed)
-    if floor is not None:
-        metrics["no_image_floor"]["training_questions"] = floor.n
+    metrics = metrics_of(lines, classes=scorer.classes, **_floors(scorer, dataset, samples))
     metrics |= {
+        "counted_by_line": counted_by_line(scorer.lines(_one_answer_each(samples), read.by_id)),
+        "rare_classes": [name for name in scorer.classes if name in scorer.rare],
         "split": split,
         "sources": sorted({line.source for line in lines}),
         "frames": len({line.frame_id for line in lines}),
@@ -219,6 +200,15 @@ def _scored(
     }
     assert all(name in metrics for name in METRICS)
     return lines, metrics
+
+
+def _floors(scorer: Scorer, dataset: Dataset, samples: Sequence[Sample]) -> dict[str, list[ScoreRecord] | None]:
+    """Records of both floors: fitted on every official training question, and without dev."""
+    train, dev = dataset.split("train"), dataset.split("dev")
+    return {
+        "floor_lines": scorer.floor_lines([*train, *dev], samples),
+        "without_dev": scorer.floor_lines(train, samples),
+    }
 
 
 def _samples(dataset: Dataset, split: str) -> list[Sample]:
@@ -257,8 +247,6 @@ def score(
     split: str,
     *,
     box_space: str | None = None,
-    bootstrap: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """The metrics of predictions on every question of a split; nothing is written.
 
@@ -266,7 +254,7 @@ def score(
         predictions: a ``predictions.jsonl``, or its lines as dicts: ``{"id", "text"}`` for raw model text, or
             ``{"id", "answer", "box_px"}`` with the box as xyxy in 0-based pixels of the source frame.
         dataset: what :func:`surgery_r1.open_dataset` gave, or its folder.
-        box_space, bootstrap, seed: see :func:`score_predictions`.
+        box_space: see :func:`score_predictions`.
 
     Returns:
         What ``metrics.json`` holds. Every rate is in [0, 1].
@@ -284,8 +272,8 @@ def score(
     if isinstance(dataset, str | Path):
         dataset = open_dataset(Path(dataset), check_images=False)
     if isinstance(predictions, str | Path):
-        return _scored(Path(predictions), dataset, split, box_space, bootstrap, seed)[1]
+        return _scored(Path(predictions), dataset, split, box_space)[1]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "predictions"
         write_jsonl(path, (dict(line) for line in predictions))
-        return _scored(path, dataset, split, box_space, bootstrap, seed)[1]
+        return _scored(path, dataset, split, box_space)[1]

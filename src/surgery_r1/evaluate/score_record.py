@@ -21,16 +21,24 @@ class ScoreRecord(Record):
         answer_true: the accepted answer that the prediction comes closest to.
         answer: the answer given; None where none was given or could be read.
         answer_right: whether it is an accepted one.
-        iou: true IoU with ``box_true_px``, in [0, 1]; 0 without a box.
+        outside_classes: whether it is none of the set's own classes: a miss, never a class of its own.
+        rare: whether ``answer_true`` is of the rare half of the classes, by training questions.
+        iou: true IoU with ``box_true_px``, in [0, 1]; 0 without a box, None where the truth has none.
         iou_published: the number that the field prints as IoU, kept in [0, 1]; see :mod:`.metrics`.
         joint: the IoU where the answer is right, else 0; in [0, 1].
         joint_at_iou50: right answer and an IoU of at least 0.5.
         coherence: ``coherent``, ``right answer, wrong box``, ``wrong answer, right box`` or ``both wrong``.
-        referent_illusion: whether the box refers to another object, see :func:`surgery_r1.matching.wrong_referent`.
+        referent: what the box refers to, a value of :class:`surgery_r1.matching.Referent`; None where that means
+            nothing (the frame has no other object, or the truth no box).
+        answer_fits_box: whether the answer fits the model's own box, see :mod:`.agreement`; None where it cannot be told.
+        conclusion: the answer that the rationale ends at; None where it ends at none, or there is no rationale.
+        conclusion_right: whether that is an accepted answer.
+        facts: objects, states and places that the rationale names; None without one.
+        unsupported: checks of rationales that it fails: it names what is not annotated.
         box_px: the predicted box, xyxy in source pixels; None where none was given or could be read.
-        box_true_px: the accepted box that belongs to ``answer_true``, xyxy in source pixels.
+        box_true_px: the accepted box that belongs to ``answer_true``, xyxy in source pixels; None in sets without boxes.
         width, height: size of the frame in pixels.
-        reasoning: the model's reasoning, cut to 2,000 characters; None where there was none.
+        reasoning: the model's rationale, cut to 2,000 characters; None where there was none.
         problems: what was wrong with the form of the prediction, see :mod:`surgery_r1.codec`.
         missing: whether the prediction file has no line for this question.
         line: number of that line, from 1; None where there is none.
@@ -48,14 +56,21 @@ class ScoreRecord(Record):
     answer_true: str
     answer: str | None
     answer_right: bool
-    iou: float
-    iou_published: float
-    joint: float
-    joint_at_iou50: bool
-    coherence: str = ""
-    referent_illusion: bool | None = None
+    outside_classes: bool = False
+    rare: bool = False
+    iou: float | None
+    iou_published: float | None
+    joint: float | None
+    joint_at_iou50: bool | None
+    coherence: str | None = None
+    referent: str | None = None
+    answer_fits_box: bool | None = None
+    conclusion: str | None = None
+    conclusion_right: bool = False
+    facts: int | None = None
+    unsupported: tuple[str, ...] = ()
     box_px: Box | None
-    box_true_px: Box = (0, 0, 0, 0)
+    box_true_px: Box | None = None
     width: int = 0
     height: int = 0
     reasoning: str | None = None
@@ -93,5 +108,5 @@ class ScoreRecord(Record):
 
     @property
     def failed(self) -> bool:
-        """Whether no answer or no box was given or could be read."""
-        return self.answer is None or self.box_px is None
+        """Whether what was asked for, the answer and (but in sets without boxes) the box, was not given or not read."""
+        return self.answer is None or (self.box_px is None and self.iou is not None)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from surgery_r1.matching import Referent
 from surgery_r1.report.inputs import Group
 
 if TYPE_CHECKING:
@@ -46,13 +47,18 @@ def gallery(groups: Sequence[Group], most: int = MOST_QUESTIONS) -> Gallery:
         room = len(last) if total <= most else max(1, most * len(last) // total)
         order = list(range(len(last)))
         if room < len(last):
-            order.sort(key=lambda i: last[i].joint_at_iou50)
+            order.sort(key=lambda i: _went_right(last[i]))
             result.left_out += len(last) - room
         by_id = [{line.id: line for line in scored.lines} for scored in group.scored]
-        for i in _take_turns(sorted(order[:room]), [line.coherence for line in last]):
+        for i in _take_turns(sorted(order[:room]), [line.coherence or "" for line in last]):
             lines = [lookup.get(last[i].id) for lookup in by_id]
             result.items.append(_item(number, last[i], lines))
     return result
+
+
+def _went_right(line: ScoreRecord) -> bool:
+    """Right answer and box; in sets without boxes, right answer."""
+    return line.answer_right if line.joint_at_iou50 is None else line.joint_at_iou50
 
 
 def _take_turns(order: Sequence[int], outcomes: Sequence[str]) -> list[int]:
@@ -87,10 +93,10 @@ def _prediction(line: ScoreRecord) -> dict[str, Any]:
         "trueBox": _rounded(line.box_true_px),
         "answer": _cut(line.answer, 80),
         "box": _rounded(line.box_px),
-        "iou": round(line.iou, 3),
+        "iou": None if line.iou is None else round(line.iou, 3),
         "right": line.answer_right,
         "outcome": line.coherence,
-        "wrongReferent": bool(line.referent_illusion),
+        "wrongReferent": line.referent is not None and Referent(line.referent).wrong,
     }
     if line.reasoning:
         data["reasoning"] = _cut(line.reasoning, _LONGEST_REASONING)

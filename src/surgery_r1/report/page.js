@@ -48,12 +48,12 @@
     svg.setAttribute("viewBox", `0 0 ${item.size[0]} ${item.size[1]}`);
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", "true box solid, predicted box dashed");
-    rect(svg, "true", one.trueBox);
+    if (one.trueBox) rect(svg, "true", one.trueBox);
     if (one.box) { rect(svg, "under", one.box); rect(svg, "predicted", one.box); }
     const answers = element("p", "answers");
     answers.append(element("span", "chip true", one.true),
       element("span", one.right ? "chip right" : "chip wrong", one.answer === null ? "no answer" : one.answer),
-      element("span", "iou", `IoU ${rate(one.iou)}`));
+      element("span", "iou", one.iou === null ? "" : `IoU ${rate(one.iou)}`));
     const outcome = element("p", "outcome", one.outcome);
     if (one.wrongReferent) outcome.append(" · ", element("b", "", "wrong referent"), ": the box fits another object better");
     caption.append(element("p", "question", item.question), answers, outcome);

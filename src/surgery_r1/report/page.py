@@ -130,8 +130,8 @@ def _group(group: Group) -> dict[str, Any]:
         "n": first["n"],
         "frames": len({line.frame_id for line in group.scored[0].lines}),
         "sequences": len(first["by_sequence"]),
-        "bootstrap": first.get("bootstrap", {}),
-        "few_blocks": first.get("bootstrap", {}).get("blocks", FEW_BLOCKS) < FEW_BLOCKS,
+        "intervals": first.get("intervals", {}),
+        "few_blocks": first.get("intervals", {}).get("blocks", FEW_BLOCKS) < FEW_BLOCKS,
         "columns": list(COLUMNS),
         "rows": rows,
         "models": [scored.name for scored in group.scored],
@@ -157,7 +157,7 @@ def _row(name: str, metrics: dict[str, Any], floor: bool = False) -> dict[str, A
         "floor": floor,
         "n": metrics["n"],
         "unparsed": metrics.get("parse_failure_rate"),
-        "wrong_referent": metrics.get("illusion_rate"),
+        "wrong_referent": metrics.get("wrong_referent_broad"),
         "cells": [
             {"value": metrics.get(key), "ci95": ci95.get(key), "spread": format_interval(ci95.get(key))}
             for key in COLUMNS.values()

@@ -14,7 +14,7 @@ import hashlib
 
 from surgery_r1 import codec, geometry
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.matching import Match, match, other_objects, wrong_referent
+from surgery_r1.matching import Match, Referent, match, other_objects, referent
 from surgery_r1.rewards.custom import Reward, is_custom, load_reward
 from surgery_r1.rewards.truth import Truth
 
@@ -39,6 +39,8 @@ def _match(reading: codec.Prediction, truth: Truth) -> Match:
     if reading.box_px is None:
         return matched
     box = truth.accepted[matched.truth][1]
+    if box is None or matched.iou is None:
+        return matched
     pointing = geometry.pointing(reading.box_px, box, truth.width, truth.height)
     return dataclasses.replace(matched, iou=matched.iou * pointing)
 
@@ -86,6 +88,7 @@ def box_dense_reward(text: str, truth: Truth) -> float | None:
         return 0.0
     matched = _match(reading, truth)
     box = truth.accepted[matched.truth][1]
+    assert box is not None and matched.iou is not None, "a task that asks for a box has one"
     return (matched.iou + geometry.closeness(reading.box_px, box, truth.width, truth.height)) / 2
 
 
@@ -104,19 +107,16 @@ def coherence_joint(text: str, truth: Truth) -> float | None:
 
 
 def coherence_referent(text: str, truth: Truth) -> float | None:
-    """:func:`coherence_joint`, but 0 where the box refers to another object (:func:`matching.wrong_referent`).
+    """:func:`coherence_joint`, but 0 unless the box refers to what was asked about (:func:`matching.referent`).
 
     A right answer with a box on the wrong instrument is the paper's positional illusion; joint pays for it wherever the
-    two instruments overlap. None where the frame has no other annotated object. Ours.
-
-    Evaluation counts by the same function. Before November 2026 this reward had a meaning of its own: it also gave 0
-    where another object fitted the box exactly as well, and it held the box to the object of the given answer alone.
-    Now a tie is paid, and where several objects are right, a box on any of them refers rightly.
+    two instruments overlap. None where the frame has no other annotated object. Evaluation counts by the same
+    function: a tie is paid, and where several objects are right, a box on any of them refers rightly. Ours.
     """
     if not _asks_for_both(truth) or not other_objects(truth, truth.objects):
         return None
     reading = _read(text, truth)
-    if reading.box_px is None or wrong_referent(reading.box_px, truth, truth.objects):
+    if referent(reading.box_px, truth, truth.objects) is not Referent.OWN:
         return 0.0
     return _match(reading, truth).joint
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from surgery_r1 import geometry, prompts, vocab
+from surgery_r1 import geometry, prompts
 from surgery_r1._util.files import dump_json
 from surgery_r1.codec import BOX_SPACES, View
 from surgery_r1.data.location_rule import TRUSTED_AGREEMENT
@@ -26,7 +26,8 @@ class Truth:
         sample_id: id of the sample; seeds the random control.
         task, reasoning: what the prompt asked for, see :func:`surgery_r1.prompts.parts`.
         kind, subject: of the question, see :func:`surgery_r1.vocab.classify_question`.
-        accepted: every right (answer, box) pair, boxes in source pixels.
+        accepted: every right (answer, box) pair, boxes in source pixels; None in sets without boxes, where no task may
+            ask for one.
         width, height: size of the source frame in pixels.
         objects: every annotated object of the frame.
         location_rule: name of the measured rule (:data:`surgery_r1.geometry.LOCATION_RULES`), or None if not measured.
@@ -34,7 +35,7 @@ class Truth:
         view, box_space: how the model saw the frame and in which units it writes boxes.
 
     Raises:
-        ValueError: for an unknown task, kind, box space or rule, a bad box, or no accepted pair.
+        ValueError: for an unknown task, box space or rule, a bad or missing box, or no accepted pair.
     """
 
     sample_id: str
@@ -42,7 +43,7 @@ class Truth:
     reasoning: bool
     kind: str
     subject: str
-    accepted: tuple[tuple[str, Box], ...]
+    accepted: tuple[tuple[str, Box | None], ...]
     width: int
     height: int
     objects: tuple[AnnotatedObject, ...]
@@ -54,7 +55,6 @@ class Truth:
     def __post_init__(self) -> None:
         for name, value, known in (
             ("task", self.task, TASKS),
-            ("kind", self.kind, vocab.KINDS),
             ("box_space", self.box_space, tuple(BOX_SPACES)),
         ):
             if value not in known:
@@ -62,7 +62,9 @@ class Truth:
         if not self.accepted:
             raise ValueError("no accepted answer")
         for _, box in self.accepted:
-            if not geometry.is_box(box):
+            if box is None and prompts.parts(self.task, self.reasoning)["box"]:
+                raise ValueError(f"task={self.task!r} asks for a box, but an accepted box is None")
+            if box is not None and not geometry.is_box(box):
                 raise ValueError(f"accepted box {list(box)} is not a box with x2 > x1 and y2 > y1")
         if self.location_rule is not None:
             geometry.location_rule(self.location_rule)
@@ -88,7 +90,7 @@ class Truth:
         """
         return cls(
             sample_id=sample.id,
-            task=task,
+            task=prompts.task_without_box(task, has_box=sample.box_px is not None),
             reasoning=reasoning,
             kind=sample.kind,
             subject=sample.subject,
@@ -124,7 +126,7 @@ class Truth:
         """One line of JSON: the ``truth`` column of a trainer's dataset, or verl's and EasyR1's ``ground_truth``."""
         view = self.view
         data = {name: getattr(self, name) for name in self.__slots__}
-        data["accepted"] = [[answer, list(box)] for answer, box in self.accepted]
+        data["accepted"] = [[answer, box and list(box)] for answer, box in self.accepted]
         data["objects"] = [item.to_json() for item in self.objects]
         data["view"] = [view.width, view.height, view.input_width, view.input_height]
         return dump_json(data)
@@ -138,7 +140,7 @@ class Truth:
         """
         try:
             data: dict[str, Any] = json.loads(text)
-            data["accepted"] = tuple((answer, tuple(box)) for answer, box in data["accepted"])
+            data["accepted"] = tuple((answer, box and tuple(box)) for answer, box in data["accepted"])
             data["objects"] = tuple(AnnotatedObject.from_json(item) for item in data["objects"])
             data["view"] = View(*data["view"])
             return cls(**data)

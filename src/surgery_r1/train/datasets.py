@@ -42,6 +42,7 @@ def prompt_and_completion(
     """The messages of a training row, its box in the units of a model that sees frames as ``view`` says."""
     box = None if box_px is None else codec.to_model(box_px, box_space, view)
     completion = [{"role": "assistant", "content": codec.render(reasoning, answer, box)}]
+    task = prompts.task_without_box(task, has_box=box is not None)
     return prompt_messages(question, box_space, task, reasoning is not None), completion
 
 
@@ -141,7 +142,7 @@ def rft_dataset(
             reasoning=reasoning,
         )
         columns["id"].append(sample.id)
-        columns["prompt"].append(prompt_messages(sample.question, box_space, "cot", reasoning))
+        columns["prompt"].append(prompt_messages(sample.question, box_space, truth.task, reasoning))
         _show(columns, dataset, sample, flip)
         columns["truth"].append(truth.to_json())
     if not columns["prompt"]:

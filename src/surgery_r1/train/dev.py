@@ -10,7 +10,7 @@ from surgery_r1.data.dataset import Dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
 from surgery_r1.evaluate.predict import evenly_spaced, prompt_of
-from surgery_r1.matching import match
+from surgery_r1.matching import Match, match
 from surgery_r1.models.load import Bundle
 from surgery_r1.models.processor import view_of
 from surgery_r1.train.config import EvalConfig
@@ -22,7 +22,7 @@ Metrics = dict[str, float]
 def dev_evaluator(config: EvalConfig, dataset: Dataset, bundle: Bundle) -> Callable[[Any], Metrics]:
     """A function model -> acc, miou, joint, joint_at_iou50 and parse_failure_rate on dev.
 
-    ``joint`` is the mean over questions of the IoU where the answer is right, else 0.
+    ``joint`` is the mean over questions of the IoU where the answer is right, else 0. In sets without boxes it is Acc.
 
     Args:
         bundle: the processor and box space of the models that will be evaluated.
@@ -52,10 +52,19 @@ def dev_evaluator(config: EvalConfig, dataset: Dataset, bundle: Bundle) -> Calla
         n = len(matches)
         return {
             "acc": sum(m.answer_right for m in matches) / n,
-            "miou": sum(m.iou for m in matches) / n,
-            "joint": sum(m.joint for m in matches) / n,
-            "joint_at_iou50": sum(m.joint_at_iou50 for m in matches) / n,
-            "parse_failure_rate": sum(p.answer is None or p.box_px is None for p in predictions) / n,
+            "miou": sum(m.iou or 0.0 for m in matches) / n,
+            "joint": sum(_chosen_by(m) for m in matches) / n,
+            "joint_at_iou50": sum(m.answer_right if m.joint_at_iou50 is None else m.joint_at_iou50 for m in matches)
+            / n,
+            "parse_failure_rate": sum(
+                p.answer is None or (p.box_px is None and m.iou is not None)
+                for p, m in zip(predictions, matches, strict=True)
+            )
+            / n,
         }
 
     return evaluate
+
+
+def _chosen_by(matched: Match) -> float:
+    return float(matched.answer_right) if matched.joint is None else matched.joint

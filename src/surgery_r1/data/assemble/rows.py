@@ -14,8 +14,13 @@ ROW_SPLITS: tuple[str, ...] = ("train", "dev")
 
 
 def rows_of(sample: Sample, rows: RowsConfig, rationales: Sequence[Rationale]) -> Iterator[TrainingRow]:
-    """Rows of a sample, in the order of ``schema.TASKS`` and then of paraphrases and rationales."""
+    """Rows of a sample, in the order of :data:`surgery_r1.records.TASKS` and then of paraphrases and rationales.
+
+    A sample without a box has no Grounding-QA rows.
+    """
     for task in TASKS:
+        if task == "grounding_qa" and sample.box_px is None:
+            continue
         if task == "cot":
             for number, reasoning in enumerate(rationales):
                 yield _row(sample, task, number, reasoning=reasoning)

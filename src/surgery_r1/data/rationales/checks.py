@@ -66,7 +66,9 @@ class SourceWords:
         self.tools = Names(tools, exact=shared)
         self.nouns = Names((nouns | set(_INSTRUMENTS)) - set(tools))
         self.states = Names(states, exact=states)
+        # Kinds of other sets are looked for by the names of their classes.
         self.answers = {
+            **{kind: Names(names) for kind, names in classes.items()},
             "organ": Names(dict.fromkeys((*classes.get("organ", ()), *_ORGANS))),
             "state": Names(states),
             "location": Names(classes.get("location", ())),
@@ -172,9 +174,25 @@ def _named(text: str, context: CheckContext) -> list[str]:
     return list(words.answers[sample.kind].find(text))
 
 
-def _claims(text: str) -> str:
-    """What is left of a text without what it denies."""
-    return ". ".join(clauses(text))
+def claimed_answers(text: str, context: CheckContext) -> list[str]:
+    """Answers of the question's kind that a text claims, in order; what it denies is left out."""
+    return _named(". ".join(clauses(text)), context)
+
+
+def named_facts(text: str, context: CheckContext) -> set[str]:
+    """Everything that a text names: objects, states, and places by class, corner or half of the picture."""
+    words = context.words
+    states = (f"state {name}" for name in words.states.find(text))
+    places = (f"place {name}" for name in (*place_classes(text), *corners(text), *halves(text)))
+    others = (f"answer {name}" for name in words.answers[context.sample.kind].find(text))
+    own_kind = context.sample.kind not in vocab.KINDS
+    return {*_mentioned(text, context), *states, *places, *(others if own_kind else ())}
+
+
+def unsupported_facts(text: str, context: CheckContext) -> tuple[str, ...]:
+    """Names of the checks that find a tool, place or state in a text which the annotations of the frame do not say."""
+    checks = {"absent_tool": _absent_tool, "wrong_place": _wrong_place, "wrong_state": _wrong_state}
+    return tuple(name for name, fails in checks.items() if fails(Draft(text), context))
 
 
 def _own_answer(draft: Draft, context: CheckContext) -> bool:
@@ -189,7 +207,7 @@ def _own_answer(draft: Draft, context: CheckContext) -> bool:
 
 def _no_answer(draft: Draft, context: CheckContext) -> bool:
     """It is about something else: it claims neither the answer nor, where that is given after it, names the subject."""
-    if context.sample.answer in _named(_claims(draft.text), context):
+    if context.sample.answer in claimed_answers(draft.text, context):
         return False
     tools = [context.sample.subject, context.sample.answer]
     return draft.answer is None or not any(name in tools for name in _mentioned(draft.text, context))
@@ -197,7 +215,7 @@ def _no_answer(draft: Draft, context: CheckContext) -> bool:
 
 def _wrong_answer(draft: Draft, context: CheckContext) -> bool:
     """Where a reasoning ends up: the last answer that it claims, unless the right one is given after it."""
-    named = _named(_claims(draft.text), context)
+    named = claimed_answers(draft.text, context)
     given = draft.answer is not None and context.sample.answer in named
     return bool(named) and named[-1] != context.sample.answer and not given
 

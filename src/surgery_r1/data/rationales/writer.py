@@ -158,7 +158,7 @@ def _state(sample: Sample, frame: Frame, rule: LocationRule | None, first: bool)
 
 def _location(sample: Sample, frame: Frame, rule: LocationRule | None, first: bool) -> str:
     tool, answer = sample.subject, sample.answer
-    fits = rule is not None and _quadrant(sample.box_px, frame, rule) == answer
+    fits = rule is not None and sample.box_px is not None and _quadrant(sample.box_px, frame, rule) == answer
     if rule is None or not fits or answer not in vocab.LOCATIONS:
         if first:
             return f"the {tool} is seen in the {answer} part of the frame, so it is {answer}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from surgery_r1.data.rationales.writer import RationaleRequest
-from surgery_r1.records import AnnotatedObject
+from surgery_r1.records import AnnotatedObject, Sample
 
 #: Bumped whenever a word below changes; part of a request's key.
 VERSION = "1"
@@ -49,14 +49,20 @@ _ANSWER = re.compile(
 _THOUGHT = re.compile(r"\A(?:\s*<think>)?.*?</think>", re.S)
 
 
+def _region(sample: Sample) -> list[str]:
+    if sample.box_px is None:
+        return []
+    size = f"pixels of a frame of {sample.width} x {sample.height}"
+    return [f"The answer is about the region {_corners(sample.box_px)} (x1, y1, x2, y2 in {size})."]
+
+
 def request_text(task: RationaleRequest, min_words: int, max_words: int) -> str:
     """The text that goes with the frame: question, gold answer, box, what is annotated, and what to write."""
     sample, frame = task.sample, task.frame
     lines = [
         f"Question: {sample.question}",
         f"Answer: {sample.answer}",
-        f"The answer is about the region {_corners(sample.box_px)} (x1, y1, x2, y2 in pixels of a frame of "
-        f"{frame.width} x {frame.height}).",
+        *_region(sample),
         "In the frame:",
         *(f"- {_object(seen)}" for seen in frame.objects),
         "",

@@ -1,0 +1,102 @@
+"""Whether rationale, answer and box of a reply agree with each other and with the annotations (ours).
+
+Read from what is in ``predictions.jsonl``, with the checks that training rationales must pass. Nothing here asks a
+model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from surgery_r1 import vocab
+from surgery_r1.codec import Prediction
+from surgery_r1.data.rationales.checks import CheckContext, SourceWords
+from surgery_r1.data.rationales.claims import Claims, read_claims
+from surgery_r1.evaluate.metrics import summarise
+from surgery_r1.evaluate.score_record import ScoreRecord
+from surgery_r1.geometry import LocationRule, iou, quadrant
+from surgery_r1.records import Frame, Sample
+
+if TYPE_CHECKING:
+    from surgery_r1.data.dataset import Dataset
+
+#: Key of ``agreement`` in ``metrics.json`` -> metric.
+_RATES = {
+    "rationale_answer": "rationale_answer",
+    "rationale_contradicts_answer": "rationale_contradicts",
+    "rationale_right": "rationale_right",
+    "rationale_unsupported": "rationale_unsupported",
+    "answer_box": "answer_box",
+}
+
+
+class AgreementReader:
+    """Reads rationales against the annotations of their frames, by the class names and rules of a dataset."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._words = {source: SourceWords(answers) for source, answers in dataset.answers.items()}
+        self._rules = {source: dataset.location_rule_of(source) for source in dataset.answers}
+
+    def rule(self, sample: Sample) -> LocationRule | None:
+        """The location rule of the sample's source, None where its labels follow none."""
+        return self._rules[sample.source]
+
+    def claims(self, rationale: str, sample: Sample, frame: Frame) -> Claims:
+        """What a rationale says about a question."""
+        return read_claims(rationale, CheckContext(sample, frame, self._words[sample.source], self.rule(sample)))
+
+
+def answer_fits_box(reading: Prediction, sample: Sample, frame: Frame, rule: LocationRule | None) -> bool | None:
+    """Whether the answer fits the model's own box, right or wrong.
+
+    A place fits if it is the quadrant of the box under the measured location rule. A state, tool or organ fits if it
+    is that of the annotated object which the box overlaps most. A reply without an answer, or whose box touches
+    nothing, does not fit.
+
+    Returns:
+        None where the truth does not let it be told: no box in the set, no trusted rule, a kind of its own.
+    """
+    if sample.box_px is None or sample.kind not in vocab.KINDS:
+        return None
+    if sample.kind == "location":
+        if rule is None or (rule.reference == "organ" and frame.organ_box is None):
+            return None
+        if reading.box_px is None:
+            return False
+        return reading.answer == quadrant(reading.box_px, rule, frame.width, frame.height, frame.organ_box)
+    if reading.box_px is None:
+        return False
+    overlaps = [(iou(reading.box_px, seen.box_px), -i) for i, seen in enumerate(frame.objects)]
+    best, index = max(overlaps, default=(0.0, 0))
+    if best == 0.0:
+        return False
+    seen = frame.objects[-index]
+    return reading.answer == (seen.state if sample.kind == "state" else seen.name)
+
+
+def agreement(lines: Sequence[ScoreRecord]) -> dict[str, Any]:
+    """``agreement`` of ``metrics.json``: rates in [0, 1] over the replies with a rationale, all kinds and each alone.
+
+    Returns:
+        ``rationale_answer`` (the rationale ends at the answer given), ``rationale_contradicts_answer`` (at another one),
+        ``rationale_right`` (at an accepted one), ``rationale_unsupported`` (names what is not annotated), ``answer_box``
+        (the answer fits the model's own box; over ``n_answer_box`` questions), ``facts_per_rationale`` (what it names on
+        average), ``n`` (rationales) and ``without_rationale`` (questions that have none), and the same ``by_kind``.
+        None where there is nothing to count.
+    """
+    kinds = dict.fromkeys([*vocab.KINDS, *(line.kind for line in lines)])
+    by_kind = {kind: [line for line in lines if line.kind == kind] for kind in kinds}
+    return _rates(lines) | {"by_kind": {kind: _rates(of_kind) for kind, of_kind in by_kind.items() if of_kind}}
+
+
+def _rates(lines: Sequence[ScoreRecord]) -> dict[str, Any]:
+    metrics = summarise(lines)
+    facts = [line.facts for line in lines if line.facts is not None]
+    return {
+        **{key: metrics[metric] for key, metric in _RATES.items()},
+        "facts_per_rationale": sum(facts) / len(facts) if facts else None,
+        "n": len(facts),
+        "n_answer_box": sum(line.answer_fits_box is not None for line in lines),
+        "without_rationale": len(lines) - len(facts),
+    }
