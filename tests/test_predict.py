@@ -43,7 +43,8 @@ class Scripted:
 def run(dataset, engine, bundle, out, **changes):
     reasoning = changes.pop("reasoning", True)
     how = GenerationOptions(max_new_tokens=changes.pop("max_new_tokens", 9), reasoning=reasoning)
-    options = {"model_name": "scripted", "weights_sha256": "abc", "options": how, **changes}
+    hashes = {"weights_sha256": "abc", "engine_sha256": "def"}
+    options = {"model_name": "scripted", **hashes, "options": how, **changes}
     return predict(dataset, options.pop("split", "val"), engine, bundle.info, out, **options)
 
 
@@ -105,7 +106,7 @@ def test_right_replies_score_full(tiny, dataset, tmp_path):
         return render("it is so", sample.answer, to_model(sample.box_px, "norm100", view))
 
     run(dataset, Scripted(tiny, truth), tiny, tmp_path / "p.jsonl")
-    metrics = score_predictions(tmp_path / "p.jsonl", dataset, "val", tmp_path / "scores", bootstrap=20)
+    metrics = score_predictions(tmp_path / "p.jsonl", dataset, "val", tmp_path / "scores")
     assert metrics["acc"] == 1 and metrics["miou"] > 0.9 and metrics["joint_at_iou50"] == 1
     assert metrics["parse_failure_rate"] == 0
 
@@ -127,6 +128,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny, dataset, tmp_path, torn):
     ("change", "message"),
     [
         ({"weights_sha256": "other"}, "was started with weights_sha256='abc', now it is 'other'"),
+        ({"engine_sha256": "new"}, r"engine_sha256='def', now it is 'new' \(tokenizer, chat template, image processor"),
         ({"reasoning": False}, "reasoning=True"),
         ({"max_new_tokens": 10}, "max_new_tokens=9, now it is 10"),
         ({"split": "dev"}, "split='val'"),

@@ -97,7 +97,7 @@ def _others(boxes: Sequence[WrittenBox], stated: BoxUnits, resized: bool) -> lis
     force = stated.in_force
     spaces = [stated.space] if stated.space else ["source", "norm1000", "norm100", "norm1"] + ["pixels"] * resized
     formats = [stated.format] if stated.format else FORMATS
-    ways = [(space, form, _AS_IS) for space in spaces for form in formats]
+    ways: list[tuple[str, str, tuple[int, ...]]] = [(space, form, _AS_IS) for space in spaces for form in formats]
     ways += [(space, "xyxy", order) for space in spaces for order in _ORDERS if "xyxy" in formats]
     origins = {space: 0 if space == "norm1" else force.origin for space in spaces}
     readings = [_read(boxes, BoxUnits(space, form, origins[space]), order) for space, form, order in ways]

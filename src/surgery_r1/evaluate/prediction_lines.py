@@ -38,7 +38,9 @@ KNOWN: frozenset[str] = frozenset(
 _CALLED: dict[str, str] = {
     **dict.fromkeys(("response", "prediction", "output", "completion", "generated_text", "reply", "raw"), "text"),
     **dict.fromkeys(("label", "pred", "predicted_answer", "answers", "class", "prediction_answer"), "answer"),
-    **dict.fromkeys(("box", "bbox", "boxes", "bboxes", "box_2d", "bbox_2d", "bounding_box", "xyxy", "bbox_px"), "box_px"),
+    **dict.fromkeys(
+        ("box", "bbox", "boxes", "bboxes", "box_2d", "bbox_2d", "bounding_box", "xyxy", "bbox_px"), "box_px"
+    ),
 }
 
 #: Problem codes of a line, beside those of :data:`surgery_r1.codec.PROBLEMS` for the text that it holds.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from surgery_r1._util.files import atomic_write
 from surgery_r1._util.locks import refuse_held
 from surgery_r1.errors import SurgeryR1Error
 
@@ -98,3 +99,23 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {shown(twice)} stands there twice")
     return record
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write predictions that were given as dicts, one object a line.
+
+    Raises:
+        SurgeryR1Error: naming ``predictions:line`` for what JSON cannot hold, such as NaN or an array.
+    """
+    with atomic_write(path) as handle:
+        for number, line in enumerate(lines, start=1):
+            where = f"predictions:{number}"
+            if not isinstance(line, Mapping):
+                raise SurgeryR1Error(f"expected a dict, found {shown(line)}", where=where, fix='{"id": "...", ...}')
+            try:
+                # Escaped, because a text can hold lone surrogates, which UTF-8 cannot.
+                handle.write(json.dumps(dict(line), allow_nan=False) + "\n")
+            except (TypeError, ValueError, RecursionError) as error:
+                raise SurgeryR1Error(
+                    f"cannot be written as JSON: {error}", where=where, fix="give plain strings, numbers and lists"
+                ) from None
