@@ -134,29 +134,50 @@ def _convinces(boxes: Sequence[WrittenBox], now: _Reading, other: _Reading) -> b
         return _is_specific(boxes, other, least=5)
     # A middling model: only its units explain that every number stays within them and so many more boxes fit.
     limit = {"norm1000": 1000.0, "norm100": 100.0}.get(str(other.units.space))
-    if limit is None or reshaped or other.order != _AS_IS or mean < 0.25 or gain < 0.15 or now.mean > mean / 2:
+    if limit is None or reshaped or other.order != _AS_IS or gain < 0.15:
         return False
     within = all(-0.02 * limit <= value <= 1.02 * limit for box in boxes for value in box.numbers)
-    return within and _is_specific(boxes, other, least=6)
+    gains = [b - a for a, b in zip(now.fits, other.fits, strict=True)]
+    far_better = mean >= 0.25 and now.mean <= mean / 2
+    surely_better = mean >= 0.4 and count >= 3 * _MANY and _beyond_chance(gains, 8)
+    return within and (far_better or surely_better) and _is_specific(boxes, other, least=6)
 
 
 def _is_specific(boxes: Sequence[WrittenBox], reading: _Reading, least: float) -> bool:
-    """Whether boxes fit their own truth better than those of other questions, by ``least`` standard errors.
+    """Whether boxes fit their own truth better than that of other questions, by ``least`` standard errors.
 
-    Boxes that know nothing of their question fit any truth equally well, however good the fit.
+    Boxes that know nothing of their frame fit any truth equally well, however good the fit. Where it can be done,
+    questions of the same words are compared: a box for each question text knows nothing of the frame either.
     """
-    count = len(boxes)
-    steps = sorted({max(1, count * k // 8) for k in range(1, 8)})
-    excess = []
-    for i, box in enumerate(boxes):
-        others = [other for step in steps if (other := boxes[(i + step) % count]).truths != box.truths]
-        if others:
-            control = statistics.fmean(_fit(box, other, reading.units, reading.order) for other in others)
-            excess.append(reading.fits[i] - control)
-    if len(excess) < max(_FEW, count / 2):
+    excess = _excess(boxes, reading, same_words=True)
+    if len(excess) < len(boxes) / 2:
+        excess = _excess(boxes, reading, same_words=False)
+    if len(excess) < max(_FEW, len(boxes) / 2):
         return False
-    mean, error = statistics.fmean(excess), statistics.stdev(excess) / math.sqrt(len(excess))
-    return mean >= 0.1 and mean >= least * error
+    return _beyond_chance(excess, least) and (len(boxes) >= _MANY or statistics.fmean(excess) >= 0.1)
+
+
+def _excess(boxes: Sequence[WrittenBox], reading: _Reading, *, same_words: bool) -> list[float]:
+    """By how much boxes fit their own truth better than other truths, on average; those without any are left out."""
+    words: dict[str, list[WrittenBox]] = {}
+    for box in boxes:
+        words.setdefault(box.question if same_words else "", []).append(box)
+    fits = dict(zip(map(id, boxes), reading.fits, strict=True))
+    excess = []
+    for alike in words.values():
+        count = len(alike)
+        steps = sorted({max(1, count * k // 8) for k in range(1, 8)})
+        for i, box in enumerate(alike):
+            others = [other for step in steps if (other := alike[(i + step) % count]).truths != box.truths]
+            if others:
+                control = statistics.fmean(_fit(box, other, reading.units, reading.order) for other in others)
+                excess.append(fits[id(box)] - control)
+    return excess
+
+
+def _beyond_chance(values: Sequence[float], least: float) -> bool:
+    """Whether the mean of values is above 0 by ``least`` standard errors."""
+    return statistics.fmean(values) > least * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _counted_from_one(boxes: Sequence[WrittenBox], units: BoxUnits) -> bool:

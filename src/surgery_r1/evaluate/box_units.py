@@ -132,12 +132,14 @@ class WrittenBox:
         view: size of the frame and of the resized image, the latter 0 where it is unknown.
         units: what is stated of the box, in the line or for the file.
         truths: accepted boxes in source pixels.
+        question: its words.
     """
 
     numbers: Box
     view: View
     units: BoxUnits
     truths: tuple[Box, ...]
+    question: str
 
 
 def view_of_line(record: Mapping[str, Any], width: int, height: int, space: str | None, where: str) -> View:

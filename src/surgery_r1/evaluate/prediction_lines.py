@@ -131,7 +131,7 @@ class _Written:
         kept = None
         if not (self.stated or self.units.whole):
             truths = tuple(box for _, box in self.sample.accepted if box is not None)
-            kept = WrittenBox(numbers, self.view, self.units, truths)
+            kept = WrittenBox(numbers, self.view, self.units, truths, self.sample.question)
         return (box if is_box(box) else None), kept
 
 
