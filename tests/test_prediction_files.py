@@ -98,8 +98,14 @@ def test_a_partial_file_is_not_scored_while_it_is_written(tmp_path, caplog):
         ({"sample_id": "a", "text": "a"}, "no sample id: id=None; did you mean 'id' instead of 'sample_id'?"),
         ({"id": ["a"], "text": "a"}, "no sample id: id=['a']"),
         ({"id": "x" * 999, "text": "a"}, "id 'xxx"),
-        ({"id": "train/1", "text": "a"}, "is not in split 'val' of the dataset but in split 'train'; give --split train"),
-        ({"id": "other/1", "text": "a"}, "not in split 'val' of the dataset, whose ids are like 'endovis18/seq_1/frame000"),
+        (
+            {"id": "train/1", "text": "a"},
+            "is not in split 'val' of the dataset but in split 'train'; give --split train",
+        ),
+        (
+            {"id": "other/1", "text": "a"},
+            "not in split 'val' of the dataset, whose ids are like 'endovis18/seq_1/frame000",
+        ),
         ({"id": "FIRST", "text": "a", "split": "train"}, "predicted on split 'train'"),
         ({"id": "FIRST", "text": "a", "dataset_hash": "b"}, "predicted on dataset 'b', this one is 'a'"),
         ({"id": "other/1", "text": "a", "dataset_hash": "b"}, "predicted on dataset 'b', this one is 'a'"),
