@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from prediction_files import field_lines, questions, read, text_lines
+from prediction_files import field_lines, questions, read, text_lines, xywh
 
 import surgery_r1
 from surgery_r1._util.locks import held
+from surgery_r1.cli import main
 from surgery_r1.codec import PROBLEMS
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.prediction_lines import AGREED, LINE_PROBLEMS, looks_like
@@ -141,8 +142,14 @@ def test_wrong_types_are_counted_and_shown(tmp_path, caplog):
         *(("bad_box",), ("empty",), ()),
     ]
     assert file.problems == {
-        **{"bad_text": 1, "bad_answer": 1, "bad_box": 2, "no_answer": 1, "no_box": 1, "empty_answer": 1},
-        **{"inverted_box": 1, "empty": 1},
+        "bad_text": 1,
+        "bad_answer": 1,
+        "bad_box": 2,
+        "no_answer": 1,
+        "no_box": 1,
+        "empty_answer": 1,
+        "inverted_box": 1,
+        "empty": 1,
     }
     assert set(file.problems) <= {*PROBLEMS, *LINE_PROBLEMS}
     path = tmp_path / "predictions.jsonl"
@@ -229,6 +236,22 @@ def test_rationales_of_other_systems_are_no_setting(tmp_path):
     lines = [{**line, "reasoning": f"because {i}", "model": "m"} for i, line in enumerate(RIGHT)]
     file = read(tmp_path, SAMPLES, lines)
     assert file.meta == {"model": "m"} and file.by_id[SAMPLES[3].id].reading.rationale == "because 3"
+
+
+def test_the_command_line_says_which_flag_reads_the_boxes(dataset, dataset_folder, tmp_path, capsys):
+    samples = dataset.split("val")
+    lines = field_lines(samples, lambda s: [v + 1 for v in xywh(s.box_px)[:2]] + xywh(s.box_px)[2:])
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["score", str(path), "--data", str(dataset_folder), "--split", "val", "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"{path}: boxes look like corner and size (xywh), counted from 1" in error and "Traceback" not in error
+    flags = ["--box-format", "xywh", "--box-origin", "1"]
+    assert f"; give {' '.join(flags)}; if the boxes are right as they stand, give" in error
+    assert not (tmp_path / "out").exists()
+    assert main([*command, *flags]) == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["miou"] == pytest.approx(1.0)
 
 
 # ------------------------------------------------------------------------------------------------------------ fuzz

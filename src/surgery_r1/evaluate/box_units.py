@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from surgery_r1.codec import BOX_SPACES, View
@@ -83,10 +84,7 @@ class BoxUnits:
     @property
     def in_force(self) -> BoxUnits:
         """These units with what is assumed where nothing is stated."""
-        space, form, origin = (
-            assumed if (value := getattr(self, name)) is None else value for name, _, assumed in _KEYS.values()
-        )
-        return BoxUnits(space, form, origin)
+        return _in_force(self)
 
     @property
     def whole(self) -> bool:
@@ -116,6 +114,15 @@ class BoxUnits:
         """
         named = ((key, getattr(self, name)) for key, (name, *_) in _KEYS.items())
         return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in named if value is not None)
+
+
+@cache
+def _in_force(units: BoxUnits) -> BoxUnits:
+    """Made once for all lines of a file, which mostly state the same."""
+    space, form, origin = (
+        assumed if (value := getattr(units, name)) is None else value for name, _, assumed in _KEYS.values()
+    )
+    return BoxUnits(space, form, origin)
 
 
 def _check(key: str, value: Any, values: tuple[Any, ...], words: str, where: str | None = None) -> None:

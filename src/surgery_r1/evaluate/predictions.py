@@ -135,8 +135,10 @@ class _File:
         text = record.get("text")
         number = int(where.rpartition(":")[2])
         self.result.by_id[sample.id] = PredictionLine(number, line.reading, text if isinstance(text, str) else None)
-        self.result.problems.update(line.reading.problems)
-        self.parts.update(record.keys() & set(PARTS))
+        for code in line.reading.problems:
+            self.result.problems[code] += 1
+        for part in PARTS:
+            self.parts[part] += part in record
         if line.box is not None:
             self.boxes.append(line.box)
         if line.malformed is not None:
