@@ -92,7 +92,7 @@ def test_what_no_flag_alone_reads_is_refused_too(tmp_path, box, look, fix):
 
 def test_pixels_of_a_resized_image_whose_size_is_in_the_lines(tmp_path):
     lines = field_lines(SAMPLES, resized, input_width=1120, input_height=896)
-    with pytest.raises(SurgeryR1Error, match="look like pixels of the resized image.*give --box-space pixels;"):
+    with pytest.raises(SurgeryR1Error, match=r"look like pixels of the resized image.*give --box-space pixels;"):
         read(tmp_path, SAMPLES, lines)
     file = read(tmp_path, SAMPLES, lines, units=BoxUnits("pixels"))
     assert all(iou(file.by_id[s.id].reading.box_px or (), s.box_px or ()) > 0.999 for s in SAMPLES)
