@@ -135,7 +135,7 @@ def test_arguments_and_environment_are_read_by_cli_alone(module):
 
 def test_the_report_computes_no_metric():
     allowed = {"evaluate.tables", "evaluate.metrics", "evaluate.compare", "evaluate"}
-    computing = {"evaluate.score", "evaluate.bootstrap", "evaluate.floor", "matching", "rewards", "evaluate.predict"}
+    computing = {"evaluate.score", "evaluate.intervals", "evaluate.floor", "matching", "rewards", "evaluate.predict"}
     for module in (m for m in MODULES if unit_of(m) == "report"):
         used = {name.removeprefix("surgery_r1.") for name, _ in imports(MODULES[module])}
         assert not used & computing and not {u for u in used if u.startswith("evaluate")} - allowed, module

@@ -320,10 +320,10 @@ def test_full_disk_while_writing_json(capfd, dataset_folder, tmp_path, monkeypat
     (tmp_path / "p.jsonl").write_text("")
     old = tmp_path / "scores"
     args = ["score", tmp_path / "p.jsonl", "--data", dataset_folder, "--split", "val", "--out", old]
-    assert main([*map(str, args), "--bootstrap", "10"]) == 0
+    assert main([*map(str, args)]) == 0
     before = {path.name: path.read_bytes() for path in old.iterdir()}
     monkeypatch.setattr("surgery_r1._util.files.os.replace", full_disk)
-    fails(capfd, *args, "--bootstrap", "11", match="no space left on the disk; free some space and run again")
+    fails(capfd, *args, match="no space left on the disk; free some space and run again")
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
 
 
@@ -390,7 +390,7 @@ def test_commands_end_to_end(capfd, dataset_folder, train_args, tmp_path, datase
     assert main(["predict", "--model", str(tmp_path / "model"), *args, "--out", str(out), *settings]) == 0
     record = json.loads(out.read_text().splitlines()[0])
     assert record["reasoning"] is False and record["stage"] == "sft"
-    assert main(["score", str(out), *args, "--out", str(tmp_path / "scores"), "--bootstrap", "10"]) == 0
+    assert main(["score", str(out), *args, "--out", str(tmp_path / "scores")]) == 0
     image = str(dataset.image_path(dataset.split("val")[0]))
     capfd.readouterr()
     asked = ["ask", image, "Where is suction located?", "--model", str(tmp_path / "run"), "--json"]

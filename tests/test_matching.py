@@ -10,9 +10,9 @@ import pytest
 
 from surgery_r1 import vocab
 from surgery_r1.codec import View, read_reply, render, to_model
-from surgery_r1.evaluate.score import score_line
+from surgery_r1.evaluate.score import Scorer
 from surgery_r1.geometry import Box
-from surgery_r1.matching import other_objects, wrong_referent
+from surgery_r1.matching import Referent, other_objects, referent
 from surgery_r1.records import AnnotatedObject, Frame, Sample
 from surgery_r1.rewards import Truth, coherence_referent
 
@@ -50,8 +50,8 @@ def tool(name: str, box: Box) -> AnnotatedObject:
 def test_a_second_instrument_of_the_same_name_is_another_object():
     first, second = tool("suction", (5, 5, 100, 100)), tool("suction", RIGHT)
     assert other_objects(ASKED, (KIDNEY, second, first)) == (KIDNEY, second)
-    assert wrong_referent(RIGHT, ASKED, (first, second)) is True
-    assert wrong_referent(LEFT, ASKED, (first, second)) is False
+    assert referent(RIGHT, ASKED, (first, second)) is Referent.OTHER_CLEARLY
+    assert referent(LEFT, ASKED, (first, second)) is Referent.OWN
 
 
 def test_what_no_pair_overlaps_is_another_object_whatever_its_name():
@@ -73,21 +73,26 @@ def test_every_accepted_pair_points_at_the_object_of_its_answer_where_a_tool_is_
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        ((100, 0, 200, 100), False),  # touches both and overlaps neither
-        ((50, 0, 250, 100), False),  # overlaps both equally: a tie is no wrong referent
-        ((51, 0, 251, 100), True),
-        ((49, 0, 249, 100), False),
-        ((0, 150, 50, 200), False),  # on empty tissue
-        (None, None),
+        ((100, 0, 200, 100), Referent.NOTHING),  # touches both and overlaps neither
+        ((50, 0, 250, 100), Referent.OWN),  # overlaps both equally: a tie is no wrong referent
+        ((51, 0, 251, 100), Referent.OTHER),
+        ((49, 0, 249, 100), Referent.OWN),
+        ((200, 0, 300, 51), Referent.OTHER_CLEARLY),
+        ((200, 0, 300, 49), Referent.OTHER),  # not half of it: another object, but not beyond doubt
+        ((0, 150, 50, 200), Referent.NOTHING),  # on empty tissue
+        (None, Referent.NOTHING),
     ],
 )
-def test_a_wrong_referent_fits_another_object_strictly_better(box, expected):
-    assert wrong_referent(box, ASKED, (tool("suction", LEFT), tool("stapler", RIGHT))) is expected
+def test_what_a_box_refers_to(box, expected):
+    assert referent(box, ASKED, (tool("suction", LEFT), tool("stapler", RIGHT))) is expected
 
 
-def test_where_nothing_else_is_annotated_no_referent_is_wrong():
-    assert wrong_referent(RIGHT, ASKED, ()) is None
-    assert wrong_referent(RIGHT, ASKED, (tool("suction", LEFT),)) is None
+def test_where_it_could_refer_to_nothing_else_nothing_is_said():
+    assert referent(RIGHT, ASKED, ()) is None
+    assert referent(RIGHT, ASKED, (tool("suction", LEFT),)) is None
+    boxless = dataclasses.replace(ASKED, box_px=None)
+    assert other_objects(boxless, (tool("stapler", RIGHT),)) == ()
+    assert referent(None, boxless, (tool("stapler", RIGHT),)) is None
 
 
 def drawn_box(rng: random.Random, frame: Frame) -> Box:
@@ -102,13 +107,16 @@ def drawn_box(rng: random.Random, frame: Frame) -> Box:
 
 def test_the_reward_pays_exactly_where_the_score_sees_no_wrong_referent(dataset):
     rng = random.Random(0)
-    seen: Counter[tuple[bool, bool, bool | None]] = Counter()
+    seen: Counter[tuple[bool, Referent | None]] = Counter()
+    frames = dict(dataset.frames)
+    scorer = Scorer(dataclasses.replace(dataset, frames=frames))
     for sample in [*dataset.samples.values()] * 12:
         frame = dataset.frame_of(sample)
         assert frame is not None
         if rng.random() < 0.3:  # a second object of a name that is there already
             double = dataclasses.replace(rng.choice(frame.objects), box_px=drawn_box(rng, frame))
             frame = dataclasses.replace(frame, objects=(*frame.objects, double))
+        frames[sample.frame_id] = frame
         view = View(sample.width, sample.height, sample.width, sample.height)
         space = rng.choice(["source", "norm1000"])
         truth = Truth.from_sample(sample, frame, view=view, box_space=space, rule=None, agreement=None)
@@ -117,23 +125,18 @@ def test_the_reward_pays_exactly_where_the_score_sees_no_wrong_referent(dataset)
         text = render("it is seen", answer, box)
 
         reward = coherence_referent(text, truth)
-        line = score_line(sample, frame, read_reply(text, space, view))
-        wrong = line.referent_illusion
-        assert (reward is None) == (not other_objects(sample, frame.objects))
+        line = scorer.line(sample, read_reply(text, space, view))
+        assert (reward is None) == (line.referent is None) == (not other_objects(sample, frame.objects))
         if reward is None:
-            assert wrong is None
             continue
-        assert (reward > 0) == (line.answer_right and line.iou > 0 and wrong is False)
+        assert (reward > 0) == (line.answer_right and line.referent == Referent.OWN)
         assert reward in (0.0, pytest.approx(line.joint))
-        seen[line.answer_right, line.iou > 0, wrong] += 1
-    assert min(seen[True, True, wrong] for wrong in (True, False)) > 50 and seen[True, False, True] > 20
-    assert seen[True, False, None] > 5 and len(seen) >= 7
+        seen[line.answer_right, Referent(line.referent)] += 1
+    assert min(seen[True, meant] for meant in Referent) > 20 and len(seen) == 2 * len(Referent)
 
 
-def test_without_a_frame_neither_says_anything(dataset):
+def test_without_its_objects_a_reward_says_nothing(dataset):
     sample = next(iter(dataset.samples.values()))
     view = View(sample.width, sample.height, sample.width, sample.height)
-    text = render("it is seen", sample.answer, sample.box_px)
     truth = Truth.from_sample(sample, None, view=view, box_space="source", rule=None, agreement=None)
-    assert coherence_referent(text, truth) is None
-    assert score_line(sample, None, read_reply(text, "source", view)).referent_illusion is None
+    assert coherence_referent(render("it is seen", sample.answer, sample.box_px), truth) is None

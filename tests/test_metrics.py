@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery_r1 import vocab
-from surgery_r1._util.files import write_jsonl
 from surgery_r1.codec import Prediction
-from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.evaluate.bootstrap import block_ids, draws, intervals, natural_key
-from surgery_r1.evaluate.compare import compare_lines, compare_scores
 from surgery_r1.evaluate.floor import NoImageFloor
-from surgery_r1.evaluate.metrics import METRICS, by_answer, confusions, published, summarise, tally, wrong_referents
+from surgery_r1.evaluate.metrics import published, summarise
+from surgery_r1.evaluate.referents import wrong_referent
 from surgery_r1.evaluate.score_record import ScoreRecord
+from surgery_r1.evaluate.summary import by_answer, confusions
 from surgery_r1.evaluate.tables import markdown_table, number, signed, text_table
 from surgery_r1.records import Sample
 
@@ -100,9 +95,39 @@ def test_a_class_that_is_only_predicted_lowers_f_but_not_f_18():
     result = summarise(lines)
     assert result["f_score"] == pytest.approx((2 / 3 + 0) / 2)
     assert result["f_score_18"] == pytest.approx(2 / 3)
-    lines = [line("kidney", "kidney"), line("kidney", "banana")]
-    assert summarise(lines)["f_score"] == pytest.approx(1 / 3)
-    assert summarise(lines)["f_score_18"] == pytest.approx(2 / 3)
+
+
+def test_wrong_answers_in_other_words_are_one_and_the_same_miss():
+    right = [line("kidney", "kidney")] * 3
+    for words in (["banana"] * 4, ["banana", "apple", "pear", "plum"], [None] * 4):
+        lines = right + [line("kidney", word, outside_classes=word is not None) for word in words]
+        result = summarise(lines)
+        # kidney: TP 3, FN 4 -> 6/10, however the misses are worded.
+        assert [result[name] for name in ("f_score", "f_score_18", "f_balanced")] == pytest.approx([0.6] * 3)
+
+
+def test_class_balanced_f1_does_not_depend_on_how_frequent_a_class_is():
+    def system(kidneys):
+        # Both classes are half right, and what is wrong is called the other one.
+        answers = [("kidney", "kidney"), ("kidney", "Idle")] * kidneys + [("Idle", "Idle"), ("Idle", "kidney")]
+        return summarise([line(true, answer) for true, answer in answers])
+
+    assert system(1)["f_balanced"] == system(100)["f_balanced"] == pytest.approx(0.5)
+    assert system(100)["f_score_18"] < 0.35
+
+
+def test_acc_of_the_rare_half_counts_those_questions_alone():
+    lines = [line("kidney", "kidney")] * 9 + [line("Staple", "Idle", rare=True), line("Staple", "Staple", rare=True)]
+    assert summarise(lines)["acc_rare"] == 0.5 and summarise(lines[:9])["acc_rare"] is None
+
+
+def test_questions_without_a_true_box_are_scored_on_answers():
+    boxless = {"iou": None, "iou_published": None, "joint": None, "joint_at_iou50": None, "box_px": None}
+    lines = [dataclasses.replace(line("kidney", answer), **boxless) for answer in ("kidney", "Idle")]
+    result = summarise(lines)
+    assert (result["acc"], result["miou"], result["joint_at_iou50"]) == (0.5, None, None)
+    assert result["parse_failure_rate"] == 0.0
+    assert summarise([*lines, line("kidney", "kidney", 0.5)])["miou"] == 0.5
 
 
 def test_f_knows_the_action_from_the_tool():
@@ -126,13 +151,17 @@ def test_f_with_misses_is_that_of_sklearn_over_real_classes():
 
     truth = ["kidney", "Idle", "Idle", "Cutting", "left-top"]
     predicted = ["kidney", None, "Cutting", None, "banana"]
-    labels = sorted(set(truth) | {p for p in predicted if p})
-    expected = f1_score(truth, [p or "" for p in predicted], labels=labels, average="macro", zero_division=1)
-    assert summarise([line(t, p) for t, p in zip(truth, predicted, strict=True)])["f_score"] == pytest.approx(expected)
+    expected = f1_score(
+        truth, [p or "" for p in predicted], labels=sorted(set(truth)), average="macro", zero_division=1
+    )
+    lines = [line(t, p, outside_classes=p == "banana") for t, p in zip(truth, predicted, strict=True)]
+    assert summarise(lines)["f_score"] == pytest.approx(expected)
 
 
 def test_by_answer_counts():
-    result = by_answer([line("Idle", "Idle"), line("Idle", "Cutting"), line("Cutting", "Idle"), line("kidney", None)])
+    result = by_answer(
+        [line("Idle", "Idle"), line("Idle", "Cutting"), line("Cutting", "Idle"), line("kidney", None)], vocab.ANSWERS
+    )
     assert list(result) == ["kidney", "Idle", "Cutting"]
     assert (result["Idle"]["n"], result["Idle"]["predicted"], result["Idle"]["acc"]) == (2, 2, 0.5)
     assert result["Idle"]["f1"] == 0.5
@@ -147,10 +176,17 @@ def test_confusions_are_ordered():
     ]
 
 
-def test_illusion_rate_counts_only_where_it_can_be_told():
-    lines = [line(referent_illusion=value) for value in (True, False, None)]
-    assert wrong_referents(lines) == {"illusion_rate": 0.5, "illusion_n": 2}
-    assert wrong_referents([line()]) == {"illusion_rate": None, "illusion_n": 0}
+def test_no_reply_leaves_the_denominator_of_wrong_referents():
+    kinds = ["own", "other", "other_clearly", "nothing", None]
+    lines = [line(referent=value, kind="state", frame=f"f{i}") for i, value in enumerate(kinds)]
+    found = wrong_referent([*lines, line(referent="own", kind="organ", frame="f0")])
+    assert (found["strict"], found["broad"], found["failed"], found["n"]) == (0.2, 0.4, 0.2, 5)
+    assert (found["tools"]["broad"], found["tools"]["n"]) == (0.5, 4) and found["organs"]["broad"] == 0.0
+    for rate in ("strict", "broad", "failed"):
+        low, high = found["ci95"][rate]
+        assert low <= found[rate] <= high
+    nothing = wrong_referent([line()])
+    assert (nothing["broad"], nothing["n"], nothing["ci95"]) == (None, 0, {})
 
 
 def test_published_iou_by_hand():
@@ -164,90 +200,6 @@ def test_published_iou_by_hand():
 @given(st.tuples(*[st.floats(-1e12, 1e300)] * 4))
 def test_published_iou_is_a_rate_wherever_the_box_is(box):
     assert 0.0 <= published(box, (10, 10, 60, 60), 100, 100) <= 1.0
-
-
-def test_natural_order_of_frames():
-    assert sorted(["frame10", "frame9", "frame010", "a", "12"], key=natural_key) == [
-        "12",
-        "a",
-        "frame9",
-        "frame10",
-        "frame010",
-    ]
-
-
-def test_blocks_are_runs_of_ten_frames_of_one_sequence():
-    lines = [line(frame=f"frame{i:03d}", sequence=s) for s in ("seq_1", "seq_5") for i in range(149) for _ in range(3)]
-    blocks = block_ids(lines)
-    assert len(set(blocks)) == 2 * 15
-    counts = np.bincount(blocks)
-    assert counts[0] == 30 and counts[14] == 27 and counts[15] == 30
-    assert blocks == sorted(blocks)
-    # Where the lines stand does not matter to which of them are drawn together.
-    other = block_ids(lines[::-1])[::-1]
-    assert len(set(zip(blocks, other, strict=True))) == 30
-
-
-def test_frames_whose_numbers_are_equal_are_always_in_the_same_blocks():
-    names = [f"frame{'0' * zeros}{i}" for i in range(7) for zeros in range(3)]
-    expected = [rank // 10 for rank in range(21)]
-    ordered = sorted(sorted(names), key=natural_key)
-    assert block_ids([line(frame=name) for name in ordered]) == expected
-
-
-def test_the_same_sequence_name_of_two_sources_is_two_sequences():
-    lines = [line(), line(source="endovis17")]
-    assert block_ids(lines) == [0, 1]
-
-
-def test_draws_are_seeded_and_whole():
-    a = draws(7, 50, seed=3)
-    assert a.shape == (50, 7) and (a.sum(axis=1) == 7).all()
-    assert (a == draws(7, 50, seed=3)).all() and (a != draws(7, 50, seed=4)).any()
-
-
-def test_bootstrap_draws_blocks_and_not_questions():
-    # Two blocks, one all right and one all wrong: a resample is right by 0, 1/2 or 1 and by nothing between, so the
-    # 95 % interval is all of [0, 1]; resampling 200 questions instead would give about [.43, .57].
-    lines = [line("Idle", "Idle" if i < 10 else "Cutting", frame=f"f{i}") for i in range(20) for _ in range(10)]
-    ci95 = intervals(tally(lines, block_ids(lines)), 1000, 0)
-    assert ci95["acc"] == [0.0, 1.0]
-    # Twenty blocks, each half right: no variation between blocks, no width.
-    lines = [line("Idle", "Idle" if k % 2 else "Cutting", frame=f"f{i}") for i in range(200) for k in range(2)]
-    assert intervals(tally(lines, block_ids(lines)), 1000, 0)["acc"] == [0.5, 0.5]
-
-
-def test_bootstrap_matches_the_formula_for_many_blocks():
-    rng = np.random.default_rng(0)
-    right = rng.random(400) < 0.5
-    lines = [line("Idle", "Idle" if r else "Cutting", frame=f"f{i}") for i, r in enumerate(np.repeat(right, 10))]
-    low, high = intervals(tally(lines, block_ids(lines)), 4000, 0)["acc"]
-    p = right.mean()
-    half = 1.96 * math.sqrt(p * (1 - p) / 400)
-    assert low == pytest.approx(p - half, abs=0.01) and high == pytest.approx(p + half, abs=0.01)
-
-
-def test_resampled_f_is_that_of_the_resampled_questions():
-    from surgery_r1.evaluate.metrics import rates
-
-    rng = np.random.default_rng(1)
-    classes = vocab.ANSWERS[:5]
-    lines = [
-        line(str(rng.choice(classes)), str(rng.choice(classes)), frame=f"f{i // 3}", iou=float(rng.random()))
-        for i in range(180)
-    ]
-    blocks = block_ids(lines)
-    weights = draws(6, 5, seed=0)
-    result = rates(tally(lines, blocks), weights)
-    for row, weight in enumerate(weights):
-        drawn = [entry for entry, block in zip(lines, blocks, strict=True) for _ in range(int(weight[block]))]
-        expected = summarise(drawn)
-        for name in METRICS:
-            assert result[name][row] == pytest.approx(expected[name]), name
-
-
-def test_one_block_says_nothing():
-    assert intervals(tally([line()], [0]), 1000, 0)["acc"] == [0.0, 1.0]
 
 
 def test_the_floor_is_the_training_majority_and_mean_box():
@@ -276,48 +228,6 @@ def test_ties_of_the_floor_go_to_the_first_class():
     assert floor is not None and floor(sample("v")) == Prediction(None, "Idle", (0, 0, 10, 10))
 
 
-def _pair(gain: float):
-    rng = np.random.default_rng(2)
-    a, b = [], []
-    for i in range(300):
-        base = float(rng.random() * 0.5)
-        b.append(line(iou=base, frame=f"f{i:03d}", identity=str(i)))
-        a.append(line(iou=base + gain, frame=f"f{i:03d}", identity=str(i)))
-    return a, b
-
-
-def test_paired_comparison_sees_a_gain_that_two_intervals_hide(tmp_path: Path):
-    a, b = _pair(0.03)
-    write_jsonl(tmp_path / "a.jsonl", [record.to_json() for record in a])
-    write_jsonl(tmp_path / "b.jsonl", [record.to_json() for record in b[::-1]])
-    result = compare_scores(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
-    assert result["difference"] == pytest.approx(0.03)
-    assert result["ci95"] == pytest.approx([0.03, 0.03])
-    assert (result["n"], result["blocks"]) == (300, 30)
-    assert compare_scores(tmp_path / "b.jsonl", tmp_path / "a.jsonl")["difference"] == pytest.approx(-0.03)
-
-
-def test_paired_comparison_is_by_block():
-    # Ten blocks of ten frames; the gain sits in one block: an interval over frames would exclude 0, over blocks not.
-    b = [line(iou=0.0, frame=f"f{i:03d}", identity=str(i)) for i in range(100)]
-    a = [dataclasses.replace(entry, iou=1.0, joint=1.0) if i < 10 else entry for i, entry in enumerate(b)]
-    result = compare_lines(a, b, "joint")
-    assert result.difference == pytest.approx(0.1)
-    assert result.ci95[0] == 0.0
-    assert result == compare_lines(a, b, "joint")
-    assert result.to_json() == {"difference": result.difference, "ci95": [0.0, result.ci95[1]], "n": 100, "blocks": 10}
-
-
-def test_comparing_needs_the_same_questions_and_a_known_metric(tmp_path: Path):
-    a, b = _pair(0.1)
-    with pytest.raises(SurgeryR1Error, match="same questions: 300 and 299, 1 in only one of them, for example '299'"):
-        compare_lines(a, b[:-1], "joint")
-    with pytest.raises(SurgeryR1Error, match="unknown metric 'jiont'"):
-        compare_scores(tmp_path, tmp_path, "jiont")
-    with pytest.raises(SurgeryR1Error, match="no such file"):
-        compare_scores(tmp_path, tmp_path)
-
-
 def test_tables_print_floor_intervals_n_and_differences():
     metrics = {
         "n": 2769,
@@ -328,7 +238,7 @@ def test_tables_print_floor_intervals_n_and_differences():
         "joint_at_iou50": 0.3,
         "parse_failure_rate": 0.01,
         "ci95": {"acc": [0.65, 0.75]},
-        "bootstrap": {"resamples": 1000, "seed": 0, "blocks": 45, "frames_per_block": 10},
+        "intervals": {"method": "jackknife", "blocks": 45, "frames_per_block": 10},
         "no_image_floor": {"n": 2769, "acc": 0.5, "f_score": 0.3, "miou": 0.2, "miou_published": 0.65},
     }
     gain = ("rft - sft", "joint", {"difference": 0.045, "ci95": [0.01, 0.08], "n": 2769, "blocks": 45})

@@ -42,7 +42,7 @@ def work(tmp_path_factory) -> Path:
         lines[-1] = {"id": val[-1].id, "text": f"<think>{EVIL}</think><answer>{EVIL}</answer>", "box_space": "source"}
         lines[-2] = {"id": val[-2].id, "text": EVIL, "box_space": "source"}
         write_jsonl(root / f"{name}.jsonl", lines)
-        score_predictions(root / f"{name}.jsonl", dataset, "val", root / "scores" / name, bootstrap=50)
+        score_predictions(root / f"{name}.jsonl", dataset, "val", root / "scores" / name)
         log = [{"step": i, "stage": name, "loss": 1 / i, "rewards/box/mean": i / 50} for i in range(1, 50)]
         write_jsonl(root / "runs" / name / "metrics.jsonl", [*log, {"step": 50, "stage": name, "dev/acc": 0.5}])
     return root
@@ -205,9 +205,9 @@ def test_commands_score_and_report(work, tmp_path, monkeypatch, capsys):
     dataset = make_dataset(work / "data", 12)
     monkeypatch.setattr("surgery_r1.data.dataset.open_dataset", lambda *args, **kwargs: dataset)
     out = tmp_path / "scores" / "sft"
-    assert Score(work / "sft.jsonl", work / "data", "val", out, bootstrap=20).run() == 0
+    assert Score(work / "sft.jsonl", work / "data", "val", out).run() == 0
     assert "no-image floor" in capsys.readouterr().out
-    assert Score(work / "sft.jsonl", work / "data", "val", out, bootstrap=20, json=True).run() == 0
+    assert Score(work / "sft.jsonl", work / "data", "val", out, json=True).run() == 0
     assert json.loads(capsys.readouterr().out) == read_json(out / "metrics.json")
     assert Report((out,), tmp_path / "r.html", data=work / "data", no_frames=True).run() == 0
     assert "24 questions, 0 pictures" in capsys.readouterr().out and (tmp_path / "r.html").is_file()

@@ -562,7 +562,6 @@ def test_what_is_not_a_truth_is_named(text):
     "change",
     [
         {"task": "vqa"},
-        {"kind": "place"},
         {"box_space": "norm999"},
         {"location_rule": "middle-normal"},
         {"accepted": ()},

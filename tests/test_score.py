@@ -21,8 +21,10 @@ from surgery_r1.records import AnnotatedObject, Frame, Sample
 CONTRACT = {
     *("n", "acc", "f_score", "f_score_18", "miou", "miou_published", "acc_at_iou50", "joint_at_iou50"),
     *("parse_failure_rate", "by_kind", "by_sequence", "by_answer", "ci95", "no_image_floor"),
+    *("no_image_floor_without_dev", "wrong_referent", "agreement"),
 }
 WHERE = "Where is suction located?"
+STATES, LOCATIONS = ["Idle", "Cutting"], ["left-top", "right-top", "left-bottom", "right-bottom"]
 
 
 def make_sample(split, sequence, frame, number, question, kind, subject, answer, box, **more) -> Sample:
@@ -64,7 +66,9 @@ def make_dataset(root: Path, frames: int = 12) -> Dataset:
             )
             last = samples[-1]
             records[last.frame_id] = Frame(last.frame_id, last.image, 320, 256, "0", objects)
-    manifest = {"sha256": {"samples.jsonl": "abc"}}
+    rule = {"rule": "image-normal", "agreement": 1.0}
+    manifest = {"sha256": {"samples.jsonl": "abc"}, "location_rule": {**rule, "by_source": {"endovis18": rule}}}
+    manifest["sources"] = {"endovis18": {"answers": {"organ": ["kidney"], "state": STATES, "location": LOCATIONS}}}
     return Dataset(root, root, manifest, {s.id: s for s in samples}, records)
 
 
@@ -84,7 +88,7 @@ def truth(sample: Sample) -> dict:
 
 def score(tmp_path: Path, dataset: Dataset, records, **options):
     path = write(tmp_path / "predictions.jsonl", records)
-    metrics = score_predictions(path, dataset, "val", tmp_path / "out", **({"bootstrap": 50} | options))
+    metrics = score_predictions(path, dataset, "val", tmp_path / "out", **options)
     lines = [line for _, line in read_jsonl(tmp_path / "out" / "scores.jsonl")]
     return metrics, lines
 
@@ -96,21 +100,28 @@ def test_perfect_predictions_and_the_contract(tmp_path, dataset, capsys, caplog)
     assert [line["id"] for line in lines] == [s.id for s in dataset.split("val")]
     for key in ("acc", "f_score", "f_score_18", "miou", "miou_published", "acc_at_iou50", "joint_at_iou50"):
         assert metrics[key] == pytest.approx(1.0), key
-        assert metrics["ci95"][key] == pytest.approx([1.0, 1.0]), key
+        low, high = metrics["ci95"][key]
+        assert high == 1.0 and 0.0 < low < 1.0, key
     assert metrics["parse_failure_rate"] == 0.0 and metrics["missing"] == 0 and metrics["n"] == 24
     assert metrics["f_score_18_classes"] == 2 and metrics["dataset_hash"] == dataset.hash
     assert list(metrics["by_kind"]) == ["organ", "location"] and list(metrics["by_sequence"]) == ["seq_1"]
     assert metrics["by_sequence"]["seq_1"]["n"] == 24 and metrics["by_answer"]["kidney"]["acc"] == 1.0
-    assert metrics["bootstrap"]["blocks"] == 2 and metrics["illusion_rate"] == 0.0
+    assert metrics["intervals"]["blocks"] == 2
+    referents = metrics["wrong_referent"]
+    assert (referents["strict"], referents["broad"], referents["failed"], referents["n"]) == (0.0, 0.0, 0.0, 24)
+    assert (referents["tools"]["n"], referents["organs"]["n"]) == (12, 12)
     assert capsys.readouterr().err == "" and not caplog.records
 
 
-def test_the_floor_guesses_from_training_alone(tmp_path, dataset):
+@pytest.mark.parametrize(
+    ("key", "mean_x", "questions"), [("no_image_floor", 31 / 3, 6), ("no_image_floor_without_dev", 10.5, 4)]
+)
+def test_the_floor_guesses_from_training_with_dev_and_without(tmp_path, dataset, key, mean_x, questions):
     metrics, _ = score(tmp_path, dataset, [])
-    floor = metrics["no_image_floor"]
-    # Every answer is the majority; the organ box never moves; the mean suction box is (10.5, 10, 110.5, 90).
-    suction = [(100 - abs(i - 0.5)) / (100 + abs(i - 0.5)) for i in range(12)]
-    assert floor["acc"] == 1.0 and floor["n"] == 24 and floor["training_questions"] == 4
+    floor = metrics[key]
+    # Every answer is the majority; the organ box never moves; the suction boxes begin at x = 10, 11 and in dev at 10.
+    suction = [(100 - abs(10 + i - mean_x)) / (100 + abs(10 + i - mean_x)) for i in range(12)]
+    assert floor["acc"] == 1.0 and floor["n"] == 24 and floor["training_questions"] == questions
     assert floor["miou"] == pytest.approx((12 + sum(suction)) / 24)
     assert floor["above"]["acc"]["difference"] == -1.0
     assert {"acc", "f_score", "miou", "miou_published", "joint_at_iou50"} <= set(floor)
@@ -144,7 +155,13 @@ def test_denominators_never_shrink(tmp_path, dataset):
     assert metrics["n"] == 24 and metrics["acc"] == metrics["miou"] == pytest.approx(1 / 24)
     assert metrics["miou_published"] == pytest.approx(1 / 24)
     assert metrics["parse_failure_rate"] == pytest.approx(23 / 24)
-    assert metrics["parse_failures"] == {"missing": 15, "no_answer": 8, "no_box": 8}
+    failures = metrics["parse_failures"]
+    assert {key: failures[key] for key in ("missing", "no_answer", "no_box")} == {
+        "missing": 15,
+        "no_answer": 8,
+        "no_box": 8,
+    }
+    assert failures["problems"]["missing"] == 15
     # kidney: TP 1, FN 11; left-top: FN 12.
     assert metrics["f_score"] == pytest.approx((2 / 13) / 2)
     assert lines[2]["text"] == "the kidney, I think" and "text" not in lines[0]
@@ -158,7 +175,7 @@ def test_numbers_that_are_no_box(tmp_path, dataset, box):
     sample = dataset.split("val")[0]
     path = tmp_path / "p.jsonl"
     path.write_text(f'{{"id": "{sample.id}", "answer": "kidney", "box_px": {box}}}\n')
-    metrics = score_predictions(path, dataset, "val", tmp_path / "out", bootstrap=10)
+    metrics = score_predictions(path, dataset, "val", tmp_path / "out")
     assert metrics["acc"] == pytest.approx(1 / 24) and metrics["miou"] == metrics["miou_published"] == 0.0
     assert metrics["parse_failures"]["no_box"] == 1
 
@@ -202,18 +219,33 @@ def test_several_accepted_answers(tmp_path):
     given_stapler = {"id": asked.id, "answer": "stapler", "box_px": list(boxes[1])}
     metrics, lines = score(tmp_path, dataset, [given_stapler])
     assert lines[2]["answer_right"] and lines[2]["answer_true"] == "stapler" and lines[2]["iou"] == 1.0
-    assert lines[2]["referent_illusion"] is False
+    assert lines[2]["referent"] == "own"
+    # As the family counts, the question is two, of which one is answered right.
+    by_line = metrics["counted_by_line"]
+    assert (metrics["n"], by_line["n"], metrics["acc"], by_line["acc"]) == (3, 4, pytest.approx(1 / 3), 0.25)
     assert metrics["by_answer"]["stapler"]["f1"] == 1.0 and metrics["f_score_18_classes"] == 3
 
 
-def test_a_box_on_the_wrong_instrument_is_an_illusion(tmp_path, dataset):
+def test_wrong_referents_are_shares_of_all_questions_that_could_have_one(tmp_path, dataset):
     val = dataset.split("val")
     on_stapler = {"id": val[1].id, "answer": "left-top", "box_px": [200, 150, 300, 240]}
     on_nothing = {"id": val[3].id, "answer": "left-top", "box_px": [300, 0, 319, 20]}
     metrics, lines = score(tmp_path, dataset, [on_stapler, on_nothing, truth(val[5])])
-    assert [lines[i]["referent_illusion"] for i in (1, 3, 5, 7)] == [True, False, False, None]
-    assert metrics["illusion_rate"] == pytest.approx(1 / 3) and metrics["illusion_n"] == 3
+    assert [lines[i]["referent"] for i in (1, 3, 5, 7)] == ["other_clearly", "nothing", "own", "nothing"]
+    tools = metrics["wrong_referent"]["tools"]
+    assert (tools["strict"], tools["broad"], tools["n"]) == (pytest.approx(1 / 12), pytest.approx(1 / 12), 12)
+    # The other ten have no prediction, hence no box.
+    assert tools["failed"] == pytest.approx(10 / 12)
     assert lines[1]["coherence"] == "right answer, wrong box" and lines[5]["coherence"] == "coherent"
+
+
+def test_an_answer_that_is_none_of_the_sets_classes_is_told(tmp_path, dataset):
+    val = dataset.split("val")
+    metrics, lines = score(tmp_path, dataset, [truth(val[0]), {**truth(val[1]), "answer": "Stapling"}])
+    assert [line["outside_classes"] for line in lines[:3]] == [False, True, False]
+    assert metrics["answers_outside_classes"] == 1
+    # Rare: the half of the seven classes that training asks for least; kidney and left-top it does ask for.
+    assert metrics["rare_classes"] == ["Idle", "Cutting", "right-top"] and metrics["acc_rare"] is None
 
 
 def first(dataset: Dataset) -> str:
@@ -301,7 +333,8 @@ def test_same_input_same_bytes(tmp_path, dataset):
 
 KEYS = [
     *("id", "kind", "source", "sequence", "frame", "question", "subject", "answer_true", "answer", "answer_right"),
-    *("iou", "iou_published", "joint", "joint_at_iou50", "coherence", "referent_illusion", "box_px", "box_true_px"),
+    *("outside_classes", "rare", "iou", "iou_published", "joint", "joint_at_iou50", "coherence", "referent"),
+    *("answer_fits_box", "conclusion", "conclusion_right", "facts", "unsupported", "box_px", "box_true_px"),
     *("width", "height", "reasoning", "problems", "missing", "line"),
 ]
 NEEDED = [
@@ -328,7 +361,7 @@ def test_older_score_lines_are_read_and_what_no_metric_can_do_without_is_named(t
     score(tmp_path, dataset, [truth(s) for s in dataset.split("val")])
     (_, line), *_ = read_jsonl(tmp_path / "out" / "scores.jsonl")
     older = ScoreRecord.from_json({key: line[key] for key in NEEDED} | {"a key of old": 1})
-    assert (older.iou, older.referent_illusion, older.problems, older.text) == (1.0, None, (), None)
+    assert (older.iou, older.referent, older.problems, older.text) == (1.0, None, (), None)
     for key in NEEDED:
         path = write(tmp_path / "scores.jsonl", [line, {k: v for k, v in line.items() if k != key}])
         with pytest.raises(SurgeryR1Error) as caught:
@@ -347,7 +380,7 @@ JSON = st.recursive(
 def _rates(value, path=""):
     if isinstance(value, dict):
         for key, item in value.items():
-            if key not in ("n", "above", "bootstrap"):
+            if key not in ("n", "above", "facts_per_rationale"):
                 yield from _rates(item, f"{path}.{key}")
     elif isinstance(value, float):
         yield path, value
@@ -362,7 +395,7 @@ def test_no_prediction_crashes_scoring_or_leaves_the_unit_interval(tmp_path, dat
     records = [{"id": val[1].id, "answer": answer, "box_px": box}, {"id": val[0].id, "text": text}]
     if both:
         records[0]["reasoning"], records[1]["model"] = text, answer
-    metrics, lines = score(tmp_path, dataset, records, bootstrap=5)
+    metrics, lines = score(tmp_path, dataset, records)
     assert len(lines) == 24
     assert all(0.0 <= value <= 1.0 for _, value in _rates(metrics))
 

@@ -146,7 +146,7 @@ def referent(box_px: Box | None, asked: Asked, objects: Sequence[AnnotatedObject
     >>> from surgery_r1.records import AnnotatedObject, Sample
     >>> pair = [AnnotatedObject("suction", "Idle", None, (0, 0, 9, 9)),
     ...         AnnotatedObject("stapler", "Idle", None, (20, 0, 29, 9))]
-    >>> asked = Sample("a/b/c/0", "a", "val", "b", "c", "c.png", 99, 99, "Where?", "state", "suction", "Idle", (0, 0, 9, 9))
+    >>> asked = Sample("a", "s", "val", "q", "f", "f.png", 99, 99, "?", "state", "suction", "Idle", (0, 0, 9, 9))
     >>> [str(referent(box, asked, pair)) for box in ((0, 0, 9, 8), (20, 0, 29, 8), (20, 0, 99, 99), None)]
     ['own', 'other_clearly', 'other', 'nothing']
     """

@@ -119,7 +119,7 @@ class Sample(Record):
 
     @property
     def accepted(self) -> tuple[tuple[str, Box | None], ...]:
-        """Every right (answer, box) pair; a single pair unless the question has several. Boxes are all there or None."""
+        """Every right (answer, box) pair; one pair unless several are right. Boxes are all there or None."""
         if self.answers_accepted:
             return tuple(zip(self.answers_accepted, self.boxes_accepted, strict=True))
         return ((self.answer, self.box_px),)

@@ -79,11 +79,11 @@ def agreement(lines: Sequence[ScoreRecord]) -> dict[str, Any]:
     """``agreement`` of ``metrics.json``: rates in [0, 1] over the replies with a rationale, all kinds and each alone.
 
     Returns:
-        ``rationale_answer`` (the rationale ends at the answer given), ``rationale_contradicts_answer`` (at another one),
-        ``rationale_right`` (at an accepted one), ``rationale_unsupported`` (names what is not annotated), ``answer_box``
-        (the answer fits the model's own box; over ``n_answer_box`` questions), ``facts_per_rationale`` (what it names on
-        average), ``n`` (rationales) and ``without_rationale`` (questions that have none), and the same ``by_kind``.
-        None where there is nothing to count.
+        ``rationale_answer`` (the rationale ends at the answer given), ``rationale_contradicts_answer`` (at another
+        one), ``rationale_right`` (at an accepted one), ``rationale_unsupported`` (names what is not annotated),
+        ``answer_box`` (the answer fits the model's own box; over ``n_answer_box`` questions), ``facts_per_rationale``
+        (what it names on average), ``n`` (rationales), ``without_rationale`` (questions that have none), and the same
+        ``by_kind``. None where there is nothing to count.
     """
     kinds = dict.fromkeys([*vocab.KINDS, *(line.kind for line in lines)])
     by_kind = {kind: [line for line in lines if line.kind == kind] for kind in kinds}

@@ -1,17 +1,18 @@
 """95 % intervals of every metric, by one method: jackknife over blocks, Wilson's form, parts combined (ours).
 
 Neighbouring frames look alike, so blocks of them, not questions, are what is independent. Leaving one block out after
-the other gives the standard error of each part of a metric. Wilson's interval on the effective number of questions that
-this error stands for, with a t quantile for the blocks in which the part occurs, keeps it sound near 0 and 1 and for
-rare classes. The parts of a mean, and the two systems of a difference, are combined with their correlation, which keeps
-it asymmetric where the parts are (Zou and Donner 2008, "MOVER"; Newcombe 1998 for paired differences). There is no
-resampling and no seed. A percentile bootstrap of macro F1 misses its own point: resamples lose rare classes.
+the other gives the standard error of each part of a metric, never less than that of independent questions. Wilson's
+interval on the effective number of questions that this error stands for, with a t quantile for the blocks in which the
+part occurs, keeps it sound near 0 and 1 and for rare classes. The parts of a mean, and the two systems of a difference,
+are combined with their correlation, which keeps the result asymmetric where the parts are (Zou and Donner 2008,
+"MOVER"; Newcombe 1998 for paired differences). There is no resampling and no seed. A percentile bootstrap of macro F1
+misses its own point, because resamples lose rare classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from surgery_r1._util.sorting import natural_key
@@ -29,6 +30,9 @@ METHOD = "jackknife over blocks, Wilson's form, parts combined (MOVER)"
 
 #: Weight of a block that is left out. Not 0, so that a class known from that block alone keeps its meaning.
 _LEFT_OUT = 1e-9
+
+#: Correlation of questions inside a block that is assumed where none can be measured.
+_ALIKE = 0.1
 
 #: The .975 quantile of Student's t for 1 to 10 degrees of freedom.
 _T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
@@ -104,34 +108,54 @@ def estimates(sums: Tally) -> dict[str, Estimate]:
     # (total - part) first: with a class of one block the rest is exactly 0, not what rounding leaves.
     without = Tally(*((whole - part) + _LEFT_OUT * part for whole, part in zip(total, sums, strict=True)))
     left_out, whole = parts(without), parts(Tally(*(part[None] for part in total)))
-    occurrences = _occurrences(sums)
+    support = _support(sums, total, whole)
     result = {}
     for name, values in whole.items():
         there = ~np.isnan(values[0])
         if there.any():
-            blocks, questions = occurrences[name]
-            result[name] = _estimate(values[0, there], left_out[name][:, there], blocks[there], questions[there])
+            of_parts = _Support(*(array[there] for array in support[name]))
+            result[name] = _estimate(values[0, there], left_out[name][:, there], of_parts)
     return result
 
 
-def _occurrences(sums: Tally) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """In how many blocks each part of each metric occurs, and how many questions it counts: arrays of shape (K,)."""
+class _Support(NamedTuple):
+    """What each of K parts rests on, arrays of shape (K,).
+
+    Attributes:
+        blocks: in how many blocks it occurs.
+        questions: how many it counts; of an F1, half of those that are truly or allegedly of the class.
+        variance: of the part, if its questions were independent.
+    """
+
+    blocks: np.ndarray
+    questions: np.ndarray
+    variance: np.ndarray
+
+
+def _support(sums: Tally, total: Tally, whole: Mapping[str, np.ndarray]) -> dict[str, _Support]:
+    """The support of the parts of every metric."""
     import numpy as np
 
     asked, answered = sums.confusion.sum(axis=2), sums.confusion[:, :, :-1].sum(axis=1)
-    of_classes = ((asked + answered) > 0).sum(axis=0), np.maximum(asked.sum(axis=0), answered.sum(axis=0))
-    of_means = (sums.counts > 0).sum(axis=0), sums.counts.sum(axis=0)
-    result = {name: (of_means[0][i : i + 1], of_means[1][i : i + 1]) for i, name in enumerate(MEANS)}
-    return result | dict.fromkeys(F_SCORES, of_classes)
+    blocks, questions = ((asked + answered) > 0).sum(axis=0), (asked + answered).sum(axis=0) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        classes = {
+            name: _Support(blocks, questions, whole[name][0] * (1 - whole[name][0]) / questions) for name in F_SCORES
+        }
+        variance = (total.squares / total.counts - (total.sums / total.counts) ** 2) / total.counts
+    blocks = (sums.counts > 0).sum(axis=0)
+    means = {
+        name: _Support(blocks[i : i + 1], total.counts[i : i + 1], variance[i : i + 1]) for i, name in enumerate(MEANS)
+    }
+    return means | classes
 
 
-def _estimate(values: np.ndarray, left_out: np.ndarray, blocks: np.ndarray, questions: np.ndarray) -> Estimate:
+def _estimate(values: np.ndarray, left_out: np.ndarray, support: _Support) -> Estimate:
     """The mean of K parts with its interval.
 
     Args:
         values: the parts, shape (K,), each in [0, 1].
         left_out: the parts without each block, shape (B, K).
-        blocks, questions: in how many blocks each part occurs, and how many questions it counts, shape (K,).
     """
     import numpy as np
 
@@ -140,29 +164,30 @@ def _estimate(values: np.ndarray, left_out: np.ndarray, blocks: np.ndarray, ques
     means = left_out.mean(axis=1)
     if count < 2:
         return Estimate(point, 0.0, 1.0, means)
-    deviations = (left_out - left_out.mean(axis=0)) * np.sqrt((count - 1) / count)
-    errors = np.sqrt((deviations**2).sum(axis=0))
-    low, high = _wilson(values, errors, blocks, questions)
-    standard = np.divide(deviations, errors, out=np.zeros_like(deviations), where=errors > 0)
+    # Around the value itself, not around their mean: what a part is off on average counts as error too.
+    deviations = (left_out - values) * np.sqrt((count - 1) / count)
+    seen = np.sqrt((deviations**2).sum(axis=0))
+    low, high = _wilson(values, np.maximum(seen, np.sqrt(np.maximum(support.variance, 0.0))), support)
+    standard = np.divide(deviations, seen, out=np.zeros_like(deviations), where=seen > 0)
     correlation = standard.T @ standard
     np.fill_diagonal(correlation, 1.0)
     below, above = (_length(end, correlation) / len(values) for end in (values - low, high - values))
     return Estimate(point, max(0.0, point - below), min(1.0, point + above), means)
 
 
-def _wilson(
-    values: np.ndarray, errors: np.ndarray, blocks: np.ndarray, questions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _wilson(values: np.ndarray, errors: np.ndarray, support: _Support) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's 95 % interval of each part on its effective number of questions, v (1 - v) / error^2.
 
-    Where nothing varies (all right, or none), the number of questions itself.
+    Where nothing varies (all right, or none), how alike the questions of a block are cannot be seen; then a correlation
+    of :data:`_ALIKE` is taken for it.
     """
     import numpy as np
 
     spread = values * (1 - values)
     varies = (errors > 0) & (spread > 0)
-    effective = np.divide(spread, errors**2, out=questions.astype(float), where=varies)
-    t2 = _t_quantiles(np.maximum(blocks - 1, 1)) ** 2
+    size = np.maximum(support.questions / support.blocks, 1)
+    effective = np.divide(spread, errors**2, out=support.questions / (1 + (size - 1) * _ALIKE), where=varies)
+    t2 = _t_quantiles(np.maximum(support.blocks - 1, 1)) ** 2
     middle = (values + t2 / (2 * effective)) / (1 + t2 / effective)
     half = np.sqrt(t2 * (spread / effective + t2 / (4 * effective**2))) / (1 + t2 / effective)
     # Rounding must not put the point outside.
@@ -176,6 +201,7 @@ def _t_quantiles(freedom: np.ndarray) -> np.ndarray:
     z = 1.959963984540054
     # Cornish-Fisher's expansion, which is good enough from 11 on (Abramowitz and Stegun 1964, 26.7.5).
     large = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    large = large + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
     return np.where(freedom <= len(_T), np.take(_T, np.minimum(freedom, len(_T)) - 1), large)
 
 
@@ -194,7 +220,12 @@ def paired(a: Tally, b: Tally, metric: str) -> Difference:
     Args:
         a, b: tallies over the same blocks.
     """
-    return difference(estimates(a).get(metric), estimates(b).get(metric), int(a.questions.sum()))
+    import numpy as np
+
+    found = difference(estimates(a).get(metric), estimates(b).get(metric), int(a.questions.sum()))
+    same = found.blocks >= 2 and all(np.array_equal(one, other) for one, other in zip(a, b, strict=True))
+    # No question differs: there is nothing to be unsure of.
+    return replace(found, ci95=(0.0, 0.0)) if same else found
 
 
 def difference(a: Estimate | None, b: Estimate | None, n: int) -> Difference:
@@ -208,8 +239,6 @@ def difference(a: Estimate | None, b: Estimate | None, n: int) -> Difference:
         return Difference(value, (-1.0, 1.0), n, count)
     varies = np.ptp(a.left_out) > 0 and np.ptp(b.left_out) > 0
     together = float(np.corrcoef(a.left_out, b.left_out)[0, 1]) if varies else 0.0
-    if np.array_equal(a.left_out, b.left_out):
-        together = 1.0
     correlation = np.array([[1.0, -together], [-together, 1.0]])
     below = _length(np.array([a.value - a.low, b.high - b.value]), correlation)
     above = _length(np.array([a.high - a.value, b.value - b.low]), correlation)

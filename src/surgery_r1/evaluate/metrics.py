@@ -1,7 +1,8 @@
 """Metrics over score records: what is counted of each question, and sums of it by block.
 
 Every metric is the mean of one or more parts that lie in [0, 1]: a plain mean has one part, an F score one for each
-class. :mod:`.intervals` puts intervals around them. The records are made by :func:`surgery_r1.evaluate.score.score_line`.
+class. :mod:`.intervals` puts intervals around them.
+The records are made by :class:`surgery_r1.evaluate.score.Scorer`.
 """
 
 from __future__ import annotations
@@ -83,21 +84,17 @@ class Tally(NamedTuple):
 
     Attributes:
         questions: shape (B,).
-        sums, counts: of the values of :data:`MEANS`, and how many questions they come from, each of shape (B, M).
+        sums, squares: of the values of :data:`MEANS`, each of shape (B, M).
+        counts: how many questions they come from, shape (B, M).
         confusion: questions by true class and by answer, shape (B, C, C + 1). The last answer stands for none, or for
             one outside the set's classes: a miss, never a class.
     """
 
     questions: np.ndarray
     sums: np.ndarray
+    squares: np.ndarray
     counts: np.ndarray
     confusion: np.ndarray
-
-    def weighted(self, weights: np.ndarray) -> Tally:
-        """Sums under R weightings of the blocks, ``weights`` of shape (R, B): a tally of R rows."""
-        import numpy as np
-
-        return Tally(*(np.tensordot(weights, part, axes=1) for part in self))
 
 
 def tally(lines: Sequence[ScoreRecord], blocks: Sequence[int] | None = None) -> Tally:
@@ -115,15 +112,16 @@ def tally(lines: Sequence[ScoreRecord], blocks: Sequence[int] | None = None) -> 
     code = {name: i for i, name in enumerate(classes)}
 
     values = np.array([[value(line) for value in MEANS.values()] for line in lines], dtype=float)
-    sums, counts = np.zeros((count, len(MEANS))), np.zeros((count, len(MEANS)))
+    sums, squares, counts = (np.zeros((count, len(MEANS))) for _ in range(3))
     confusion = np.zeros((count, len(classes), len(classes) + 1))
     if lines:
         np.add.at(sums, index, np.nan_to_num(values))
+        np.add.at(squares, index, np.nan_to_num(values) ** 2)
         np.add.at(counts, index, ~np.isnan(values))
         true = np.array([code[line.answer_true] for line in lines])
         given = np.array([len(classes) if answer is None else code[answer] for answer in answers])
         np.add.at(confusion, (index, true, given), 1)
-    return Tally(np.bincount(index, minlength=count).astype(float), sums, counts, confusion)
+    return Tally(np.bincount(index, minlength=count).astype(float), sums, squares, counts, confusion)
 
 
 def parts(sums: Tally) -> dict[str, np.ndarray]:

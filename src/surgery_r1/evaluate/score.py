@@ -199,7 +199,15 @@ def _scored(
             "%s: %d of %d questions of split %r have no prediction; they count as wrong",
             *(predictions, missing, len(lines), split),
         )
-    metrics = metrics_of(lines, classes=scorer.classes, **_floors(scorer, dataset, samples))
+    train, dev = dataset.split("train"), dataset.split("dev")
+    metrics = metrics_of(
+        lines,
+        scorer.floor_lines([*train, *dev], samples),
+        without_dev=scorer.floor_lines(train, samples),
+        classes=scorer.classes,
+    )
+    metrics["no_image_floor"]["training_questions"] = len(train) + len(dev)
+    metrics["no_image_floor_without_dev"]["training_questions"] = len(train)
     metrics |= {
         "counted_by_line": counted_by_line(scorer.lines(_one_answer_each(samples), read.by_id)),
         "rare_classes": [name for name in scorer.classes if name in scorer.rare],
@@ -211,15 +219,6 @@ def _scored(
     }
     assert all(name in metrics for name in METRICS)
     return lines, metrics
-
-
-def _floors(scorer: Scorer, dataset: Dataset, samples: Sequence[Sample]) -> dict[str, list[ScoreRecord] | None]:
-    """Records of both floors: fitted on every official training question, and without dev."""
-    train, dev = dataset.split("train"), dataset.split("dev")
-    return {
-        "floor_lines": scorer.floor_lines([*train, *dev], samples),
-        "without_dev": scorer.floor_lines(train, samples),
-    }
 
 
 def _samples(dataset: Dataset, split: str) -> list[Sample]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import Box
+from surgery_r1.matching import Referent
 from surgery_r1.records import Record
 
 
@@ -30,13 +31,13 @@ class ScoreRecord(Record):
         coherence: ``coherent``, ``right answer, wrong box``, ``wrong answer, right box`` or ``both wrong``.
         referent: what the box refers to, a value of :class:`surgery_r1.matching.Referent`; None where that means
             nothing (the frame has no other object, or the truth no box).
-        answer_fits_box: whether the answer fits the model's own box, see :mod:`.agreement`; None where it cannot be told.
+        answer_fits_box: whether the answer fits the model's own box, see :mod:`.agreement`; None where that is unknown.
         conclusion: the answer that the rationale ends at; None where it ends at none, or there is no rationale.
         conclusion_right: whether that is an accepted answer.
         facts: objects, states and places that the rationale names; None without one.
         unsupported: checks of rationales that it fails: it names what is not annotated.
         box_px: the predicted box, xyxy in source pixels; None where none was given or could be read.
-        box_true_px: the accepted box that belongs to ``answer_true``, xyxy in source pixels; None in sets without boxes.
+        box_true_px: the accepted box that belongs to ``answer_true``, xyxy in source pixels; None in boxless sets.
         width, height: size of the frame in pixels.
         reasoning: the model's rationale, cut to 2,000 characters; None where there was none.
         problems: what was wrong with the form of the prediction, see :mod:`surgery_r1.codec`.
@@ -105,6 +106,11 @@ class ScoreRecord(Record):
     def frame_id(self) -> str:
         """Key of the frame in ``frames.jsonl``."""
         return f"{self.source}/{self.sequence}/{self.frame}"
+
+    @property
+    def wrong_referent(self) -> bool:
+        """Whether the box refers to another object than the one asked about."""
+        return self.referent is not None and Referent(self.referent).wrong
 
     @property
     def failed(self) -> bool:

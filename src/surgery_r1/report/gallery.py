@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from surgery_r1.matching import Referent
 from surgery_r1.report.inputs import Group
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def _prediction(line: ScoreRecord) -> dict[str, Any]:
         "iou": None if line.iou is None else round(line.iou, 3),
         "right": line.answer_right,
         "outcome": line.coherence,
-        "wrongReferent": line.referent is not None and Referent(line.referent).wrong,
+        "wrongReferent": line.wrong_referent,
     }
     if line.reasoning:
         data["reasoning"] = _cut(line.reasoning, _LONGEST_REASONING)
