@@ -111,7 +111,9 @@ def test_lines_state_their_units(tmp_path):
     lines = field_lines(SAMPLES, lambda s: cxcywh(shares(s.box_px, s)), box_space="norm1", box_format="cxcywh")
     file = read(tmp_path, SAMPLES, lines)
     assert all(iou(file.by_id[s.id].reading.box_px or (), s.box_px or ()) > 0.999 for s in SAMPLES)
-    assert file.meta["box_space"] == "norm1"
+    assert file.meta == {"box_space": "norm1", "box_format": "cxcywh"}
+    given = read(tmp_path, SAMPLES, field_lines(SAMPLES, lambda s: s.box_px), units=BoxUnits("source", None, 0))
+    assert given.meta == {"box_space": "source", "box_origin": 0}
     with pytest.raises(SurgeryR1Error, match=r"jsonl:1: box_space 'norm1', but 'source' was asked for; drop --box-sp"):
         read(tmp_path, SAMPLES, lines, units=BoxUnits("source"))
     with pytest.raises(SurgeryR1Error, match="box_format 'cxcywh', but 'xyxy' was asked for"):

@@ -208,6 +208,12 @@ def test_a_part_under_another_key_in_some_lines_is_counted_and_shown(tmp_path, c
     assert "predictions.jsonl:12: 'box_px' stands under 'bbox', which is not read; 1 line like it" in caplog.text
 
 
+@pytest.mark.parametrize("nothing", [None, [], "", {}])
+def test_a_detector_that_finds_nothing_is_no_converter_gone_wrong(tmp_path, nothing, caplog):
+    file = read(tmp_path, SAMPLES, field_lines(SAMPLES, lambda _: nothing))
+    assert file.problems == {"no_box": 12} and caplog.text == ""
+
+
 def test_keys_of_ones_own_are_nobodys_business(tmp_path, caplog):
     lines = [{**line, "seconds": 1.5, "prompt": "Where?", "response": "raw", "bbox": None} for line in RIGHT]
     assert not read(tmp_path, SAMPLES, lines).problems and caplog.text == ""
@@ -330,5 +336,5 @@ def test_units_are_given_from_python(dataset):
         for s, size in sizes
     ]
     assert surgery_r1.score(lines, dataset, "val", box_space="norm1")["miou"] == pytest.approx(1.0)
-    with pytest.raises(SurgeryR1Error, match="boxes look like shares of the frame .*give --box-space norm1;"):
+    with pytest.raises(SurgeryR1Error, match=r"boxes look like shares of the frame .*give --box-space norm1;"):
         surgery_r1.score(lines, dataset, "val")

@@ -17,7 +17,7 @@ from surgery_r1.records import Sample
 #: Fields of a line that describe the run that wrote it; recorded in ``metrics.json``.
 META: tuple[str, ...] = (
     *("model", "weights_sha256", "engine_sha256", "stage", "reasoning"),
-    *("codec_version", "prompt_version", "box_space", "dataset_hash"),
+    *("codec_version", "prompt_version", "dataset_hash"),
 )
 
 #: Fields that all lines of a file that have them must agree on: one file is one run.
@@ -31,7 +31,7 @@ PARTS: tuple[str, ...] = ("text", "answer", "box_px")
 
 #: Every key that a line may have without a word.
 KNOWN: frozenset[str] = frozenset(
-    {"id", *PARTS, *META, *AGREED, "box_format", "box_origin", "input_width", "input_height"}
+    {"id", *PARTS, *META, *AGREED, "box_space", "box_format", "box_origin", "input_width", "input_height"}
 )
 
 #: What other tools call the parts; near misses in spelling are found too.
@@ -51,7 +51,7 @@ LINE_PROBLEMS: dict[str, str] = {
     "bad_answer": "answer is not a string",
     "no_answer": "no answer, or null",
     "empty_answer": "answer holds no text",
-    "no_box": "no box_px, or null",
+    "no_box": "no box_px, or an empty one",
     "bad_box": "box_px is not four finite numbers in a list",
     "inverted_box": PROBLEMS["inverted_box"],
 }
@@ -166,8 +166,10 @@ def _read_fields(record: Mapping[str, Any], written: _Written, renamed: Mapping[
         box, kept = written.read(numbers)
         problems += [] if box else ["inverted_box"]
     else:
-        problems += ["no_box" if value is None else "bad_box"]
-        malformed = None if value is None else looks_like(value)
+        # An empty list is how some detectors say that they found nothing.
+        absent = value is None or value in ("", [], {})
+        problems += ["no_box" if absent else "bad_box"]
+        malformed = None if absent else looks_like(value)
     reasoning = record.get("reasoning")
     rationale = reasoning if isinstance(reasoning, str) else None
     return LineReading(Prediction(rationale, answer, box, tuple(problems)), kept, malformed, renamed)

@@ -47,8 +47,8 @@ class PredictionFile:
         duplicates: identical repeats of a line, which were ignored.
         problems: problem code -> lines that have it, see :data:`surgery_r1.codec.PROBLEMS` and
             :data:`surgery_r1.evaluate.prediction_lines.LINE_PROBLEMS`.
-        meta: the fields of :data:`META` that the lines carry, as one value; ``box_space`` as a sorted list where
-            lines differ.
+        meta: the fields of :data:`META` that the lines carry, as one value; the units of boxes as stated for the file
+            or by its lines, as a sorted list where lines differ.
     """
 
     by_id: dict[str, PredictionLine] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class _File:
         self.parts: Counter[str] = Counter()
         self.assumed = 0
         self.first: dict[str, tuple[Any, str]] = {}
-        self.spaces: set[str] = set()
+        self.stated: dict[str, set[Any]] = {"box_space": set(), "box_format": set(), "box_origin": set()}
 
     def agree(self, record: Mapping[str, Any], where: str) -> None:
         """Refuse a line that was written by another run than the lines before it."""
@@ -143,19 +143,21 @@ class _File:
             self.boxes.append(line.box)
         if line.malformed is not None:
             self.malformed.setdefault(line.malformed, []).append(where)
-        elif "text" not in record and record.get("box_px") is not None:
+        elif "text" not in record and record.get("box_px"):
             self.well_formed += 1
         for key, part in (line.renamed or {}).items():
             self.renamed.setdefault((key, part), []).append(where)
         for code in ("bad_text", "bad_answer"):
             if code in line.reading.problems:
                 self.wrong.setdefault(code.removeprefix("bad_"), []).append(where)
-        space = record.get("box_space") or self.units.space
-        if "text" in record:
-            self.assumed += space is None
-            self.spaces.add(space or ASSUMED_SOURCE)
-        elif space is not None:
-            self.spaces.add(space)
+        given = (self.units.space, self.units.format, self.units.origin)
+        for (key, values), ours in zip(self.stated.items(), given, strict=True):
+            value = ours if record.get(key) is None else record[key]
+            if value is not None:
+                values.add(value)
+            elif key == "box_space" and "text" in record:
+                values.add(ASSUMED_SOURCE)
+                self.assumed += 1
 
     def finished(self) -> PredictionFile:
         """The file, after what can only be said of it as a whole."""
@@ -174,9 +176,9 @@ class _File:
             )
         meta = {key: self.first[key][0] for key in META if key in self.first}
         self.result.meta = {key: _plain(value) for key, value in meta.items()}
-        if self.spaces:
-            spaces = sorted(self.spaces)
-            self.result.meta["box_space"] = spaces[0] if len(spaces) == 1 else spaces
+        for key, values in self.stated.items():
+            if values:
+                self.result.meta[key] = sorted(values) if len(values) > 1 else min(values)
         return self.result
 
     def _check_keys(self) -> None:
