@@ -14,13 +14,8 @@ from surgery_r1.evaluate.box_units import BoxUnits, WrittenBox, view_of_line
 from surgery_r1.geometry import Box, is_box
 from surgery_r1.records import Sample
 
-#: Fields of a line that describe the run that wrote it; recorded in ``metrics.json``.
-META: tuple[str, ...] = (
-    *("model", "weights_sha256", "engine_sha256", "stage", "reasoning"),
-    *("codec_version", "prompt_version", "dataset_hash"),
-)
-
-#: Fields that all lines of a file that have them must agree on: one file is one run.
+#: Fields of a line that describe the run that wrote it, recorded in ``metrics.json``. All lines of a file that have
+#: them must agree: one file is one run.
 AGREED: tuple[str, ...] = (
     *("model", "weights_sha256", "engine_sha256", "stage", "reasoning", "codec_version", "prompt_version"),
     *("dataset_hash", "split", "min_pixels", "max_pixels", "max_new_tokens", "dtype"),
@@ -31,7 +26,7 @@ PARTS: tuple[str, ...] = ("text", "answer", "box_px")
 
 #: Every key that a line may have without a word.
 KNOWN: frozenset[str] = frozenset(
-    {"id", *PARTS, *META, *AGREED, "box_space", "box_format", "box_origin", "input_width", "input_height"}
+    {"id", *PARTS, *AGREED, "box_space", "box_format", "box_origin", "input_width", "input_height"}
 )
 
 #: What other tools call the parts; near misses in spelling are found too.

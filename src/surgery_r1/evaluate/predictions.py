@@ -15,7 +15,7 @@ from surgery_r1.codec import CODEC_VERSION, Prediction
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.box_check import refuse_other_units
 from surgery_r1.evaluate.box_units import BoxUnits, WrittenBox
-from surgery_r1.evaluate.prediction_lines import AGREED, KNOWN, META, PARTS, LineReading, read_line
+from surgery_r1.evaluate.prediction_lines import AGREED, KNOWN, PARTS, LineReading, read_line
 from surgery_r1.evaluate.prediction_source import json_lines, shown
 from surgery_r1.prompts import PROMPT_VERSION
 from surgery_r1.records import Sample
@@ -47,7 +47,7 @@ class PredictionFile:
         duplicates: identical repeats of a line, which were ignored.
         problems: problem code -> lines that have it, see :data:`surgery_r1.codec.PROBLEMS` and
             :data:`surgery_r1.evaluate.prediction_lines.LINE_PROBLEMS`.
-        meta: the fields of :data:`META` that the lines carry, as one value; the units of boxes as stated for the file
+        meta: what the lines say of their run (:data:`AGREED`, as one value); the units of boxes as stated for the file
             or by its lines, as a sorted list where lines differ.
     """
 
@@ -174,8 +174,7 @@ class _File:
                 "Pass --box-space %s if that is wrong",
                 *(self.path, self.assumed, "pixels|norm1000|norm100|norm1|source"),
             )
-        meta = {key: self.first[key][0] for key in META if key in self.first}
-        self.result.meta = {key: _plain(value) for key, value in meta.items()}
+        self.result.meta = {key: _plain(value) for key, (value, _) in self.first.items() if key != "split"}
         for key, values in self.stated.items():
             if values:
                 self.result.meta[key] = sorted(values) if len(values) > 1 else min(values)
