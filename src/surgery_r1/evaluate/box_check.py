@@ -82,11 +82,11 @@ def _check_group(path: Path, boxes: Sequence[WrittenBox], stated: BoxUnits, resi
         best = max(shares, key=lambda reading: reading.mean)
         if best.mean < shares[0].mean + 0.1:
             best = shares[0]
-        raise _refusal(path, boxes, stated, best, f"all of {len(boxes)} boxes lie within 0 and 1")
+        raise _refusal(path, boxes, stated, best, f"all of {len(boxes)} distinct ones lie within 0 and 1")
     if best is not now and _convinces(boxes, now, best):
         raise _refusal(path, boxes, stated, best, _compared(boxes, best.mean, now.mean))
     if stated.origin is None and _counted_from_one(boxes, now.units):
-        evidence = f"of {len(boxes)} boxes compared, most equal the truth in every corner once 1 is taken off"
+        evidence = f"of {len(boxes)} distinct ones, most equal the truth exactly once 1 is taken off"
         raise _refusal(path, boxes, stated, now, evidence)
     if stated.space is None:
         _refuse_resized(path, boxes, stated, now)
@@ -218,7 +218,7 @@ def _refuse_resized(path: Path, boxes: Sequence[WrittenBox], stated: BoxUnits, n
 
 
 def _compared(boxes: Sequence[WrittenBox], mean: float, now: float) -> str:
-    return f"read so, {len(boxes)} of them have a mean IoU of {mean:.2f} with the truth; as they stand, {now:.2f}"
+    return f"read so, {len(boxes)} distinct ones fit the truth with a mean IoU of {mean:.2f}, as they stand {now:.2f}"
 
 
 def _refusal(
@@ -231,7 +231,7 @@ def _refusal(
     words += [_FORMAT_WORDS.get(str(units.format), "two corners")] if units.format != force.format else []
     if stated.origin is None and reading.order == _AS_IS and _counted_from_one(boxes, units):
         units = replace(units, origin=1)
-        words.append("counted from 1")
+        words.append("counted from 1" if words else "corners counted from 1")
     differ = BoxUnits(
         units.space if units.space != force.space else None,
         units.format if units.format != force.format else None,
