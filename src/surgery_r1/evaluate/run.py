@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from surgery_r1._util.locks import refuse_held
 from surgery_r1._util.progress import Progress
 from surgery_r1.data.dataset import Dataset
 from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
-from surgery_r1.evaluate.predict import predict
+from surgery_r1.evaluate.predict import PREDICTING, predict, refuse_existing
 from surgery_r1.evaluate.score import score_predictions
-from surgery_r1.models.load import from_pretrained, weights_sha256
+from surgery_r1.models.load import engine_sha256, from_pretrained, weights_sha256
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
 
 
@@ -39,6 +40,9 @@ def predict_with_model(
         SurgeryR1Error: for no such model, or as :func:`surgery_r1.evaluate.predict.predict`.
     """
     options = options or GenerationOptions()
+    # Loading can take minutes: what predict would refuse in the end is refused first.
+    refuse_existing(out)
+    refuse_held(out, PREDICTING, fix="wait until it has ended, or give another --out")
     bundle = from_pretrained(model, dtype=dtype, allow_hub=allow_hub)
     keep_frozen_features(bundle.model)
     engine = TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)
@@ -50,6 +54,7 @@ def predict_with_model(
         out,
         model_name=name or str(model),
         weights_sha256=weights_sha256(bundle.folder),
+        engine_sha256=engine_sha256(bundle),
         options=options,
         dtype=dtype,
         limit=limit,

@@ -232,3 +232,26 @@ def weights_sha256(folder: Path) -> str:
     for path in sorted([*folder.glob("*.safetensors"), *configs]):
         digest.update(json.dumps([path.name, sha256_file(path)]).encode())
     return digest.hexdigest()
+
+
+def engine_sha256(bundle: Bundle) -> str:
+    """Hash over what a reply depends on beside weights and prompt, as it was loaded: wherever the files lie.
+
+    Tokenizer, its special tokens and chat template, the image processor with its pixel limits, and the token ids that
+    begin, pad and end a reply.
+    """
+    tokenizer, images = bundle.tokenizer, bundle.processor.image_processor
+    words = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Set by the calls themselves.
+    words = {key: value for key, value in words.items() if key not in ("padding", "truncation")}
+    generation = bundle.model.generation_config.to_dict() if bundle.model is not None else {}
+    generation.pop("transformers_version", None)
+    parts = {
+        "tokenizer": words,
+        "special_tokens": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "chat_template": bundle.processor.chat_template or tokenizer.chat_template,
+        "padding_side": tokenizer.padding_side,
+        "image_processor": images.to_dict(),
+        "generation": generation,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
