@@ -139,7 +139,9 @@ def from_pretrained(
     )
     found = _info_of(processor, name, box_space or FAMILIES[model_type])
     info = _agreed(recorded, found, folder) if recorded else replace(found, base_sha256=weights_sha256(base))
-    model = _load_model(base, folder, dtype, device, attention) if with_model else None
+    model = None
+    if with_model:
+        model = _load_model(base, folder, dtype, device, attention, generation_config(base, processor.tokenizer))
     return Bundle(model, processor, info, folder)
 
 
@@ -193,7 +195,33 @@ def merged(model: Any) -> Any:
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
-def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attention: str) -> Any:
+def generation_config(folder: Path, tokenizer: Any) -> Any:
+    """The token ids of a checkpoint's generation settings, and none of the others (a ``GenerationConfig``).
+
+    How replies are made is said by what asks for them. A published checkpoint's sampling, penalties or beams would
+    otherwise bend what is measured: transformers and TRL fill in whatever the model's own settings hold.
+
+    Raises:
+        SurgeryR1Error: for ids that are no whole numbers.
+    """
+    from transformers import GenerationConfig
+
+    path = folder / "generation_config.json"
+    saved = read_json(path) if path.is_file() else {}
+    ids = {}
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        value = saved.get(name)
+        found = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
+            raise SurgeryR1Error(f"{name} = {value!r}", where=str(path), fix="write token ids, whole numbers")
+        own = getattr(tokenizer, name)
+        # Several tokens may end a reply. The tokenizer's is among them: it is what training teaches.
+        ends = [*dict.fromkeys([*found, *([] if own is None else [own])])]
+        ids[name] = ends if name == "eos_token_id" and len(ends) > 1 else next(iter(ends), None)
+    return GenerationConfig(**ids)
+
+
+def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attention: str, generation: Any) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -209,6 +237,7 @@ def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attent
                 # Pickled weights can run code, and their bytes are not part of weights_sha256.
                 use_safetensors=True,
                 local_files_only=True,
+                generation_config=generation,
             )
         model, report = loaded
         # transformers fills what a checkpoint lacks with random numbers and only warns.
@@ -227,12 +256,6 @@ def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attent
             where=str(folder),
             fix="the checkpoint is torn or incomplete: copy it again or go back to an earlier one",
         ) from error
-    generation = model.generation_config
-    # Greedy is the default here; a published checkpoint's sampling settings would otherwise leak into evaluation.
-    generation.temperature = generation.top_p = generation.top_k = None
-    # Published Qwen2.5-VL checkpoints set 1.05, which bends the digits of a box that repeat.
-    generation.repetition_penalty = None
-    generation.do_sample = False
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(target)
 
