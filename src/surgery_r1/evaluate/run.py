@@ -11,6 +11,7 @@ from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
 from surgery_r1.evaluate.predict import predict
 from surgery_r1.evaluate.score import score_predictions
 from surgery_r1.models.load import from_pretrained, weights_sha256
+from surgery_r1.models.reply_forms import check_reply_form
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
 
 
@@ -36,10 +37,12 @@ def predict_with_model(
         name: what the lines call the model; its path by default.
 
     Raises:
-        SurgeryR1Error: for no such model, or as :func:`surgery_r1.evaluate.predict.predict`.
+        SurgeryR1Error: for no such model, one that was not trained to reply as ``options`` ask, or as
+            :func:`surgery_r1.evaluate.predict.predict`.
     """
     options = options or GenerationOptions()
     bundle = from_pretrained(model, dtype=dtype, allow_hub=allow_hub)
+    check_reply_form(bundle.info, options.reasoning, model)
     keep_frozen_features(bundle.model)
     engine = TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)
     return predict(

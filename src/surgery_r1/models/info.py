@@ -30,6 +30,8 @@ class ModelInfo:
         step: optimiser step of that stage after which it was saved.
         template_sha256: of the chat template, so that a changed template is noticed.
         base_sha256: of the base model's weights and configuration.
+        rationales, direct_answers: whether training here has shown replies with and without a rationale; says nothing
+            of a base model.
     """
 
     box_space: str
@@ -43,6 +45,8 @@ class ModelInfo:
     codec_version: str = codec.CODEC_VERSION
     prompt_version: str = prompts.PROMPT_VERSION
     step: int | None = None
+    rationales: bool = True
+    direct_answers: bool = False
 
     def save(self, folder: Path) -> None:
         write_json(folder / INFO_FILE, asdict(self))

@@ -17,7 +17,8 @@ from typing import Any
 from surgery_r1 import codec
 from surgery_r1._util.files import read_json, sha256_file
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models.info import FAMILIES, INFO_FILE, ModelInfo
+from surgery_r1.models.info import FAMILIES, ModelInfo
+from surgery_r1.models.runs import recorded_info, run_of
 from surgery_r1.models.tiny.architecture import TINY_BASE
 
 
@@ -86,7 +87,7 @@ def _base_of(folder: Path, allow_hub: bool) -> Path:
     if not path.is_file():
         return folder
     name = read_json(path).get("base_model_name_or_path")
-    beside = folder.parent / "base"
+    beside = (run_of(folder) or folder.parent) / "base"
     if beside.is_dir() and not Path(str(name)).exists():
         return resolve(beside)
     if not name:
@@ -118,7 +119,8 @@ def from_pretrained(
         allow_hub: fetch ``owner/name`` from the model hub.
 
     Raises:
-        SurgeryR1Error: no such folder, unknown family, torn weights, or a version or template that does not fit.
+        SurgeryR1Error: no such folder, unknown family, torn weights, a version or template that does not fit, or a
+            folder of a run that nothing is known of.
 
     >>> bundle = from_pretrained("tiny")
     >>> bundle.info.box_space, bundle.tokenizer.decode(bundle.tokenizer("<box>[1, 20, 3, 100]</box>")["input_ids"])
@@ -129,7 +131,7 @@ def from_pretrained(
     model_type = _family(base)
     from surgery_r1.models.processor import load_processor
 
-    recorded = ModelInfo.read(folder) if (folder / INFO_FILE).is_file() else None
+    recorded = recorded_info(folder)
     _check_box_space(box_space, recorded, folder)
     processor = load_processor(
         folder if (folder / "preprocessor_config.json").is_file() else base,
