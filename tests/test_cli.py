@@ -300,16 +300,66 @@ def test_full_disk_while_training(capfd, train_args, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", refuse("checkpoint-2"))
         status, err = run(capfd, *train_args)
-    assert status == 2 and err.rstrip().endswith("no space left on the disk; free some and run the same command again")
+    assert status == 2 and err.rstrip().endswith(
+        "no space left on the disk; free some and run the same command again, with --resume if it trains"
+    )
     best = weights_sha256(run_folder / "best")
     with monkeypatch.context() as patch:
-        patch.setattr("surgery_r1.models.save.save_processor", full_disk)
+        patch.setattr("surgery_r1.models.save.save_description", full_disk)
         patch.setattr("surgery_r1.train.callbacks.DevCallback._count", always_better)
         status, err = run(capfd, *train_args, "--resume")
     assert status == 2 and "the model could not be saved" in err and "go on with --resume" in err
     assert weights_sha256(run_folder / "best") == best and not list(run_folder.glob("best.*"))
     assert main([*map(str, train_args), "--resume", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["steps"] == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that makes a disk of so many MiB, or changes its size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def of_size(mib: int) -> Path:
+        size = f"remount,size={mib}M" if folder.is_mount() else f"size={mib}M"
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True)
+        if made.returncode:
+            pytest.skip(f"needs the right to mount: {made.stderr.decode().strip()}")
+        return folder
+
+    yield of_size
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("mib", [4, 10, 14])
+def test_a_disk_that_is_really_full_while_training(capfd, train_args, small_disk, mib):
+    """Full in the weights of a checkpoint, in its optimiser (torch's archive writer), and in ``best``."""
+    args = [*train_args[:-1], small_disk(mib) / "run"]
+    status, err = run(capfd, *args)
+    assert status == 2 and re.search("no space left on (the disk|device)", err, re.IGNORECASE), err
+    assert "--resume" in err and "unexpected" not in err
+    small_disk(80)
+    assert main([*map(str, args), "--resume", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail at inline_container.cc:672] . unexpected pos 2001472 vs 2001424",
+        "basic_ios::clear: iostream error",
+        f"Error while serializing: I/O error: {FULL} (os error 28)",
+    ],
+)
+def test_what_libraries_say_of_a_full_disk(capfd, monkeypatch, predict_args, words):
+    def fail(*_):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("surgery_r1.cli._run", fail)
+    fails(capfd, *predict_args, match="no space left on the disk; free some and run the same command again, with --res")
+    words = "at an unexpected position"
+    fails(capfd, *predict_args, match="unexpected RuntimeError: at an unexpected position; --debug shows where")
 
 
 def always_better(self, value, step):
