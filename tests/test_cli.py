@@ -156,7 +156,7 @@ def predict_args(dataset_folder, tmp_path) -> list:
 def train_args(dataset_folder, tmp_path) -> list:
     config = tmp_path / "quick.toml"
     config.write_text(
-        "[lora]\nenabled = false\n[sft]\nbatch_size = 2\nmax_steps = 2\neval_every = 1\n"
+        "[lora]\nenabled = false\n[sft]\ndirect_answers = true\nbatch_size = 2\nmax_steps = 2\neval_every = 1\n"
         "[eval]\ndev_samples = 1\nmax_new_tokens = 4\n"
     )
     return ["train", "sft", "--config", config, "--data", dataset_folder, "--out", tmp_path / "run"]
@@ -447,6 +447,48 @@ def test_commands_end_to_end(capfd, dataset_folder, train_args, tmp_path, datase
     assert main([*asked, "--max-new-tokens", "8", "--out", str(tmp_path / "answer.png")]) == 0
     assert json.loads(capfd.readouterr().out)["picture"] == str(tmp_path / "answer.png")
     assert (tmp_path / "answer.png").is_file()
+
+
+def test_a_second_training_into_a_run_folder_is_refused(capfd, train_args, tmp_path):
+    """Also with --resume, and before a model is loaded: the first one's folder is left alone."""
+    code = "from surgery_r1._util.locks import held; import pathlib, sys\nwith held(pathlib.Path(sys.argv[1]), 'training'):"
+    command = [sys.executable, "-c", f"{code}\n print('held', flush=True)\n sys.stdin.read()", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        for more in ([], ["--resume"], ["--model", "/no/model"]):
+            message = (
+                rf"{tmp_path / 'run'}: process {first.pid} on .* is already training here; wait until it has ended"
+            )
+            fails(capfd, *train_args, *more, match=message)
+        assert not (tmp_path / "run").exists()
+        first.kill()
+    assert main([*map(str, train_args)]) == 0, "what a killed process leaves is in nobody's way"
+    assert not (tmp_path / ".run.lock").exists()
+
+
+@pytest.mark.slow
+def test_a_second_training_takes_nothing_from_the_first(capfd, dataset_folder, tmp_path):
+    """Two real processes: the second is refused while the first trains; killed, the first is resumed as ever."""
+    config = tmp_path / "quick.toml"
+    config.write_text(
+        "[lora]\nenabled = false\n[sft]\nbatch_size = 4\nmax_steps = 12\neval_every = 4\npatience = 0\n"
+        "[eval]\ndev_samples = 4\nmax_new_tokens = 8\n"
+    )
+    args = ["train", "sft", "--config", str(config), "--data", str(dataset_folder), "--json", "--out"]
+    assert main([*args, str(tmp_path / "whole")]) == 0
+    out = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-m", "surgery_r1", *args, str(out)], stdout=subprocess.DEVNULL) as first:
+        while not list(out.glob("checkpoints/checkpoint-*/trainer_state.json")):
+            assert first.poll() is None
+            time.sleep(0.02)
+        first.send_signal(signal.SIGSTOP)
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        for more in ([], ["--resume"]):
+            fails(capfd, *args, out, *more, match=f"{out}: process {first.pid} on .* is already training here")
+        assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        first.kill()
+    assert main([*args, str(out), "--resume"]) == 0
+    assert weights_sha256(out / "best") == weights_sha256(tmp_path / "whole" / "best")
 
 
 @pytest.mark.slow

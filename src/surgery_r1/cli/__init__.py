@@ -117,7 +117,9 @@ def _run(args: list[str]) -> int:
 
 #: What libraries say of a full disk in words only: safetensors, and torch, whose archive writer finds that less was
 #: written than it wrote.
-_DISK_FULL = re.compile(r"No space left on device|inline_container\.cc.*unexpected pos|basic_ios::clear: iostream error")
+_DISK_FULL = re.compile(
+    r"No space left on device|inline_container\.cc.*unexpected pos|basic_ios::clear: iostream error"
+)
 
 
 def _disk_full(error: BaseException | None) -> bool:

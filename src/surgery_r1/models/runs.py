@@ -34,5 +34,5 @@ def recorded_info(folder: Path) -> ModelInfo | None:
     raise SurgeryR1Error(
         f"has no {INFO_FILE}, and its run does not say which box space and pixel limits it was trained with",
         where=str(folder),
-        fix=f"use the run's best model: {run}" if step is None else f"go on with --resume --out {run}, or use its best",
+        fix="go on with --resume until the run has a best model" if step else "train again",
     )
