@@ -451,8 +451,9 @@ def test_commands_end_to_end(capfd, dataset_folder, train_args, tmp_path, datase
 
 def test_a_second_training_into_a_run_folder_is_refused(capfd, train_args, tmp_path):
     """Also with --resume, and before a model is loaded: the first one's folder is left alone."""
-    code = "from surgery_r1._util.locks import held; import pathlib, sys\nwith held(pathlib.Path(sys.argv[1]), 'training'):"
-    command = [sys.executable, "-c", f"{code}\n print('held', flush=True)\n sys.stdin.read()", str(tmp_path / "run")]
+    code = "import sys; from pathlib import Path; from surgery_r1._util.locks import held\n"
+    code += "with held(Path(sys.argv[1]), 'training'):\n print('held', flush=True)\n sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "held\n"
         for more in ([], ["--resume"], ["--model", "/no/model"]):
