@@ -161,7 +161,7 @@ def test_sft_stops_when_dev_no_longer_improves(dataset, tmp_path, monkeypatch):
 def test_training_on_dev_keeps_the_last_model(dataset, tmp_path, monkeypatch):
     values = iter([0.3, 0.2, 0.1])
     monkeypatch.setattr(stage_module, "dev_evaluator", lambda *_: lambda model: {"joint": next(values)})
-    config = small(sft_max_steps=3, sft_eval_every=1, sft_patience=1, sft_flips=())
+    config = small(sft_max_steps=3, sft_eval_every=1, sft_patience=1, sft_flips=(), sft_direct_answers=False)
     result = fit("sft", config, dataset, tmp_path / "run", include_dev=True)
     assert (result["steps"], result["best_step"]) == (3, 3)
     run = json.loads((tmp_path / "run" / "run.json").read_text())
