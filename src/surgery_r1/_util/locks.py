@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from surgery_r1._util.files import write_error
+from surgery_r1._util.files import writing
 from surgery_r1.errors import SurgeryR1Error
 
 
@@ -35,17 +35,13 @@ def held(path: Path, what: str) -> Iterator[None]:
     # Two names of one place must meet at one lock.
     place = path.resolve()
     lock = place.with_name(f".{place.name}.lock")
-    try:
+    with writing(path):
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = _locked(lock)
-    except BlockingIOError:
+    if file is None:
         raise SurgeryR1Error(
-            f"{_holder(lock)} is already {what} here",
-            where=str(path),
-            fix="wait until it has ended, or give another --out",
-        ) from None
-    except OSError as error:
-        raise write_error(path, error) from error
+            f"{_holder(lock)} is already {what} here", where=path, fix="wait until it has ended, or give another --out"
+        )
     try:
         yield
     finally:
@@ -54,12 +50,8 @@ def held(path: Path, what: str) -> Iterator[None]:
         os.close(file)
 
 
-def _locked(lock: Path) -> int:
-    """A descriptor of the file ``lock``, locked, with process and machine written into it.
-
-    Raises:
-        BlockingIOError: when it is locked already.
-    """
+def _locked(lock: Path) -> int | None:
+    """A descriptor of the file ``lock``, locked, with process and machine written into it; None if it is held."""
     while True:
         file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -68,6 +60,9 @@ def _locked(lock: Path) -> int:
                 os.ftruncate(file, 0)
                 os.write(file, f"{os.getpid()} {socket.gethostname()}\n".encode())
                 return file
+        except BlockingIOError:
+            os.close(file)
+            return None
         except BaseException:
             os.close(file)
             raise
