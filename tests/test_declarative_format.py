@@ -30,6 +30,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples/own_frames"
 HEAD = """
 name = "own"
 images = "{sequence}/{frame}.png"
+optional = ["organ", "state", "location", "tool"]
 [answers]
 organ = ["liver"]
 state = ["idle", "burning"]
@@ -286,7 +287,6 @@ def test_errors_name_line_and_remedy(tmp_path):
     content = read_all(source)
     found = {error.line: (error.what, error.fix) for error in content.errors}
     assert {line: what for line, (what, _) in found.items()} == {
-        None: validation.NO_QUESTION,
         2: validation.UNKNOWN_ANSWER,
         3: validation.UNKNOWN_ANSWER,
         4: validation.OUTSIDE,
@@ -300,7 +300,7 @@ def test_errors_name_line_and_remedy(tmp_path):
     assert "one of liver" in found[2][1] and "[splits]" in found[9][1]
     assert sum(content.skipped.values()) == 9 and len(content.samples) == 1
     assert [(n.what, n.line) for n in content.warnings if n.line] == [("unknown question form", 7)]
-    with pytest.raises(SurgeryR1Error, match="10 errors"):
+    with pytest.raises(SurgeryR1Error, match="8 errors"):
         build_dataset([folder], tmp_path / "ds", open_source=opened(tmp_path))
     manifest = build_dataset([folder], tmp_path / "ds", on_fault="skip", open_source=opened(tmp_path))
     assert manifest["samples"]["total"] == 1 and sum(manifest["skipped"].values()) == 9
@@ -309,6 +309,8 @@ def test_errors_name_line_and_remedy(tmp_path):
 def test_a_question_pattern_that_is_wrong_stops_the_build(tmp_path):
     rows = "video1,f1,Which organ?,liver,1,1,9,9\nvideo1,f1,Where is stapler?,upper left,1,1,9,9\n"
     adapter_of(tmp_path / "a.toml", COLUMNS)
+    text = (tmp_path / "a.toml").read_text().replace('"location", "tool"]', '"tool"]', 1)
+    (tmp_path / "a.toml").write_text(text)
     with pytest.raises(SurgeryR1Error, match=r"questions\.location matches no question, correct the pattern"):
         build_dataset([own(tmp_path / "set", rows)], tmp_path / "ds", open_source=opened(tmp_path))
 
@@ -366,7 +368,9 @@ def test_two_images_for_a_frame(tmp_path):
             ('"{sequence}/{frame}.png"', '"{video}/{frame}.png"'),
             r"sequence = '\{sequence\}' needs sequence, which images",
         ),
-        (("organ = 'which", "phase = 'which"), "questions.phase: expected some of organ, state, location, tool"),
+        (("organ = 'which", "phase = 'which"), "questions.phase without answers.phase"),
+        (("organ = 'which", "Phase-1 = 'which"), "questions: the kind 'Phase-1', expected a word of small letters"),
+        (('optional = ["organ"', 'optional = ["phase"'), "optional = .*'phase' is none of"),
         (("(?P<subject>.+)\\?'\n[", ".+\\?'\n["), "questions.tool = .* has no group subject"),
         (("where is the (", "where is the (("), "questions.location = .*unterminated"),
         (('train = ["video*"]', 'training = ["video*"]'), "splits.training: expected some of train, dev, val, test"),
@@ -382,13 +386,13 @@ def test_two_images_for_a_frame(tmp_path):
         ),
         (('images = "{', 'box = { ordr = "xywh" }\nimages = "{'), r"a\.toml:3: unknown key 'box\.ordr'; did you mean"),
         (('"x2", "y2"]', '"x2"]'), "expected one column or four"),
-        (('format = "csv"', 'format = "xml"'), r"format = 'xml', expected one of \['lines', 'csv', 'jsonl'\]"),
-        (('format = "csv"', 'fields = ["q"]\nformat = "lines"'), "fields without question, answer, box"),
+        (('format = "csv"', 'format = "xml"'), r"format = 'xml', expected one of \['lines', 'csv', 'jsonl', 'json'\]"),
+        (('format = "csv"', 'fields = ["q"]\nformat = "lines"'), "fields without question, answer"),
         (('format = "csv"', 'fields = ["q", "q"]\nformat = "lines"'), "a name stands twice"),
         (('format = "csv"', 'fields = ["q"]\nline = "a"\nformat = "lines"'), "lines are read by one of them"),
         (('format = "csv"', 'fields = ["q"]\nseparator = ","\nformat = "lines"'), "separator = ',', expected"),
         (('format = "csv"', 'fields = ["question"]\nformat = "csv"'), "fields are for lines"),
-        (('format = "csv"', 'format = "lines"'), "line = '' has no group answer, question, x1"),
+        (('format = "csv"', 'format = "lines"'), "line = '' has no group answer, question"),
         (("[columns]", "[box]\nsize = [3]\n[columns]"), r"box\.size = \[3\], expected width and height"),
     ],
 )

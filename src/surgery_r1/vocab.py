@@ -6,6 +6,7 @@ Source: read in the public Surgical-VQLA repository; ``DEV_SEQUENCES`` is ours.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 ORGAN = "kidney"
 
@@ -56,20 +57,25 @@ VAL_SEQUENCES: tuple[int, ...] = (1, 5, 16)
 #: Ours: two whole training sequences on which everything is chosen; trained on only with --include-dev.
 DEV_SEQUENCES: tuple[int, ...] = (4, 11)
 
-_QUESTION_FORMS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("organ", re.compile(r"what organ is being operated\s*\?", re.I)),
-    ("state", re.compile(r"what is the state of (?P<subject>[a-z_ ]+?)\s*\?", re.I)),
-    ("location", re.compile(r"where is (?P<subject>[a-z_ ]+?) located\s*\?", re.I)),
-    # The extended set asks "What tool is in {location}": its exact words are second hand.
-    (
-        "tool",
-        re.compile(
-            r"(?:what|which) (?:tool|instrument) is (?:located |present |seen )?(?:in|at|on) (?:the )?"
-            r"(?P<subject>(?:left|right)[ _-](?:top|bottom))(?: .*?)?\s*\?",
-            re.I,
-        ),
+_NAME = r"(?P<subject>[a-z_ ]+?)"
+_PLACE = r"(?P<subject>(?:left|right)[ _-](?:top|bottom)|(?:top|bottom)[ _-](?:left|right))"
+#: Public files write instructions behind some questions: "... ? Please answer with one word."
+_END = r"\s*\?(?:\s+(?:please|answer|reply|respond|use)\b[^?]*)?"
+_TOOL = "(?:tool|instrument)"
+
+#: Question kind -> regular expressions of all forms found in public files; the group ``subject`` is what is asked
+#: about. The shipped dataset formats have the same ones (a test compares them).
+QUESTION_PATTERNS: dict[str, tuple[str, ...]] = {
+    "organ": (rf"what organ is being operated{_END}",),
+    "state": (rf"what is the state of {_NAME}{_END}",),
+    "location": (rf"where is {_NAME} located{_END}",),
+    # The extended set: "What is the tool in the left bottom?" [read]; "What tool is in left-top ...?" [second hand].
+    "tool": (
+        rf"(?:what|which)(?: is the {_TOOL}| {_TOOL} is)(?: located| present| seen)? (?:in|at|on) (?:the )?{_PLACE}"
+        rf"(?: .*?)?{_END}",
     ),
-)
+}
+_QUESTION_FORMS = [(kind, re.compile(text, re.I)) for kind, texts in QUESTION_PATTERNS.items() for text in texts]
 
 
 #: One question of each form of EndoVis-18-VQLA.
@@ -89,6 +95,18 @@ def spoken(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name.strip()).lower()
 
 
+def place_of(text: str, places: Iterable[str] = LOCATIONS) -> str | None:
+    """The place that a text names, its words in any order and written in any way; None when it is none or not one.
+
+    >>> place_of("bottom left"), place_of("Left_Bottom"), place_of("left")
+    ('left-bottom', 'left-bottom', None)
+    """
+    words = sorted(spoken(text).split())
+    found = [name for name in places if sorted(spoken(name).split()) == words]
+    exact = [name for name in found if spoken(name) == spoken(text)]
+    return exact[0] if exact else found[0] if len(found) == 1 else None
+
+
 def classify_question(question: str) -> tuple[str | None, str | None]:
     """Kind and subject of a question, or ``(None, None)`` for a form we do not know.
 
@@ -98,8 +116,8 @@ def classify_question(question: str) -> tuple[str | None, str | None]:
     ('location', 'bipolar_forceps')
     >>> classify_question("What organ is being operated?")
     ('organ', 'kidney')
-    >>> classify_question("What tool is in the left-top of the frame?")
-    ('tool', 'left-top')
+    >>> classify_question("What is the tool in the left bottom? Please answer with one word.")
+    ('tool', 'left-bottom')
     >>> classify_question("How many tools are there?")
     (None, None)
     """
@@ -110,6 +128,5 @@ def classify_question(question: str) -> tuple[str | None, str | None]:
             if kind == "organ":
                 return kind, ORGAN
             subject = match.group("subject").strip().lower()
-            # Places are written with a hyphen, tools with underscores.
-            return kind, re.sub(r"[ _-]", "-" if kind == "tool" else "_", subject)
+            return kind, place_of(subject) if kind == "tool" else re.sub(r"[ _-]", "_", subject)
     return None, None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,10 +16,33 @@ from typing import IO, Any
 
 from surgery_r1.errors import SurgeryR1Error
 
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file for reading, without ever waiting for a writer: a pipe, a socket or a device is refused.
+
+    Raises:
+        OSError: when it cannot be opened (missing, a link in a circle, no permission) or is no regular file.
+    """
+    # Without O_NONBLOCK, opening a pipe that nobody writes to waits for ever. To regular files it makes no difference.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"not a regular file but {_KINDS.get(kind, 'something else')}", str(path))
+    return os.fdopen(descriptor, "rb")
+
 
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes, read in pieces."""
-    with path.open("rb") as handle:
+    with open_regular(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

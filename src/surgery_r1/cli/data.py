@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Check:
-    """Read a label folder; print counts, the measured top/bottom rule, and every error as path:line.
+    """Read a label folder; print every error as path:line. A sound one ends in a page to read before training.
+
+    The page has counts by split, kind, class and sequence, the rare tail, overlaps of boxes, the measured top/bottom
+    rule and the no-image floor. Every image is decoded.
 
     Given a dataset, compare its records, images and label files with what they were when it was built.
     """
@@ -45,6 +48,7 @@ class Check:
 
     def run(self) -> int:
         """Exit status: 1 when there are errors."""
+        from surgery_r1.cli.check_page import page_facts, page_text
         from surgery_r1.data.check import check_report
         from surgery_r1.data.formats.opening import source_opener
         from surgery_r1.data.formats.source import read_all
@@ -54,15 +58,18 @@ class Check:
             return self._check_dataset()
         content = read_all(source_opener(self.adapter)(self.folder, self.images))
         report = check_report(content)
+        facts = page_facts(content, report) if content.samples else {}
         if self.json:
-            say(dump_json(report.to_json(), indent=2))
-        else:
+            say(dump_json(report.to_json() | facts, indent=2))
+        elif report.errors:
             say(splits_table(report.splits, report.frames, report.questions))
             say(rule_lines(report.location_rule))
             say_issues("warning", report.warnings)
             say_issues("error", report.errors)
-            if not report.errors:
-                say("No errors.")
+        else:
+            say_issues("warning", report.warnings)
+            say("No errors.\n")
+            say(page_text(report, facts))
         if self.sheet is not None:
             from surgery_r1.data.contact_sheet import write_sheet
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery_r1 import vocab
+from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.endovis import read_folder
 from surgery_r1.data.formats.source import FolderContent
 from surgery_r1.data.formats.validation import ValidationIssue
@@ -61,20 +62,29 @@ def check_report(content: FolderContent) -> CheckReport:
         splits[split] = {
             "frames": len({sample.frame_id for sample in samples}),
             "questions": len(samples),
-            "by_kind": {kind: kinds[kind] for kind in vocab.KINDS if kinds[kind]},
+            "by_kind": {kind: kinds[kind] for kind in dict.fromkeys((*vocab.KINDS, *sorted(kinds))) if kinds[kind]},
         }
     return CheckReport(
         frames=len(content.frames),
         questions=len(content.samples),
         splits=splits,
         location_rule=measure_by_source(content.samples, content.frames),
-        errors=tuple(content.errors),
+        errors=(*content.errors, *_nothing_read(content)),
         warnings=(
             *content.warnings,
             *split_disagreements(content.samples, content.frames),
             *_several_sizes(content.frames.values()),
         ),
     )
+
+
+def _nothing_read(content: FolderContent) -> Iterator[ValidationIssue]:
+    """An error where a folder says nothing, not even what is wrong with it."""
+    if not content.samples and not content.errors:
+        fix = (
+            "are the label files empty, or of another set? surgery-r1 data check FOLDER --adapter names another format"
+        )
+        yield ValidationIssue(str(content.image_root), None, validation.NOTHING_READ, "0 questions", fix)
 
 
 def _several_sizes(frames: Iterable[Frame]) -> Iterator[ValidationIssue]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from surgery_r1 import vocab
 from surgery_r1._util.files import atomic_write
+from surgery_r1._util.images import opened_image
 from surgery_r1.data.formats.source import FolderContent
 from surgery_r1.geometry import scale
 from surgery_r1.records import Frame
@@ -68,7 +69,7 @@ def _tile(root: Path, frame: Frame, width: int):
     height = round(frame.height * width / frame.width)
     lines = [(frame.frame_id, "#ffffff")]
     tile = Image.new("RGB", (width, height + _LINE * 7), "#101010")
-    with Image.open(root / frame.image) as image:
+    with opened_image(root / frame.image) as image:
         image.draft("RGB", (width, height))
         tile.paste(image.convert("RGB").resize((width, height)), (0, 0))
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(size=10)

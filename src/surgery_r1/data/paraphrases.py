@@ -24,8 +24,14 @@ PARAPHRASES: dict[str, dict[str, tuple[str | None, ...]]] = {
     },
 }
 
+#: task -> paraphrases of questions of any other kind, which say nothing but what was asked.
+OWN_KINDS: dict[str, tuple[str | None, ...]] = {
+    "visual_qa": (None, "Look at the frame. {question}", "Answer what is asked of this frame. {question}"),
+    "grounding_qa": (None, "Show what answers this question. {question}", "Find what is asked about. {question}"),
+}
+
 
 def paraphrase(sample: Sample, task: str, number: int) -> str:
     """The ``number``-th paraphrase (from 0) of a sample's question for a row of ``task``."""
-    form = PARAPHRASES[task][sample.kind][number]
-    return sample.question if form is None else form.format(subject=sample.subject)
+    form = PARAPHRASES[task].get(sample.kind, OWN_KINDS[task])[number]
+    return sample.question if form is None else form.format(subject=sample.subject, question=sample.question)

@@ -12,7 +12,7 @@ from annotated_types import Gt
 from surgery_r1._util import toml
 from surgery_r1._util.checked import Count, NotNegative, Positive
 from surgery_r1._util.toml_sources import read_sources
-from surgery_r1.data.paraphrases import PARAPHRASES
+from surgery_r1.data.paraphrases import OWN_KINDS, PARAPHRASES
 from surgery_r1.records import TASKS
 
 #: The writer that fills in templates from the annotations, and the one that asks a language model.
@@ -139,7 +139,7 @@ def load_recipe(name: str | Path | None = None, overrides: Sequence[str] = ()) -
 def _wrong(recipe: Recipe) -> Iterator[str]:
     rows, reasoning, teacher = recipe.rows, recipe.reasoning, recipe.teacher
     for task in ("visual_qa", "grounding_qa"):
-        most = min(len(forms) for forms in PARAPHRASES[task].values())
+        most = min(len(forms) for forms in (*PARAPHRASES[task].values(), OWN_KINDS[task]))
         if getattr(rows, task) > most:
             yield f"rows.{task} = {getattr(rows, task)}, but there are {most} paraphrases"
     if recipe.rows_per_question == 0:

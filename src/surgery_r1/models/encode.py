@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from surgery_r1 import prompts
 from surgery_r1._util.byte_cache import ByteCache
+from surgery_r1._util.images import opened_image
 from surgery_r1.data.mirroring import flip_image
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing.prefill import ImagePatches, PromptTokens
@@ -38,30 +38,18 @@ def load_image(path: Path | MemoryImage) -> Image.Image:
     """An image as RGB, from disk or from memory.
 
     Raises:
-        SurgeryR1Error: when it is missing or cannot be decoded.
+        SurgeryR1Error: when it is missing, too large or too long, or cannot be decoded.
     """
     if isinstance(path, MemoryImage):
         return path.image.convert("RGB")
-    with _opened(path) as image:
+    with opened_image(path) as image:
         return image.convert("RGB")
 
 
 def image_dimensions(path: Path) -> tuple[int, int]:
     """Width and height in pixels, from the image's header alone; errors as in :func:`load_image`."""
-    with _opened(path) as image:
+    with opened_image(path) as image:
         return image.size
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            yield image
-    except FileNotFoundError:
-        raise SurgeryR1Error("no such image", where=path, fix="check the path; a dataset takes --images") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow raises SyntaxError or ValueError for some torn headers.
-        raise SurgeryR1Error(f"the image cannot be decoded: {error}", where=path, fix="copy it again") from None
 
 
 class ImageCache:

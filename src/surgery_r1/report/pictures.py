@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from surgery_r1._util.images import opened_image
+from surgery_r1.errors import SurgeryR1Error
+
 #: Bytes of base64 that all pictures of a page may take together.
 BUDGET = 9_000_000
 
@@ -66,13 +69,13 @@ def _size(frames: Sequence[tuple[str, Path]], budget: int) -> tuple[int, int]:
 
 
 def _uri(path: Path, width: int, quality: int) -> str | None:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             image.draft("RGB", (width, width * image.height // image.width))
             picture = image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    except SurgeryR1Error:
         return None
     if picture.width > width:
         picture = picture.resize(

@@ -26,7 +26,7 @@ from surgery_r1.data.assemble.splits import Splits
 from surgery_r1.data.assemble.staging import StagingFiles
 from surgery_r1.data.formats.endovis import LabelFolder
 from surgery_r1.data.formats.source import FrameContent, Source
-from surgery_r1.data.formats.validation import ValidationIssue
+from surgery_r1.data.formats.validation import UNREADABLE, ValidationIssue
 from surgery_r1.data.location_rule import TRUSTED_AGREEMENT, SourceTally
 from surgery_r1.data.rationales.generate import RationaleGenerator
 from surgery_r1.data.rationales.writer import RationaleWriter, TemplateWriter
@@ -195,11 +195,14 @@ class _Reading:
     def _hash(self, item: tuple[Source, FrameContent]) -> tuple[str, dict[Path, str]]:
         source, content = item
         digest = "" if content.frame is None else sha256_file(source.image_root / content.frame.image)
+        # What cannot be read has no hash; it has an error, which is listed and counted.
+        unreadable = {error.path for error in content.errors if error.what == UNREADABLE}
+        labels = [path for path in content.labels if str(path) not in unreadable]
         # A file that holds the labels of many frames is hashed once.
-        for path in content.labels:
+        for path in labels:
             if path not in self._label_hashes:
                 self._label_hashes[path] = sha256_file(path)
-        return digest, {path: self._label_hashes[path] for path in content.labels}
+        return digest, {path: self._label_hashes[path] for path in labels}
 
     def _add(self, source: Source, frame: Frame, samples: list[Sample], digest: str) -> None:
         if frame.frame_id in self._hashes:

@@ -20,4 +20,7 @@ def dataset_card(manifest: dict[str, Any]) -> str:
     )
     environment.filters["thousands"] = "{:,}".format
     endovis = all(source.startswith("endovis") for source in manifest["sources"])
-    return environment.get_template("card.md.jinja").render(**manifest, endovis=endovis, splits=vocab.SPLITS)
+    rows, asked = manifest["rows"], manifest["recipe"]["rows"]
+    boxless = bool(rows["total"] and asked["grounding_qa"] and not rows["grounding_qa"])
+    template = environment.get_template("card.md.jinja")
+    return template.render(**manifest, endovis=endovis, boxless=boxless, splits=vocab.SPLITS)

@@ -19,7 +19,7 @@ class Counts:
         self._frames: Counter[str] = Counter()
         self._rows: Counter[str] = Counter()
         self._sources: dict[str, Counter[str]] = defaultdict(Counter)
-        self._sequences: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self._sequences: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
 
     def add(self, samples: list[Sample], rows: Iterable[TrainingRow]) -> None:
         """Count a frame's questions (at least one) and rows."""
@@ -28,7 +28,7 @@ class Counts:
         self._samples[head.split] += len(samples)
         self._rows.update(row.task for row in rows)
         self._sources[head.source].update({"frames": 1, "questions": len(samples)})
-        self._sequences[head.source][head.split].add(head.sequence)
+        self._sequences[head.source][head.split][head.sequence] += 1
 
     def to_json(self) -> dict[str, dict[str, int]]:
         """``samples``, ``frames`` and ``rows`` of a manifest."""
@@ -43,15 +43,20 @@ class Counts:
         return {
             source: {
                 **counts,
-                "sequences": {
-                    split: sorted(self._sequences[source][split], key=natural_key)
-                    for split in vocab.SPLITS
-                    if split in self._sequences[source]
+                "sequences": {split: list(frames) for split, frames in self._frames_of(source).items()},
+                "frames_of_sequence": {
+                    name: n for frames in self._frames_of(source).values() for name, n in frames.items()
                 },
                 "answers": {kind: list(names) for kind, names in classes[source].items()},
             }
             for source, counts in self._sources.items()
         }
+
+    def _frames_of(self, source: str) -> dict[str, dict[str, int]]:
+        """Split -> sequence -> frames, in natural order."""
+        found = self._sequences[source]
+        ordered = {split: sorted(found[split], key=natural_key) for split in vocab.SPLITS if split in found}
+        return {split: {name: found[split][name] for name in names} for split, names in ordered.items()}
 
 
 def _totalled(counts: Counter[str], names: Iterable[str]) -> dict[str, int]:

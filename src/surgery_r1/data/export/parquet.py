@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import vocab
-from surgery_r1._util.files import write_json
+from surgery_r1._util.files import open_regular, write_json
 from surgery_r1._util.folders import replacing_folder
 from surgery_r1.errors import SurgeryR1Error
 
@@ -114,7 +114,8 @@ def frame_records(dataset: Dataset, split: str, embed_images: bool) -> Iterator[
 def _image(dataset: Dataset, frame: Frame) -> dict[str, Any]:
     path = dataset.image_path(frame)
     try:
-        data = path.read_bytes()
+        with open_regular(path) as handle:
+            data = handle.read()
     except OSError as error:
         raise SurgeryR1Error(f"the image cannot be read: {error.strerror}", where=str(path), fix="restore it") from None
     if hashlib.sha256(data).hexdigest() != frame.sha256:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from string import Formatter
 from typing import Literal
 
 from surgery_r1 import vocab
 from surgery_r1._util import toml
-from surgery_r1.data.formats.path_patterns import PathPattern
+from surgery_r1._util.checked import Count
 
 #: Adapters that come with the package, usable by their bare name.
 SHIPPED = Path(__file__).with_name("shipped")
@@ -36,12 +33,14 @@ class BoxFormat:
         origin: number of the first pixel, 0 or 1.
         units: pixels, shares of the frame (0 to 1), or thousandths of it.
         size: width and height of the frame that pixels count in, where images were resized since; empty: the image's.
+        optional: whether the field may be empty; that question then has no box.
     """
 
     order: Literal["xyxy", "xywh", "cxcywh"] = "xyxy"
     origin: Literal[0, 1] = 0
     units: Literal["pixels", "relative", "permille"] = "pixels"
     size: tuple[int, ...] = ()
+    optional: bool = False
 
     @property
     def written(self) -> str:
@@ -69,16 +68,25 @@ class DatasetFormat:
         labels: one file a frame, or files that name the frame in their columns.
         exclude: what is not looked at.
         sequence, frame: names made of the parts of a path and of columns.
-        format: ``lines`` of text, ``csv`` with a heading, or ``jsonl``.
+        format: ``lines`` of text, ``csv`` with a heading, ``jsonl``, or ``json``: one document a file.
+        skip_lines: lines at the top of each text file that are not read.
         fields: for lines, what stands between the separators, in order: question, answer, box (four numbers with commas
-            between them), and others for names.
+            between them), and others for names. A set without boxes has no ``box``, here or in ``columns``.
         separator: of fields.
         line: for lines that ``fields`` cannot tell, a regular expression with groups question, answer, x1, y1, x2, y2
             (and others for names).
-        columns: for csv and jsonl, what is called how; ``box`` is one column with four numbers, or four columns.
-        answers: question kind -> classes; ``tool`` are also the names of tools that are asked about.
+        records: for json and jsonl, where the records of questions lie, such as ``data.items``: keys on the way,
+            through lists. A column is looked for in the record, then in what it lies in.
+        columns: for csv, jsonl and json, what is called how; ``box`` is one column with four numbers, or four columns.
+            Where records are nested, ``image.name`` is the key ``name`` of the key ``image``.
+        parts: field -> path pattern that takes it apart, such as ``{sequence}/{frame}.jpg``, into fields.
+        several_boxes: whether a box field can hold several boxes, each of them right for the same answer.
+        answers: question kind -> classes; ``tool`` are also the names of tools that are asked about. Beside the four
+            kinds of EndoVis (organ, state, location, tool) any word is a kind of its own.
         rename: answer as written -> class.
-        questions: question kind -> regular expressions, with a group ``subject`` for what is asked about.
+        questions: question kind -> regular expressions, with a group ``subject`` for what is asked about; kinds of
+            their own can do without it.
+        optional: kinds that may have no question in a folder.
         splits: split -> sequences, with ``*``.
     """
 
@@ -88,16 +96,28 @@ class DatasetFormat:
     answers: dict[str, tuple[str, ...]]
     questions: dict[str, str | tuple[str, ...]]
     splits: dict[str, tuple[str, ...]]
-    format: Literal["lines", "csv", "jsonl"] = "lines"
+    format: Literal["lines", "csv", "jsonl", "json"] = "lines"
+    skip_lines: Count = 0
     fields: tuple[str, ...] = ()
     separator: str = "|"
     line: str = ""
+    records: str = ""
     columns: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
+    several_boxes: bool = False
+    optional: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     sequence: str = "{sequence}"
     frame: str = "{frame}"
     box: BoxFormat = field(default_factory=BoxFormat)
     rename: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether labels say where things are."""
+        if self.format != "lines":
+            return "box" in self.columns
+        return "box" in self.fields if self.fields else f"(?P<{CORNERS[0]}>" in self.line
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -122,103 +142,12 @@ def load_format(name: str | Path) -> DatasetFormat:
     """
     path = toml.find(name, SHIPPED, shipped_formats())
     data, text = toml.load_toml(path)
-    return toml.build(DatasetFormat, data, path, text, _wrong)
+    # Here, because what is wrong is told in terms of what is defined above.
+    from surgery_r1.data.formats.declarative_checks import wrong
+
+    return toml.build(DatasetFormat, data, path, text, wrong)
 
 
 def several(value: str | tuple[str, ...]) -> tuple[str, ...]:
     """One or more of something, as a tuple."""
     return (value,) if isinstance(value, str) else value
-
-
-def _wrong(adapter: DatasetFormat) -> Iterator[str]:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter.name):
-        yield f"name = {adapter.name!r}, expected letters, digits, _ and -"
-    known: dict[str, set[str]] = {"images": set(), "labels": set(), "exclude": set()}
-    for key, named in known.items():
-        for text in several(getattr(adapter, key)):
-            try:
-                named.update(PathPattern(text).names)
-            except ValueError as error:
-                yield f"{key} = {error}"
-    yield from _wrong_names(adapter, known)
-    for table, names in (("answers", vocab.KINDS), ("questions", vocab.KINDS), ("splits", vocab.SPLITS)):
-        for name in getattr(adapter, table):
-            if name not in names:
-                yield f"{table}.{name}: expected some of {', '.join(names)}"
-    for kind, names in adapter.answers.items():
-        if not names:
-            yield f"answers.{kind} is empty"
-    for kind, texts in adapter.questions.items():
-        if kind in vocab.KINDS and kind not in adapter.answers:
-            yield f"questions.{kind} without answers.{kind}"
-        for text in several(texts):
-            yield from _wrong_regex(f"questions.{kind}", text, () if kind == "organ" else ("subject",))
-    classes = {name for names in adapter.answers.values() for name in names}
-    for raw, name in adapter.rename.items():
-        if name not in classes:
-            yield f"rename: {raw!r} becomes {name!r}, which is no class of [answers]"
-    if adapter.box.size and (len(adapter.box.size) != 2 or min(adapter.box.size) < 1):
-        yield f"box.size = {list(adapter.box.size)}, expected width and height in pixels"
-
-
-def _wrong_names(adapter: DatasetFormat, known: Mapping[str, set[str]]) -> Iterator[str]:
-    """Whether a frame can be named from its image and from its labels, and all fields are there."""
-    fields: set[str] = set()
-    if adapter.format == "lines":
-        if adapter.fields:
-            fields = set(adapter.fields)
-            yield from _wrong_fields(adapter)
-        else:
-            yield from _wrong_regex("line", adapter.line, ("question", "answer", *CORNERS))
-            if not list(_wrong_regex("line", adapter.line)):
-                fields = set(re.compile(adapter.line).groupindex)
-        if adapter.columns:
-            yield "columns are for csv and jsonl; lines are read by fields or line"
-    else:
-        fields = set(adapter.columns)
-        yield from _missing("columns", fields)
-        if adapter.fields:
-            yield "fields are for lines; csv and jsonl are read by columns"
-        box = adapter.columns.get("box", "")
-        if not isinstance(box, str) and len(box) != 4:
-            yield f"columns.box = {list(box)}, expected one column or four"
-    for key in ("sequence", "frame"):
-        try:
-            needed = {name for _, name, *_ in Formatter().parse(getattr(adapter, key)) if name is not None}
-            getattr(adapter, key).format(**dict.fromkeys(needed, ""))
-        except (ValueError, IndexError, KeyError) as error:
-            yield f"{key} = {getattr(adapter, key)!r}: write names in braces, {{video}}, and nothing else ({error})"
-            continue
-        for where, there in (("images", known["images"]), ("labels", known["labels"] | fields)):
-            if needed - there:
-                lacking = ", ".join(sorted(needed - there))
-                yield f"{key} = {getattr(adapter, key)!r} needs {lacking}, which {where} does not name"
-
-
-def _wrong_fields(adapter: DatasetFormat) -> Iterator[str]:
-    yield from _missing("fields", adapter.fields)
-    if len(set(adapter.fields)) != len(adapter.fields):
-        yield f"fields = {list(adapter.fields)}: a name stands twice"
-    if adapter.line:
-        yield "fields and line: lines are read by one of them"
-    if not adapter.separator.strip() or "," in adapter.separator:
-        yield f"separator = {adapter.separator!r}, expected a character other than a comma, such as |"
-
-
-def _missing(key: str, names: Collection[str]) -> Iterator[str]:
-    missing = [name for name in ("question", "answer", "box") if name not in names]
-    if missing:
-        yield f"{key} without {', '.join(missing)}"
-
-
-def _wrong_regex(key: str, text: str, groups: tuple[str, ...] = ()) -> Iterator[str]:
-    try:
-        missing = set(groups) - set(re.compile(text).groupindex)
-    except re.error as error:
-        yield f"{key} = {text!r}: {error}"
-        return
-    if missing:
-        yield f"{key} = {text!r} has no group {', '.join(sorted(missing))}"
-    optional = [name for name in groups if re.search(rf"\(\?P<{name}>[^()]*\)(?:\?|\*|\{{0)", text)]
-    if optional:
-        yield f"{key} = {text!r}: group {optional[0]} must not be optional"

@@ -12,14 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from surgery_r1 import vocab
+from surgery_r1._util.parallel import ordered_map
 from surgery_r1._util.sorting import natural_key
 from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import load_format
 from surgery_r1.data.formats.endovis_images import pair
 from surgery_r1.data.formats.endovis_scan import LabelFile, Layout, scan
-from surgery_r1.data.formats.frame_assembly import FrameAssembler, FramePlace
+from surgery_r1.data.formats.frame_assembly import FrameAssembler, FramePlace, check_image
 from surgery_r1.data.formats.label_records import RecordReader
-from surgery_r1.data.formats.source import FolderContent, FrameContent, check_folders, read_all
+from surgery_r1.data.formats.source import IMAGE_READERS, FolderContent, FrameContent, check_folders, read_all
 from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
 
@@ -63,9 +64,9 @@ class LabelFolder:
         """Every labelled frame; faulty questions are left out, listed and counted."""
         reader, assembler = RecordReader(self._format), FrameAssembler(self._format, known_tools=vocab.TOOLS)
         repeated: Counter[str] = Counter()
-        for files in self._files:
-            place = self._place(files)
-            content = assembler.frame(place, {file.path: reader.lines(file.path, {}) for file in files})
+        places = ((self._place(files), files) for files in self._files)
+        for (place, files), image in ordered_map(lambda item: check_image(item[0]), places, IMAGE_READERS):
+            content = assembler.frame(place, {file.path: reader.lines(file.path, {}) for file in files}, image)
             if content.repeated:
                 repeated[str(files[1].path.parent)] += content.repeated
             yield content
@@ -73,6 +74,7 @@ class LabelFolder:
             value, fix = f"{count} questions already read from another label folder", "nothing to do: counted once"
             found = ValidationIssue(path, None, "second label folder for the same frames", value, fix)
             yield FrameContent(warnings=[found])
+        yield FrameContent(errors=list(assembler.forms.errors()))
 
     def _place(self, files: list[LabelFile]) -> FramePlace:
         """Where a frame's files lie, and what is wrong with that; no split matters more than no image."""

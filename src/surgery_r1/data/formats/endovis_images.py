@@ -37,7 +37,7 @@ def pair(layout: Layout) -> tuple[dict[TreeKey, ImageTree], list[ValidationIssue
 
 
 def _preference(tree: ImageTree, stems: set[str], label: Path) -> tuple[bool, bool, int, int, str]:
-    common = len(os.path.commonpath([tree.path.resolve(), label.resolve()]))
+    common = len(os.path.commonpath([os.path.realpath(tree.path), os.path.realpath(label)]))
     return (stems.isdisjoint(tree.files), tree.test_like, tree.root_index, -common, str(tree.path))
 
 

@@ -14,7 +14,8 @@ from surgery_r1.data.formats.lines import LineError
 from surgery_r1.data.formats.validation import shown
 from surgery_r1.geometry import Box
 
-_SPREAD = re.compile(r"[\s,;]+")
+#: What may stand between the numbers of boxes, and around them.
+_SPREAD = re.compile(r"[\s,;\[\]()]+")
 #: ASCII digits only: ``float`` would also take ``1_0`` and digits of other scripts.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.I)
@@ -37,7 +38,7 @@ class FieldParser:
             for text in several(texts)
         ]
         self._subjects = {vocab.spoken(name): name for name in dataset_format.subjects}
-        self._places = {vocab.spoken(name): name for name in dataset_format.answers.get("location", ())}
+        self._places = dataset_format.answers.get("location", ())
         self._classes = {
             kind: {vocab.spoken(name): name for name in names} for kind, names in dataset_format.answers.items()
         }
@@ -47,13 +48,18 @@ class FieldParser:
         for kind, pattern in self._questions:
             match = pattern.fullmatch(text.strip())
             if match:
-                if kind == "organ":
-                    return kind, self._format.answers["organ"][0]
-                # A group that took no part has nothing to say about.
-                subject = (match["subject"] or "").strip()
-                known = self._places if kind == "tool" else self._subjects
-                return kind, known.get(vocab.spoken(subject), re.sub(r"\s+", "_", subject.lower()))
+                return kind, self._subject(kind, match)
         return None
+
+    def _subject(self, kind: str, match: re.Match[str]) -> str:
+        if kind == "organ":
+            return self._format.answers["organ"][0]
+        # A group that took no part, or a kind that names none, has nothing to say about.
+        subject = (match.groupdict().get("subject") or "").strip()
+        plain = re.sub(r"\s+", "_", subject.lower())
+        if kind == "tool":
+            return vocab.place_of(subject, self._places) or plain
+        return self._subjects.get(vocab.spoken(subject), plain)
 
     def answer(self, kind: str, text: str) -> str:
         """The class of an answer.
@@ -72,24 +78,37 @@ class FieldParser:
             fix = f"the answer to a question of kind {kind} is one of {', '.join(names)}"
         raise LineError(validation.UNKNOWN_ANSWER, repr(answer[:60]), fix)
 
-    def box(self, values: list[str], size: tuple[int, int] | None) -> Box:
-        """The box in 0-based pixels of an image of ``size`` (width, height).
+    def boxes(self, values: list[str], size: tuple[int, int] | None) -> tuple[Box, ...]:
+        """The boxes in 0-based pixels of an image of ``size`` (width, height); none where the format has none.
 
         Raises:
             LineError: for something that is no box inside the frame.
         """
-        return read_box(values, self._format.box, size)
+        rule = self._format.box
+        if not self._format.has_boxes or (rule.optional and not any(values)):
+            return ()
+        if not self._format.several_boxes:
+            return (read_box(values, rule, size),)
+        if not values or len(values) % 4:
+            fix = f"write four for each box: {rule.written}"
+            raise LineError(validation.CORNER_COUNT, f"{len(values)} numbers in {shown(', '.join(values))}", fix)
+        each = (read_box(values[at : at + 4], rule, size) for at in range(0, len(values), 4))
+        return tuple(dict.fromkeys(each))
 
 
-def numbers_of(value: Any) -> list[str]:
-    """The numbers of a field that holds a whole box: a list, or text such as ``[1, 2, 3, 4]``.
+def numbers_of(value: Any, depth: int = 2) -> list[str]:
+    """The numbers of a field that holds a whole box or several: a list, lists in it, or text such as ``[1, 2, 3, 4]``.
 
     >>> numbers_of("[1, 2, 3.5, 4]"), numbers_of([1, 2, 3, 4]), numbers_of("1 2 3 4")
     (['1', '2', '3.5', '4'], ['1', '2', '3', '4'], ['1', '2', '3', '4'])
+    >>> numbers_of([[1, 2, 3, 4], [5, 6, 7, 8]]) == numbers_of("1,2,3,4; 5,6,7,8") == list("12345678")
+    True
     """
     if isinstance(value, list):
-        return [json.dumps(item) for item in value]
-    return [part for part in _SPREAD.split(str(value).strip(" []()")) if part]
+        # Deeper lists are no boxes: what comes of them is no number.
+        return [number for item in value for number in numbers_of(item, depth - 1)] if depth else ["..."]
+    text = value if isinstance(value, str) else json.dumps(value)
+    return [part for part in _SPREAD.split(text) if part]
 
 
 def read_box(values: list[str], rule: BoxFormat, size: tuple[int, int] | None) -> Box:

@@ -7,17 +7,23 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from surgery_r1._util.images import ImageSizeError
 from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import DatasetFormat
 from surgery_r1.data.formats.fields import FieldParser
-from surgery_r1.data.formats.image_files import TornImageError, image_size
+from surgery_r1.data.formats.image_files import checked_size
 from surgery_r1.data.formats.label_records import LabelRecord
 from surgery_r1.data.formats.lines import LabelLine, LineError, question_key
+from surgery_r1.data.formats.question_forms import QuestionForms
 from surgery_r1.data.formats.questions import derive_objects, merge_answers
 from surgery_r1.data.formats.source import FrameContent
 from surgery_r1.data.formats.validation import ValidationIssue, shown
+from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import Box
 from surgery_r1.records import Frame, Sample
+
+#: Width and height in pixels of a frame's image, or what is wrong with it.
+ImageCheck = tuple[tuple[int, int] | None, ValidationIssue | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +60,26 @@ class FrameAssembler:
 
     Attributes:
         asked: questions seen so far by kind; those of no kind under :data:`validation.UNKNOWN_FORM`.
+        forms: what is known of the forms of these questions.
     """
 
     def __init__(self, dataset_format: DatasetFormat, known_tools: Collection[str] | None = None) -> None:
         self._parser = FieldParser(dataset_format)
         self._known_tools = known_tools
         self.asked: Counter[str] = Counter()
+        self.forms = QuestionForms(dataset_format)
 
-    def frame(self, place: FramePlace, files: Mapping[Path, Sequence[LabelRecord]]) -> FrameContent:
+    def frame(self, place: FramePlace, files: Mapping[Path, Sequence[LabelRecord]], image: ImageCheck) -> FrameContent:
         """The frame with its sound questions; faulty ones are left out, listed and counted.
+
+        ``image`` is what :func:`check_image` says of the place: whoever calls may ask for many at a time.
 
         ``files`` are the records of each label file, or of several that together are one, the preferred first.
         A question that an earlier file has already answered is not counted again; only questions that are new there
         are taken from a later file.
         """
         content = FrameContent(labels=list(place.labels))
-        size, error = _image_size(place)
+        size, error = image
         error = place.error or error
         if error is not None:
             content.errors.append(error)
@@ -85,6 +95,8 @@ class FrameAssembler:
     ) -> list[LabelLine]:
         """The sound lines of all files."""
         lines: list[LabelLine] = []
+        # Questions that are not understood, and the first file that has them.
+        unread: dict[str, Path] = {}
         # Ids keep the position in the file, faulty lines included, so that repairing one line renames no other.
         position = -1
         for path, records in files.items():
@@ -92,17 +104,17 @@ class FrameAssembler:
                 what, fix = "label file without questions", "nothing to do, or restore the file"
                 content.warnings.append(ValidationIssue(str(path), None, what, "0 lines", fix))
             earlier = {group[0].key: group for group in merge_answers(lines)[0]}
-            written: set[tuple[str, str, Box]] = set()
+            written: set[tuple[str, str, tuple[Box, ...]]] = set()
             for record in records:
                 position += 1
-                known = earlier.get(question_key(record.fields.get("question", "")))
+                known = earlier.get(question_key(str(record.fields.get("question", ""))))
                 if known:
                     self._compare(record, known, size, content)
                     continue
-                line = self._line(record, position, size, content)
+                line = self._line(record, position, size, content, unread)
                 if line is None:
                     continue
-                said = (line.key, line.answer, line.box_px)
+                said = (line.key, line.answer, line.boxes)
                 if said in written:
                     content.leave_out(record.issue(validation.DUPLICATE, shown(record.text, 80), "delete the line"))
                     continue
@@ -111,30 +123,40 @@ class FrameAssembler:
         return lines
 
     def _line(
-        self, record: LabelRecord, position: int, size: tuple[int, int] | None, content: FrameContent
+        self,
+        record: LabelRecord,
+        position: int,
+        size: tuple[int, int] | None,
+        content: FrameContent,
+        unread: dict[str, Path],
     ) -> LabelLine | None:
         if record.error is not None:
             content.leave_out(record.error)
             return None
         question = record.fields["question"].strip()
         found = self._parser.question(question)
+        if found is None and unread.setdefault(question_key(question), record.path) != record.path:
+            content.repeated += 1
+            return None
         self.asked[found[0] if found else validation.UNKNOWN_FORM] += 1
         if found is None:
+            self.forms.unknown(str(record.path), record.line, question)
             fix = "the line is left out; [questions] of the dataset format says what is read"
             content.warnings.append(record.issue(validation.UNKNOWN_FORM, shown(question), fix))
             content.skipped[validation.UNKNOWN_FORM] += 1
             return None
         kind, subject = found
+        self.forms.known(kind, question)
         try:
             answer = self._parser.answer(kind, record.fields["answer"])
-            box = self._parser.box(record.fields["box"], size)
+            boxes = self._parser.boxes(record.fields.get("box", []), size)
         except LineError as error:
             content.leave_out(error.issue(record.path, record.line))
             return None
         if self._known_tools is not None and kind in ("state", "location") and subject not in self._known_tools:
             fix = "the question is kept; check the spelling"
             content.warnings.append(record.issue("unknown tool in a question", repr(subject), fix))
-        return LabelLine(record.path, record.line, position, question, kind, subject, answer, box)
+        return LabelLine(record.path, record.line, position, question, kind, subject, answer, boxes)
 
     def _compare(
         self, record: LabelRecord, known: list[LabelLine], size: tuple[int, int] | None, content: FrameContent
@@ -152,25 +174,25 @@ class FrameAssembler:
             return False
         try:
             answer = self._parser.answer(known[0].kind, record.fields["answer"])
-            box = None if boxless else self._parser.box(record.fields["box"], size)
+            boxes = () if boxless else self._parser.boxes(record.fields["box"], size)
         except LineError:
             return False
-        return any(line.answer == answer and (boxless or line.box_px == box) for line in known)
+        return any(line.answer == answer and (boxless or line.boxes == boxes) for line in known)
 
 
-def _image_size(place: FramePlace) -> tuple[tuple[int, int] | None, ValidationIssue | None]:
-    """Width and height in pixels of a frame's image, or what is wrong with it."""
-    if place.image is None:
+def check_image(place: FramePlace) -> ImageCheck:
+    """Read and decode a frame's image. May be called from several threads."""
+    if place.image is None or place.error is not None:
         return None, None
-    where = str(place.labels[0])
     try:
-        return image_size(place.image), None
-    except FileNotFoundError:
-        # A dangling link, or a file that was deleted since the folder was looked through.
-        what, value, fix = validation.MISSING_IMAGE, str(place.image), "restore the file"
-    except (TornImageError, OSError) as error:
-        what, value, fix = validation.TORN_IMAGE, f"{place.image}: {error}", "copy it or unpack its archive again"
-    return None, ValidationIssue(where, place.line, what, value, fix)
+        return checked_size(place.image), None
+    except SurgeryR1Error as error:
+        what = validation.IMAGE_SIZE if isinstance(error, ImageSizeError) else validation.TORN_IMAGE
+        value, fix = f"{place.image}: {error.what}", error.fix or "copy it or unpack its archive again"
+        if not place.image.exists():
+            # A dangling link, or a file that was deleted since the folder was looked through.
+            what, value, fix = validation.MISSING_IMAGE, str(place.image), "restore the file"
+    return None, ValidationIssue(str(place.labels[0]), place.line, what, value, fix)
 
 
 def _fill(
@@ -184,6 +206,12 @@ def _fill(
     content.frame = Frame(frame_id, place.relative, *size, sha256="", objects=objects)
     for group in groups:
         first = group[0]
+        # Where one answer has a box and another has none, nothing says where the latter would be right.
+        for line in group:
+            if bool(line.boxes) != bool(first.boxes):
+                value, fix = shown(line.question), "give each of its answers a box, or none"
+                content.leave_out(ValidationIssue(str(line.path), line.line, validation.MIXED_BOXES, value, fix))
+        accepted = [pair for line in group if bool(line.boxes) == bool(first.boxes) for pair in line.accepted]
         content.samples.append(
             Sample(
                 id=f"{frame_id}/{first.index}",
@@ -198,8 +226,8 @@ def _fill(
                 kind=first.kind,
                 subject=first.subject,
                 answer=first.answer,
-                box_px=first.box_px,
-                answers_accepted=tuple(line.answer for line in group) if len(group) > 1 else (),
-                boxes_accepted=tuple(line.box_px for line in group) if len(group) > 1 else (),
+                box_px=accepted[0][1],
+                answers_accepted=tuple(answer for answer, _ in accepted) if len(accepted) > 1 else (),
+                boxes_accepted=tuple(box for _, box in accepted) if len(accepted) > 1 else (),
             )
         )

@@ -78,11 +78,14 @@ def _closing(text: str, at: int) -> int:
 
 
 def files_below(folder: Path) -> list[str]:
-    """Paths of all files below a folder, relative and with ``/``, sorted; hidden and shadow files left out."""
+    """Paths of all files below a folder, relative and with ``/``, sorted; hidden and shadow files left out.
+
+    Whatever is no folder is listed, also a dangling link or a pipe: whoever opens it says what is wrong with it.
+    """
     found = []
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") or part.lower() == SHADOW for part in parts)
-        if not hidden and path.is_file():
+        if not hidden and not path.is_dir():
             found.append("/".join(parts))
     return found

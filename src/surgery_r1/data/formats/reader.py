@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
+from surgery_r1._util.parallel import ordered_map
 from surgery_r1._util.sorting import natural_key
 from surgery_r1.data.formats import validation
 from surgery_r1.data.formats.declarative import DatasetFormat, several
-from surgery_r1.data.formats.frame_assembly import FrameAssembler, FramePlace
+from surgery_r1.data.formats.frame_assembly import FrameAssembler, FramePlace, ImageCheck, check_image
 from surgery_r1.data.formats.label_records import LabelRecord, RecordReader
 from surgery_r1.data.formats.path_patterns import PathPattern, files_below
-from surgery_r1.data.formats.source import FrameContent, check_folders
+from surgery_r1.data.formats.source import IMAGE_READERS, FrameContent, check_folders
 from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
 
 _Key = tuple[str, str]
+#: Key, label files and records of a frame, and where it lies; without key and place for rows that belong to no frame.
+_Labelled = tuple[_Key | None, tuple[Path, ...], list[LabelRecord], FramePlace | None]
 _EXAMPLES = 3
 
 
@@ -41,6 +45,8 @@ class FormatReader:
         self.label_root, self.image_root = folder, (images or folder).resolve()
         self.classes: Mapping[str, Mapping[str, tuple[str, ...]]] = {dataset_format.name: dataset_format.answers}
         self.warnings: list[ValidationIssue] = []
+        named = {name for text in several(dataset_format.labels) for name in PathPattern(text).names}
+        self._labels_name_frames = _names(dataset_format.sequence) | _names(dataset_format.frame) <= named
         self._images = self._find_images()
         self._labels = [
             (folder / path, parts) for path, parts in self._matching("labels", dataset_format.labels, self.label_root)
@@ -86,16 +92,16 @@ class FormatReader:
         """Every labelled frame; faulty questions are left out, listed and counted."""
         assembler = FrameAssembler(self._format)
         labelled: set[_Key] = set()
-        for key, labels, records in self._by_frame():
-            if key is None:
+        for (key, labels, records, place), image in ordered_map(_check, self._placed(), IMAGE_READERS):
+            if key is None or place is None:
                 # Rows that do not even say which frame they are about.
                 errors = [record.error for record in records if record.error is not None]
                 skipped = Counter(error.what for error in errors)
                 yield FrameContent(errors=errors, skipped=skipped, labels=list(labels))
                 continue
             labelled.add(key)
-            place = self._place(key, labels, records)
-            yield assembler.frame(place, {labels[0]: records})
+            yield assembler.frame(place, {labels[0]: records}, image)
+        yield FrameContent(errors=list(assembler.forms.errors()))
         yield from self._unused({sequence for sequence, _ in labelled}, assembler.asked)
         bare = len(self._images.keys() - labelled)
         if bare:
@@ -104,9 +110,13 @@ class FormatReader:
                 warnings=[ValidationIssue(str(self.image_root), None, "images without labels", value, fix)]
             )
 
+    def _placed(self) -> Iterator[_Labelled]:
+        for key, labels, records in self._by_frame():
+            yield key, labels, records, None if key is None else self._place(key, labels, records)
+
     def _by_frame(self) -> Iterator[tuple[_Key | None, tuple[Path, ...], list[LabelRecord]]]:
         """Label files and records of each frame in natural order; key None: a row that belongs to no frame."""
-        if self._format.format == "lines":
+        if self._format.format == "lines" and self._labels_name_frames:
             # One file a frame, or several: nothing but their paths is held.
             files: dict[_Key, list[tuple[Path, dict[str, str]]]] = defaultdict(list)
             for path, parts in self._labels:
@@ -117,7 +127,7 @@ class FormatReader:
             return
         frames: dict[_Key, list[LabelRecord]] = defaultdict(list)
         for path, parts in self._labels:
-            for record in self._records.table(path, parts):
+            for record in self._rows(path, parts):
                 if record.error is not None:
                     yield None, (path,), [record]
                 else:
@@ -125,6 +135,9 @@ class FormatReader:
         for key in sorted(frames, key=_order):
             records = frames.pop(key)
             yield key, tuple(dict.fromkeys(record.path for record in records)), records
+
+    def _rows(self, path: Path, parts: dict[str, str]) -> Iterable[LabelRecord]:
+        return self._records.lines(path, parts) if self._format.format == "lines" else self._records.table(path, parts)
 
     def _place(self, key: _Key, labels: tuple[Path, ...], records: Sequence[LabelRecord]) -> FramePlace:
         """Where a frame's files lie, and what is wrong with that."""
@@ -157,16 +170,30 @@ class FormatReader:
         name = f"adapter {self._format.name}"
         for kind in self._format.questions:
             if not asked[kind]:
-                value, fix = f"questions.{kind} matches no question", "correct the pattern, or leave the kind out"
-                found = ValidationIssue(name, None, validation.NO_QUESTION, value, fix)
-                # A kind may be missing here. Where other questions are not understood, it is the pattern that is wrong.
-                broken = asked[validation.UNKNOWN_FORM] > 0
-                yield FrameContent(errors=[found]) if broken else FrameContent(warnings=[found])
-        for split, patterns in self._format.splits.items():
-            for pattern in patterns:
-                if not any(fnmatchcase(sequence, pattern) for sequence in sequences):
-                    value, fix = f"splits.{split}: {pattern!r} matches no sequence", "nothing to do, if it is not here"
+                value = f"questions.{kind} matches no question"
+                if kind in self._format.optional:
+                    fix = "nothing to do: the adapter has it as optional"
                     yield FrameContent(warnings=[ValidationIssue(name, None, validation.NO_QUESTION, value, fix)])
+                    continue
+                fix = f'correct the pattern, leave the kind out, or write: optional = ["{kind}"]'
+                yield FrameContent(errors=[ValidationIssue(name, None, validation.NO_QUESTION, value, fix)])
+        for split, patterns in self._format.splits.items():
+            bare = [p for p in patterns if not any(fnmatchcase(sequence, p) for sequence in sequences)]
+            if bare:
+                few = ", ".join(map(repr, bare[:_EXAMPLES]))
+                few += f" and {len(bare) - _EXAMPLES} more" if len(bare) > _EXAMPLES else ""
+                value = f"splits.{split}: {few} {'matches' if len(bare) == 1 else 'match'} no sequence"
+                found = ValidationIssue(name, None, validation.NO_QUESTION, value, "nothing to do, if it is not here")
+                yield FrameContent(warnings=[found])
+
+
+def _names(template: str) -> set[str]:
+    return {name for _, name, *_ in Formatter().parse(template) if name is not None}
+
+
+def _check(labelled: _Labelled) -> ImageCheck:
+    place = labelled[-1]
+    return (None, None) if place is None else check_image(place)
 
 
 def _order(key: _Key) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from typing import Protocol
 from surgery_r1.data.formats.validation import ValidationIssue
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.records import Frame, Sample
+
+#: Threads that read and decode images while labels are read.
+IMAGE_READERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(slots=True)
@@ -70,6 +74,7 @@ class FolderContent:
         frames: frames with at least one sound question; their ``sha256`` is empty (filled in by the build).
         errors, warnings: issues in the order of the files.
         skipped: number of questions that errors cost, by error.
+        classes: as :class:`Source` has them.
     """
 
     image_root: Path
@@ -78,6 +83,7 @@ class FolderContent:
     errors: list[ValidationIssue] = field(default_factory=list)
     warnings: list[ValidationIssue] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    classes: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
 
 def check_folders(*named: Path | None) -> None:
@@ -93,7 +99,7 @@ def check_folders(*named: Path | None) -> None:
 
 def read_all(source: Source) -> FolderContent:
     """All of a source at once."""
-    content = FolderContent(source.image_root)
+    content = FolderContent(source.image_root, classes=source.classes)
     # What is warned of about folders while frames are read stands after what was warned of before.
     for part in source.frames():
         if part.frame is not None:

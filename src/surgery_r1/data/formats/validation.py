@@ -7,37 +7,50 @@ from typing import Any
 
 MISSING_IMAGE = "missing image of a labelled frame"
 TORN_IMAGE = "torn image of a labelled frame"
+IMAGE_SIZE = "image of a size that models refuse"
+UNREADABLE = "label file that cannot be read"
+TOO_LONG = "text that is too long"
 FIELD_COUNT = "wrong field count"
 CORNER_COUNT = "wrong corner count"
 NON_NUMERIC = "non-numeric corner"
 NAN_CORNER = "corner is NaN or infinite"
 EMPTY_BOX = "empty or inverted box"
 OUTSIDE = "box outside the frame"
+MIXED_BOXES = "question with and without a box"
 UNKNOWN_ANSWER = "unknown answer"
 DUPLICATE = "exact duplicate line"
 ENCODING = "wrong encoding"
 NO_SEQUENCE = "labels in no sequence of a split"
 SEVERAL_SPLITS = "sequence in several splits"
 NO_QUESTION = "pattern that matches nothing"
-#: No error: lines that ask what is not looked for are left out, and counted.
+NOTHING_READ = "no question was read"
+#: A single line that asks what is not looked for: a warning. It is left out and counted.
 UNKNOWN_FORM = "unknown question form"
+#: The same for more than a stray line: an error.
+FORM_LEFT_OUT = "question form that the dataset format does not know"
 
 #: Every error, in the order tables list them. Each is also a key of the manifest's ``skipped``.
 ERRORS: tuple[str, ...] = (
     MISSING_IMAGE,
     TORN_IMAGE,
+    IMAGE_SIZE,
+    UNREADABLE,
+    TOO_LONG,
     FIELD_COUNT,
     CORNER_COUNT,
     NON_NUMERIC,
     NAN_CORNER,
     EMPTY_BOX,
     OUTSIDE,
+    MIXED_BOXES,
     UNKNOWN_ANSWER,
     DUPLICATE,
     ENCODING,
     NO_SEQUENCE,
     SEVERAL_SPLITS,
     NO_QUESTION,
+    NOTHING_READ,
+    FORM_LEFT_OUT,
 )
 
 

@@ -176,6 +176,9 @@ def _named(text: str, context: CheckContext) -> list[str]:
 
 def claimed_answers(text: str, context: CheckContext) -> list[str]:
     """Answers of the question's kind that a text claims, in order; what it denies is left out."""
+    if context.sample.kind not in vocab.KINDS:
+        # "no" may be the answer itself.
+        return _named(text, context)
     return _named(". ".join(clauses(text)), context)
 
 
@@ -231,10 +234,14 @@ def _mentioned(text: str, context: CheckContext) -> list[str]:
 
 def _absent_tool(draft: Draft, context: CheckContext) -> bool:
     objects, words = context.frame.objects, context.words
-    there = {seen.name for seen in objects}
+    sample = context.sample
+    # What is asked about or answered is there by its label; in sets without boxes no object is.
+    there = {seen.name for seen in objects} | {sample.subject, sample.answer}
     # "suction" may also be what is being done.
     done = {str(seen.state).lower() for seen in objects}
     nouns = {name.split("_")[-1] for name in there} | ({"scissor"} if "scissors" in "".join(there) else set())
+    if sample.kind not in vocab.KINDS:
+        nouns |= set(words.nouns.find(f"{sample.question} {sample.answer}"))
     for clause in clauses(draft.text):
         if any(name not in there and name.lower() not in done for name in words.tools.find(clause)):
             return True

@@ -97,6 +97,8 @@ _SEEN: dict[str, str] = {
 class TemplateWriter:
     """One short sentence: what is seen, where, and why that gives the answer. Two templates for each kind (ours).
 
+    Questions of a kind of their own get a sentence that claims nothing but the answer.
+
     The first reasoning of a question draws one of the two, the second is the other one; there is no third.
 
     The vocabulary is small and fixed on purpose: a model of a million parameters has to learn to say it. Nothing is
@@ -117,8 +119,9 @@ class TemplateWriter:
         sample, frame = task.sample, task.frame
         drawn = random.Random(f"{task.seed}:{sample.id}").random() < 0.5
         first = drawn ^ bool((task.number + task.attempt) % 2)
-        sentences = {"organ": _organ, "location": _location, "tool": _tool, "state": _state}[sample.kind]
-        return Draft(sentences(sample, frame, self._rules.get(sample.source))[0 if first else 1])
+        sentences = {"organ": _organ, "location": _location, "tool": _tool, "state": _state}
+        write = sentences.get(sample.kind, _own_kind)
+        return Draft(write(sample, frame, self._rules.get(sample.source))[0 if first else 1])
 
     def stop(self) -> None:
         pass
@@ -168,6 +171,15 @@ def _tool(sample: Sample, frame: Frame, _: LocationRule | None) -> tuple[str, st
     seen = f"the {sample.answer} is seen" + (f" {_SEEN[state]}" if state in _SEEN else "")
     where, claim = f"in the {sample.subject}", f"so the tool is {sample.answer}"
     return f"{where} {seen}, {claim}", f"{seen} {where}, {claim}"
+
+
+def _own_kind(sample: Sample, frame: Frame, _: LocationRule | None) -> tuple[str, str]:
+    """What is asked about and the answer: annotations of other kinds of question say nothing of why."""
+    about = vocab.spoken(sample.kind) + (f" of {sample.subject}" if sample.subject else "")
+    return (
+        f"the frame is looked at for the {about}, and the answer is {sample.answer}",
+        f"as to the {about}, the frame is looked at and the answer is {sample.answer}",
+    )
 
 
 def _in_place(seen: AnnotatedObject, frame: Frame, rule: LocationRule | None) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from surgery_r1._util.files import dump_json
+from surgery_r1._util.files import dump_json, open_regular
 from surgery_r1.data.rationales.teacher import prompt
 from surgery_r1.data.rationales.teacher.client import Client
 from surgery_r1.data.rationales.teacher.endpoint import check_endpoint
@@ -135,7 +135,8 @@ class TeacherWriter:
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
         if self._config.send_frames:
             assert task.image is not None
-            data = task.image.read_bytes()
+            with open_regular(task.image) as handle:
+                data = handle.read()
             if hashlib.sha256(data).hexdigest() != task.frame.sha256:
                 raise SurgeryR1Error("image changed during the build", where=str(task.image), fix="run again")
             kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
