@@ -156,7 +156,7 @@ def predict_args(dataset_folder, tmp_path) -> list:
 def train_args(dataset_folder, tmp_path) -> list:
     config = tmp_path / "quick.toml"
     config.write_text(
-        "[lora]\nenabled = false\n[sft]\nbatch_size = 2\nmax_steps = 2\neval_every = 1\n"
+        "[lora]\nenabled = false\n[sft]\ndirect_answers = true\nbatch_size = 2\nmax_steps = 2\neval_every = 1\n"
         "[eval]\ndev_samples = 1\nmax_new_tokens = 4\n"
     )
     return ["train", "sft", "--config", config, "--data", dataset_folder, "--out", tmp_path / "run"]
@@ -300,16 +300,66 @@ def test_full_disk_while_training(capfd, train_args, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", refuse("checkpoint-2"))
         status, err = run(capfd, *train_args)
-    assert status == 2 and err.rstrip().endswith("no space left on the disk; free some and run the same command again")
+    assert status == 2 and err.rstrip().endswith(
+        "no space left on the disk; free some and run the same command again, with --resume if it trains"
+    )
     best = weights_sha256(run_folder / "best")
     with monkeypatch.context() as patch:
-        patch.setattr("surgery_r1.models.save.save_processor", full_disk)
+        patch.setattr("surgery_r1.models.save.save_description", full_disk)
         patch.setattr("surgery_r1.train.callbacks.DevCallback._count", always_better)
         status, err = run(capfd, *train_args, "--resume")
     assert status == 2 and "the model could not be saved" in err and "go on with --resume" in err
     assert weights_sha256(run_folder / "best") == best and not list(run_folder.glob("best.*"))
     assert main([*map(str, train_args), "--resume", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["steps"] == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that makes a disk of so many MiB, or changes its size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def of_size(mib: int) -> Path:
+        size = f"remount,size={mib}M" if folder.is_mount() else f"size={mib}M"
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True)
+        if made.returncode:
+            pytest.skip(f"needs the right to mount: {made.stderr.decode().strip()}")
+        return folder
+
+    yield of_size
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("mib", [4, 10, 14])
+def test_a_disk_that_is_really_full_while_training(capfd, train_args, small_disk, mib):
+    """Full in the weights of a checkpoint, in its optimiser (torch's archive writer), and in ``best``."""
+    args = [*train_args[:-1], small_disk(mib) / "run"]
+    status, err = run(capfd, *args)
+    assert status == 2 and re.search("no space left on (the disk|device)", err, re.IGNORECASE), err
+    assert "--resume" in err and "unexpected" not in err
+    small_disk(80)
+    assert main([*map(str, args), "--resume", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail at inline_container.cc:672] . unexpected pos 2001472 vs 2001424",
+        "basic_ios::clear: iostream error",
+        f"Error while serializing: I/O error: {FULL} (os error 28)",
+    ],
+)
+def test_what_libraries_say_of_a_full_disk(capfd, monkeypatch, predict_args, words):
+    def fail(*_):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("surgery_r1.cli._run", fail)
+    fails(capfd, *predict_args, match="no space left on the disk; free some and run the same command again, with --res")
+    words = "at an unexpected position"
+    fails(capfd, *predict_args, match="unexpected RuntimeError: at an unexpected position; --debug shows where")
 
 
 def always_better(self, value, step):
@@ -397,6 +447,49 @@ def test_commands_end_to_end(capfd, dataset_folder, train_args, tmp_path, datase
     assert main([*asked, "--max-new-tokens", "8", "--out", str(tmp_path / "answer.png")]) == 0
     assert json.loads(capfd.readouterr().out)["picture"] == str(tmp_path / "answer.png")
     assert (tmp_path / "answer.png").is_file()
+
+
+def test_a_second_training_into_a_run_folder_is_refused(capfd, train_args, tmp_path):
+    """Also with --resume, and before a model is loaded: the first one's folder is left alone."""
+    code = "import sys; from pathlib import Path; from surgery_r1._util.locks import held\n"
+    code += "with held(Path(sys.argv[1]), 'training'):\n print('held', flush=True)\n sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        for more in ([], ["--resume"], ["--model", "/no/model"]):
+            message = (
+                rf"{tmp_path / 'run'}: process {first.pid} on .* is already training here; wait until it has ended"
+            )
+            fails(capfd, *train_args, *more, match=message)
+        assert not (tmp_path / "run").exists()
+        first.kill()
+    assert main([*map(str, train_args)]) == 0, "what a killed process leaves is in nobody's way"
+    assert not (tmp_path / ".run.lock").exists()
+
+
+@pytest.mark.slow
+def test_a_second_training_takes_nothing_from_the_first(capfd, dataset_folder, tmp_path):
+    """Two real processes: the second is refused while the first trains; killed, the first is resumed as ever."""
+    config = tmp_path / "quick.toml"
+    config.write_text(
+        "[lora]\nenabled = false\n[sft]\nbatch_size = 4\nmax_steps = 12\neval_every = 4\npatience = 0\n"
+        "[eval]\ndev_samples = 4\nmax_new_tokens = 8\n"
+    )
+    args = ["train", "sft", "--config", str(config), "--data", str(dataset_folder), "--json", "--out"]
+    assert main([*args, str(tmp_path / "whole")]) == 0
+    out = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-m", "surgery_r1", *args, str(out)], stdout=subprocess.DEVNULL) as first:
+        while not list(out.glob("checkpoints/checkpoint-*/trainer_state.json")):
+            assert first.poll() is None
+            time.sleep(0.02)
+        first.send_signal(signal.SIGSTOP)
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        for more in ([], ["--resume"]):
+            fails(capfd, *args, out, *more, match=f"{out}: process {first.pid} on .* is already training here")
+        assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        first.kill()
+    assert main([*args, str(out), "--resume"]) == 0
+    assert weights_sha256(out / "best") == weights_sha256(tmp_path / "whole" / "best")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -213,8 +214,11 @@ def test_a_label_file_or_image_that_changed_gives_a_warning(tmp_path, capsys):
 def test_a_build_at_work_is_left_alone(tmp_path):
     with replacing_folder(tmp_path / "ds", False) as first:
         (first / "manifest.json").write_text("{}")
-        with pytest.raises(RuntimeError), replacing_folder(tmp_path / "ds", False):
-            raise RuntimeError
+        with (
+            pytest.raises(SurgeryR1Error, match=rf"ds: process {os.getpid()} on .* is already writing here"),
+            replacing_folder(tmp_path / "ds", False),
+        ):
+            pass
         assert (first / "manifest.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["ds"]
 

@@ -343,7 +343,7 @@ def test_families(tiny, tmp_path, family, space, factor, least, most):
     state, loaded = model.state_dict(), bundle.model.state_dict()
     assert state.keys() == loaded.keys() and all(torch.equal(state[name], loaded[name]) for name in state)
     generation = bundle.model.generation_config
-    assert (generation.do_sample, generation.temperature, generation.repetition_penalty) == (False, None, None)
+    assert (generation.do_sample, generation.temperature, generation.repetition_penalty) == (None, None, None)
 
     picture(300, 240).save(tmp_path / "frame.png")
     bundle = from_pretrained(folder, device="cpu", min_pixels=factor**2, max_pixels=16 * factor**2)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -19,7 +22,9 @@ from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
 from surgery_r1.evaluate.predict import evenly_spaced, predict, prompt_of
 from surgery_r1.evaluate.score import score_predictions
 from surgery_r1.inference import Reply, load
+from surgery_r1.models.load import engine_sha256, from_pretrained
 from surgery_r1.models.processor import view_of
+from surgery_r1.models.tiny.architecture import TINY_BASE
 from surgery_r1.train.fit import TrainResult
 from surgery_r1.train.stage import train
 
@@ -43,7 +48,8 @@ class Scripted:
 def run(dataset, engine, bundle, out, **changes):
     reasoning = changes.pop("reasoning", True)
     how = GenerationOptions(max_new_tokens=changes.pop("max_new_tokens", 9), reasoning=reasoning)
-    options = {"model_name": "scripted", "weights_sha256": "abc", "options": how, **changes}
+    hashes = {"weights_sha256": "abc", "engine_sha256": "def"}
+    options = {"model_name": "scripted", **hashes, "options": how, **changes}
     return predict(dataset, options.pop("split", "val"), engine, bundle.info, out, **options)
 
 
@@ -127,6 +133,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny, dataset, tmp_path, torn):
     ("change", "message"),
     [
         ({"weights_sha256": "other"}, "was started with weights_sha256='abc', now it is 'other'"),
+        ({"engine_sha256": "new"}, r"engine_sha256='def', now it is 'new' \(tokenizer, chat template, image processor"),
         ({"reasoning": False}, "reasoning=True"),
         ({"max_new_tokens": 10}, "max_new_tokens=9, now it is 10"),
         ({"split": "dev"}, "split='val'"),
@@ -138,6 +145,107 @@ def test_a_partial_file_of_other_settings_is_refused(tiny, dataset, tmp_path, ch
         run(dataset, Scripted(tiny, lambda _: "x", dies_after=1), tiny, out)
     with pytest.raises(SurgeryR1Error, match=rf"p\.jsonl\.partial:1: .*{message}.*remove .*partial to start again"):
         run(dataset, Scripted(tiny, lambda _: "y"), tiny, out, **change)
+
+
+def test_a_second_predict_into_one_file_ends_at_once_and_loses_nothing(tiny, dataset, tmp_path, monkeypatch):
+    out = tmp_path / "p.jsonl"
+    refused = []
+
+    def second(prompt):
+        if not refused:
+            with pytest.raises(
+                SurgeryR1Error, match=rf"p.jsonl: process {os.getpid()} on .* is already predicting here"
+            ):
+                run(dataset, Scripted(tiny, lambda _: "other"), tiny, out)
+            with monkeypatch.context() as patch:
+                patch.setattr(evaluate_run, "from_pretrained", None)
+                with pytest.raises(
+                    SurgeryR1Error, match="is predicting here; wait until it has ended, or give another"
+                ):
+                    evaluate_run.predict_with_model("tiny", dataset, "val", out)
+            refused.append(prompt)
+        return "x"
+
+    run(dataset, Scripted(tiny, second), tiny, out)
+    assert refused and {record["text"] for record in lines(out)} == {"x"}
+    assert [record["id"] for record in lines(out)] == [s.id for s in dataset.split("val")]
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+    monkeypatch.setattr(evaluate_run, "from_pretrained", None)
+    with pytest.raises(SurgeryR1Error, match="already exists"):
+        evaluate_run.predict_with_model("tiny", dataset, "val", out)
+
+
+def test_two_processes_write_one_line_a_question(dataset_folder, dataset, tmp_path):
+    """What two commands started at the same time leave behind."""
+    command = [*(sys.executable, "-m", "surgery_r1", "predict", "--model", "tiny", "--data", str(dataset_folder))]
+    command += ["--split", "val", "--out", "p.jsonl", "--max-new-tokens", "2", "--batch-size", "4"]
+    both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2]
+    (error,) = [text for text, process in zip(said, both, strict=True) if process.returncode]
+    assert "predicting here; wait until it has ended" in error or "already exists" in error
+    assert [record["id"] for record in lines(tmp_path / "p.jsonl")] == [s.id for s in dataset.split("val")]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda text: text + text.splitlines()[0] + "\n", r"partial:5: holds a second line for id 'endovis18/"),
+        (
+            lambda text: text.replace('"id": "', '"id": "x'),
+            r"partial:1: holds id 'xendovis18/.*', which is not asked for",
+        ),
+        (lambda text: text.replace('"id"', '"key"'), r"partial:1: holds id None, which is not asked for"),
+    ],
+)
+def test_a_partial_file_with_other_lines_is_not_gone_on_with(tiny, dataset, tmp_path, spoil, message):
+    out, partial = tmp_path / "p.jsonl", tmp_path / "p.jsonl.partial"
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset, Scripted(tiny, lambda _: "x", dies_after=1), tiny, out)
+    partial.write_text(spoil(partial.read_text()))
+    with pytest.raises(SurgeryR1Error, match=message + ".*; remove .*partial to start again"):
+        run(dataset, Scripted(tiny, lambda _: "x"), tiny, out)
+    assert not out.exists()
+
+
+def test_the_file_gets_its_name_only_with_one_line_a_question(tiny, dataset, tmp_path):
+    """Whatever was done to the partial file in the meantime."""
+    partial = tmp_path / "p.jsonl.partial"
+
+    def emptied(progress, _):
+        if progress == len(dataset.split("val")):
+            partial.write_text("".join(partial.read_text().splitlines(keepends=True)[1:]))
+
+    with pytest.raises(SurgeryR1Error, match="1 of 38 questions have no line; run the same command again"):
+        run(dataset, Scripted(tiny, lambda _: "x"), tiny, tmp_path / "p.jsonl", progress=emptied)
+    assert not (tmp_path / "p.jsonl").exists()
+    assert run(dataset, Scripted(tiny, lambda _: "x"), tiny, tmp_path / "p.jsonl") == 1
+
+
+def test_the_engine_hash_covers_all_that_a_reply_depends_on(tiny, tmp_path):
+    """Wherever the folder lies; and each change of a file that matters, or of a setting, is seen."""
+    first = engine_sha256(tiny)
+    folder = tmp_path / "copy"
+
+    def changed(name: str, before: str, after: str, **options) -> str:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(TINY_BASE, folder)
+        (folder / "surgery_r1.json").unlink()
+        text = (folder / name).read_text(encoding="utf-8")
+        assert before in text
+        (folder / name).write_text(text.replace(before, after, 1), encoding="utf-8")
+        return engine_sha256(from_pretrained(folder, device="cpu", box_space="norm100", **options))
+
+    limits = {"min_pixels": tiny.info.min_pixels, "max_pixels": tiny.info.max_pixels}
+    assert changed("config.json", "{", "{", **limits) == first
+    hashes = [
+        first,
+        changed("config.json", "{", "{", **limits | {"max_pixels": 20_000}),
+        changed("chat_template.jinja", "", "{# other #}", **limits),
+        changed("preprocessor_config.json", '"image_mean": [', '"image_mean": [\n0.5, 0.5, 0.5], "x": [', **limits),
+        changed("tokenizer.json", '"lstrip": false', '"lstrip": true', **limits),
+    ]
+    assert len(set(hashes)) == len(hashes)
 
 
 def test_an_engine_must_answer_every_prompt(tiny, dataset, tmp_path):

@@ -168,9 +168,7 @@ def test_denominators_never_shrink(tmp_path, dataset):
     assert lines[1]["line"] == 2 and lines[4]["problems"] == ["bad_text"]
 
 
-@pytest.mark.parametrize(
-    "box", ["[NaN, 0, 10, 10]", "[0, 0, Infinity, 10]", "[0, 0, -5, 10]", "[0, 0, 1" + "0" * 400 + ", 1]"]
-)
+@pytest.mark.parametrize("box", ["[0, 0, 1e400, 10]", "[0, 0, -5, 10]", "[0, 0, 1" + "0" * 400 + ", 1]"])
 def test_numbers_that_are_no_box(tmp_path, dataset, box):
     sample = dataset.split("val")[0]
     path = tmp_path / "p.jsonl"
@@ -268,7 +266,8 @@ def first(dataset: Dataset) -> str:
         ('{"id": "FIRST", "text": "a", "box_space": "inches"}', "unknown box_space 'inches'"),
         ('{"id": "FIRST", "text": "a", "box_space": ["pixels"]}', "unknown box_space"),
         ('{"id": "FIRST", "text": "a", "box_space": "pixels"}', "input_width=None"),
-        ('{"id": "FIRST", "answer": "a", "box_px": [1], "box_space": "norm1000"}', "box_px is in source pixels"),
+        ('{"id": "FIRST", "answer": "a", "box_px": [1], "box_space": "inches"}', "unknown box_space 'inches'"),
+        ('{"id": "FIRST", "answer": "a", "box_px": [NaN, 0, 1, 1]}', "NaN is no JSON number"),
         ('{"id": "SECOND", "text": "b"}', "a second, different prediction"),
     ],
 )
@@ -289,7 +288,7 @@ def test_files_that_cannot_be_read(tmp_path, dataset):
     for name, message in {
         "none.jsonl": "no such file",
         "latin.jsonl": "UTF-8",
-        ".": "cannot read|directory",
+        ".": "is a folder",
         "deep.jsonl": "nested",
     }.items():
         with pytest.raises(SurgeryR1Error, match=message):
@@ -370,8 +369,10 @@ def test_older_score_lines_are_read_and_what_no_metric_can_do_without_is_named(t
         assert "score again" in str(caught.value)
 
 
+# NaN and infinity are no JSON: a file with them is refused.
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers()
 JSON = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text(st.characters(), max_size=20),
+    st.none() | st.booleans() | NUMBERS | st.text(st.characters(), max_size=20),
     lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=5), children, max_size=3),
     max_leaves=6,
 )
@@ -387,9 +388,7 @@ def _rates(value, path=""):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    text=JSON, answer=JSON, box=JSON | st.lists(st.floats() | st.integers(), min_size=4, max_size=4), both=st.booleans()
-)
+@given(text=JSON, answer=JSON, box=JSON | st.lists(NUMBERS, min_size=4, max_size=4), both=st.booleans())
 def test_no_prediction_crashes_scoring_or_leaves_the_unit_interval(tmp_path, dataset, text, answer, box, both):
     val = dataset.split("val")
     records = [{"id": val[1].id, "answer": answer, "box_px": box}, {"id": val[0].id, "text": text}]

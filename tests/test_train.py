@@ -41,14 +41,19 @@ def records(run) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def story(run) -> list[dict]:
+    """All of metrics.jsonl but times."""
+    timed = ("time", "per_second")
+    return [{k: v for k, v in record.items() if not any(word in k for word in timed)} for record in records(run)]
+
+
 def assert_same(run, other) -> None:
-    """Equal last checkpoints and equal best models, bit for bit, and the same story in metrics.jsonl."""
+    """Equal last checkpoints and equal best models, bit for bit, and the same metrics.jsonl, times aside."""
     for path in (run / "best", *(run / "checkpoints").glob("checkpoint-*")):
         ours, theirs = weights(path), weights(other / path.relative_to(run))
         assert ours and ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), path
-    story = [[(r["step"], r.get("loss"), r.get("dev/joint")) for r in records(r)] for r in (run, other)]
-    assert [s for s in story[0] if s[1:] != (None, None)] == [s for s in story[1] if s[1:] != (None, None)]
+    assert story(run) == story(other)
     results = [json.loads((r / "result.json").read_text()) for r in (run, other)]
     assert {k: v for k, v in results[0].items() if k != "best"} == {k: v for k, v in results[1].items() if k != "best"}
 
@@ -155,7 +160,7 @@ def test_sft_stops_when_dev_no_longer_improves(dataset, tmp_path, monkeypatch):
 def test_training_on_dev_keeps_the_last_model(dataset, tmp_path, monkeypatch):
     values = iter([0.3, 0.2, 0.1])
     monkeypatch.setattr(stage_module, "dev_evaluator", lambda *_: lambda model: {"joint": next(values)})
-    config = small(sft_max_steps=3, sft_eval_every=1, sft_patience=1, sft_flips=())
+    config = small(sft_max_steps=3, sft_eval_every=1, sft_patience=1, sft_flips=(), sft_direct_answers=False)
     result = fit("sft", config, dataset, tmp_path / "run", include_dev=True)
     assert (result["steps"], result["best_step"]) == (3, 3)
     run = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -174,6 +179,22 @@ def test_sft_resumed_equals_uninterrupted(sft_run, dataset, tmp_path, kill_after
         fit("sft", small(), dataset, out)
     fit("sft", small(), dataset, out, resume=True)
     assert_same(out, sft_run)
+
+
+@pytest.mark.parametrize("logging_steps", [1, 3, 5])
+def test_log_windows_across_a_checkpoint(dataset, tmp_path, kill_after, monkeypatch, logging_steps):
+    """Checkpoints after 2, 4 and 6 steps: a window of logs is open at one of them, or at all."""
+    config = small(sft_max_steps=6, sft_trl={"logging_steps": logging_steps}, eval_dev_samples=1)
+    fit("sft", config, dataset, tmp_path / "whole")
+    kill_after(5)
+    with pytest.raises(Interrupted):
+        fit("sft", config, dataset, tmp_path / "run")
+    monkeypatch.undo()
+    fit("sft", config, dataset, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    logged = [record for record in story(tmp_path / "run") if "loss" in record]
+    assert [record["step"] for record in logged] == [step for step in range(1, 7) if step % logging_steps == 0]
+    assert all(record["num_tokens"] > 0 and record["entropy"] > 0 for record in logged)
 
 
 def test_sft_resumes_from_the_checkpoint_before_a_torn_one(sft_run, dataset, tmp_path, caplog):
@@ -199,10 +220,15 @@ def test_resume_of_a_run_that_lacks_only_its_end(dataset, tmp_path, monkeypatch,
     config = replace(config, lora=replace(config.lora, enabled=lora))
     out = tmp_path / "run"
     result = fit("sft", config, dataset, out)
-    best = weights(out / "best")
+    best, told = weights(out / "best"), story(out)
     (out / "result.json").unlink()
+    # A kill before the summary of the whole was written.
+    assert "train_loss" in told[-1]
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:-1]))
     shutil.rmtree(out / "best")
     assert fit("sft", config, dataset, out, resume=True) == result
+    assert story(out) == told
     again = weights(out / "best")
     assert best.keys() == again.keys() and all(torch.equal(best[name], again[name]) for name in best)
     # Longer, and out of patience after the third step: resumed again, it does not go on either.
@@ -243,6 +269,7 @@ def test_sigterm_saves_and_resume_goes_on(sft_run, dataset, tmp_path, monkeypatc
     assert not result["stopped"] and result["steps"] == 4
     ours, theirs = (weights(run / "checkpoints" / "checkpoint-4") for run in (out, sft_run))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert story(out) == story(sft_run), "the summary of the stopped run is not left in the middle"
 
 
 def test_a_signal_at_the_last_step_is_not_a_stop():
@@ -330,6 +357,20 @@ def test_rft_resumed_equals_uninterrupted(rft_run, dataset, tmp_path, kill_after
     monkeypatch.undo()
     fit("rft", small(), dataset, tmp_path / "run", resume=True)
     assert_same(tmp_path / "run", rft_run)
+
+
+@pytest.mark.parametrize(("logging_steps", "iterations"), [(3, 1), (3, 2)])
+def test_rft_log_windows_across_a_checkpoint(dataset, tmp_path, kill_after, monkeypatch, logging_steps, iterations):
+    trl = {"logging_steps": logging_steps, "num_iterations": iterations}
+    config = small(rft_max_steps=6, rft_trl=trl, eval_dev_samples=1)
+    fit("rft", config, dataset, tmp_path / "whole")
+    kill_after(5)
+    with pytest.raises(Interrupted):
+        fit("rft", config, dataset, tmp_path / "run")
+    monkeypatch.undo()
+    fit("rft", config, dataset, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert [record["step"] for record in story(tmp_path / "run") if "loss" in record] == [3, 6]
 
 
 def test_rft_resumes_only_where_a_cycle_ends(rft_run, tmp_path, caplog):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from surgery_r1.geometry import Box, is_box
 
@@ -128,12 +128,15 @@ class ParsedReply:
         rationale, answer: stripped text of the tags.
         box_model: corners in the model's space, x2 > x1 and y2 > y1.
         problems: codes out of :data:`PROBLEMS`, in a fixed order, without repeats.
+        box_numbers: the four numbers of the box as written, also where they are no corners (``inverted_box``): systems
+            that write another box format are read from them.
     """
 
     rationale: str | None = None
     answer: str | None = None
     box_model: Box | None = None
     problems: tuple[str, ...] = ()
+    box_numbers: Box | None = field(default=None, compare=False, repr=False)
 
     def well_formed(self, *, reasoning: bool = True, answer: bool = True, box: bool = True) -> bool:
         """Whether exactly the expected parts are there, each once, in order, with nothing around them."""
@@ -222,8 +225,9 @@ def parse(text: str) -> ParsedReply:
     if answer is not None and len(answer) > _LONGEST_ANSWER:
         problems.add("long_answer")
         answer = None
-    box = _read_box(_single(found["box"], opened["box"], "box", problems), problems)
-    return ParsedReply(rationale, answer, box, tuple(code for code in PROBLEMS if code in problems))
+    numbers = _read_box(_single(found["box"], opened["box"], "box", problems), problems)
+    box = None if "inverted_box" in problems else numbers
+    return ParsedReply(rationale, answer, box, tuple(code for code in PROBLEMS if code in problems), numbers)
 
 
 def _single(texts: list[str], opened: int, part: str, problems: set[str]) -> str | None:
@@ -241,6 +245,7 @@ def _single(texts: list[str], opened: int, part: str, problems: set[str]) -> str
 
 
 def _read_box(text: str | None, problems: set[str]) -> Box | None:
+    """The four numbers of a box, also where they are no corners (``inverted_box``)."""
     if text is None:
         return None
     match = _BOX.fullmatch(text) if len(text) <= _LONGEST_BOX else None
@@ -250,7 +255,6 @@ def _read_box(text: str | None, problems: set[str]) -> Box | None:
     x1, y1, x2, y2 = (float(value) for value in match.groups())
     if not is_box((x1, y1, x2, y2)):
         problems.add("inverted_box")
-        return None
     return x1, y1, x2, y2
 
 

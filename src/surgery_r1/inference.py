@@ -91,6 +91,7 @@ class Model:
         self._bundle = bundle
         self.folder: Path = bundle.folder
         self.stage: str = bundle.info.stage
+        self._checked_forms: set[bool] = set()
         # Further questions about a frame need not encode it again.
         keep_frozen_features(bundle.model)
 
@@ -102,11 +103,13 @@ class Model:
         Args:
             image: a path, or a PIL image of any mode.
             question: such as ``Where is bipolar_forceps located?``.
-            reasoning: ask for a rationale before answer and box.
+            reasoning: ask for a rationale before answer and box. Turned off only for a model that was trained to
+                reply without one too.
             max_new_tokens: upper bound of the reply, in tokens.
 
         Raises:
-            SurgeryR1Error: for an empty question, one with a control token, or a missing or torn image.
+            SurgeryR1Error: for an empty question, one with a control token, a missing or torn image, or a form of
+                reply that the model was not trained to give.
 
         >>> import surgery_r1
         >>> from PIL import Image
@@ -142,10 +145,14 @@ class Model:
         from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
         from surgery_r1.models.encode import Prompt
         from surgery_r1.models.processor import view_of
+        from surgery_r1.models.reply_forms import check_reply_form
 
         pairs = list(questions)
         asked = [_checked(question) for _, question in pairs]
         shown = list(zip(_frames([image for image, _ in pairs]), asked, strict=True))
+        if reasoning not in self._checked_forms:
+            check_reply_form(self._bundle.info, reasoning, self.folder)
+            self._checked_forms.add(reasoning)
         options = GenerationOptions(batch_size, max_new_tokens, reasoning)
         space, processor = self._bundle.info.box_space, self._bundle.processor
         engine = TransformersEngine(self._bundle.model, processor, space, options)

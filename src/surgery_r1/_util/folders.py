@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 import shutil
 import tempfile
@@ -12,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from surgery_r1._util.files import writing
+from surgery_r1._util.locks import held
 from surgery_r1.errors import SurgeryR1Error
 
 
@@ -20,46 +19,29 @@ def replacing_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside ``out`` that takes its place only when the block ends without an error.
 
     Raises:
-        SurgeryR1Error: when ``out`` holds anything but a dataset, holds a dataset and ``overwrite`` is False, or
-            cannot be written.
+        SurgeryR1Error: when another process is writing ``out``, it holds anything but a dataset, holds a dataset and
+            ``overwrite`` is False, or cannot be written.
     """
-    _clear_up(out)
-    _check_replaceable(out, overwrite)
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with held(out, "writing"), writing(out):
+        _clear_up(out)
+        _check_replaceable(out, overwrite)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-        lock = os.open(temporary, os.O_RDONLY)
         try:
-            # Held by a living process: this is how a later build knows what a killed one has left.
-            fcntl.flock(lock, fcntl.LOCK_EX)
             temporary.chmod(0o755)
             yield temporary
             _take_place(temporary, out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            os.close(lock)
 
 
 def _clear_up(out: Path) -> None:
     """Remove what killed builds have left, and put back a dataset that one had already set aside."""
-    if not out.parent.is_dir():
-        return
-    left = [path for path in sorted(out.parent.iterdir()) if _left_by_build(path.name, out.name)]
-    for old in (path for path in left if path.suffix == ".old"):
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
+    for left in sorted(path for path in out.parent.iterdir() if _left_by_build(path.name, out.name)):
+        if left.suffix == ".old" and not out.exists():
+            left.rename(out)
         else:
-            old.rename(out)
-    for partial in (path for path in left if path.suffix == ".partial"):
-        lock = os.open(partial, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(partial, ignore_errors=True)
-        except BlockingIOError:
-            # Somebody else is building there now.
-            pass
-        finally:
-            os.close(lock)
+            # Whoever made it is dead: the lock is ours.
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _left_by_build(name: str, out: str) -> bool:

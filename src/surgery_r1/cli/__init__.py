@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -91,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         if _disk_full(error):
-            return _fail("no space left on the disk; free some and run the same command again", 2, debug)
+            fix = "free some and run the same command again, with --resume if it trains"
+            return _fail(f"no space left on the disk; {fix}", 2, debug)
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if isinstance(error, OSError):
             return _fail(f"{what}; --debug shows where", 2, debug)
@@ -113,10 +115,17 @@ def _run(args: list[str]) -> int:
     return int(command.run())
 
 
+#: What libraries say of a full disk in words only: safetensors, and torch, whose archive writer finds that less was
+#: written than it wrote.
+_DISK_FULL = re.compile(
+    r"No space left on device|inline_container\.cc.*unexpected pos|basic_ios::clear: iostream error"
+)
+
+
 def _disk_full(error: BaseException | None) -> bool:
-    """Also where a library wrapped it: safetensors and torch say it in words only."""
+    """Also where a library wrapped it, or tells it in words of its own."""
     while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _DISK_FULL.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -27,8 +27,13 @@ class Score:
     """Split to score: train, dev, val or test."""
     out: Path
     """Folder to write."""
-    box_space: Literal["pixels", "norm1000", "norm100", "source"] | None = None
-    """Space of boxes in text lines that do not say it."""
+    box_space: Literal["pixels", "norm1000", "norm100", "norm1", "source"] | None = None
+    """Units of the boxes, where lines do not say it: pixels of the resized image, thousandths, hundredths or shares of
+    the frame, or pixels of the frame (the default, checked against the truth)."""
+    box_format: Literal["xyxy", "xywh", "cxcywh"] | None = None
+    """Two corners (the default), corner and size, or centre and size."""
+    box_origin: Literal[0, 1] | None = None
+    """What the first pixel is called: 0 (the default) or 1."""
     images: Path | None = None
     """Where the images lie now; not needed for scoring."""
     json: bool = False
@@ -47,6 +52,8 @@ class Score:
             self.split,
             self.out,
             box_space=self.box_space,
+            box_format=self.box_format,
+            box_origin=self.box_origin,
         )
         if self.json:
             _say(dump_json(metrics, indent=2))

@@ -36,7 +36,7 @@ class PredictCommand:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Weights as saved, or converted."""
     no_reasoning: bool = False
-    """Ask for answer and box without reasoning."""
+    """Ask for answer and box without reasoning, of a model that was trained so too (sft.direct_answers)."""
     limit: int = 0
     """Predict only that many questions, evenly spread; scoring counts the others as wrong."""
     allow_hub: bool = False
@@ -82,7 +82,7 @@ class Ask:
     out: Path | None = None
     """The picture to write; IMAGE.answer.png in the current folder by default."""
     no_reasoning: bool = False
-    """Ask for answer and box without reasoning."""
+    """Ask for answer and box without reasoning, of a model that was trained so too (sft.direct_answers)."""
     max_new_tokens: int = 256
     """Upper bound of the reply, in tokens."""
     allow_hub: bool = False

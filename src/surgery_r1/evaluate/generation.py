@@ -90,7 +90,6 @@ class TransformersEngine:
                 do_sample=False,
                 # Training turns the cache off in the model's configuration.
                 use_cache=True,
-                eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )
         return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from surgery_r1 import prompts
 from surgery_r1._util.files import atomic_write, dump_json, read_jsonl
+from surgery_r1._util.locks import held
 from surgery_r1._util.progress import Progress
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.generation import GenerationOptions
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
     from surgery_r1.data.dataset import Dataset
     from surgery_r1.models.load import ModelInfo
     from surgery_r1.records import Sample
+
+
+#: What a writer of predictions is said to do, in errors of others who want the same file.
+PREDICTING = "predicting"
+
+#: What lies behind a hash, in the error that tells of another one.
+_MEANING: dict[str, str] = {
+    "weights_sha256": "weights and configuration of the model",
+    "engine_sha256": "tokenizer, chat template, image processor and token ids that end a reply",
+}
 
 
 class Engine(Protocol):
@@ -56,6 +67,7 @@ def predict(
     *,
     model_name: str,
     weights_sha256: str,
+    engine_sha256: str,
     options: GenerationOptions,
     dtype: str = "auto",
     limit: int = 0,
@@ -63,28 +75,57 @@ def predict(
 ) -> int:
     """Predict every sample of a split; the number predicted in this call.
 
-    Lines are appended to ``<out>.partial`` batch by batch, and the file takes its name when it is whole: a killed
-    run goes on where it was, if model, dataset, split and options are the same.
+    Lines are appended to ``<out>.partial`` batch by batch, and the file takes its name when it is whole: one line for
+    each question. A killed run goes on where it was, if all that a reply depends on is the same.
 
     Args:
+        weights_sha256, engine_sha256: see :func:`surgery_r1.models.load.weights_sha256` and
+            :func:`surgery_r1.models.load.engine_sha256`.
         options, dtype: how ``engine`` generates; recorded in every line.
         limit: predict only that many samples, evenly spread (0: all). Scoring counts the others as wrong.
 
     Raises:
-        SurgeryR1Error: when ``out`` exists, a partial file was written with other settings, or the engine's replies
-            are not one for each prompt.
+        SurgeryR1Error: when ``out`` exists or is being written, a partial file was written with other settings, or
+            the engine's replies are not one for each prompt.
     """
-    if out.exists():
-        raise SurgeryR1Error("already exists", where=str(out), fix="remove it or give another --out")
     samples = evenly_spaced(dataset.split(split), limit)
     if not samples:
         raise SurgeryR1Error(f"split {split!r} has no samples", where=str(dataset.root), fix="check --split")
     stamp = _stamp(info, options, split, dataset.hash)
-    stamp = {"model": model_name, "weights_sha256": weights_sha256, **stamp, "dtype": dtype}
-    partial = out.with_name(out.name + ".partial")
-    done = _finished(partial, stamp) & {sample.id for sample in samples}
-    todo = [sample for sample in samples if sample.id not in done]
-    out.parent.mkdir(parents=True, exist_ok=True)
+    hashes = {"weights_sha256": weights_sha256, "engine_sha256": engine_sha256}
+    stamp = {"model": model_name, **hashes, **stamp, "dtype": dtype}
+    with held(out, PREDICTING):
+        refuse_existing(out)
+        partial = out.with_name(out.name + ".partial")
+        done = _finished(partial, stamp, {sample.id for sample in samples})
+        todo = [sample for sample in samples if sample.id not in done]
+
+        def told(count: int) -> None:
+            if progress is not None:
+                progress(len(done) + count, len(samples))
+
+        _append(partial, todo, dataset, engine, options, stamp, told)
+        _check_whole(partial, samples, stamp)
+        partial.replace(out)
+    return len(todo)
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise if ``out`` is there already: what is predicted is never written over."""
+    if out.exists():
+        raise SurgeryR1Error("already exists", where=str(out), fix="remove it or give another --out")
+
+
+def _append(
+    partial: Path,
+    todo: Sequence[Sample],
+    dataset: Dataset,
+    engine: Engine,
+    options: GenerationOptions,
+    stamp: dict[str, Any],
+    told: Callable[[int], None],
+) -> None:
+    """Append the replies to ``todo`` to the partial file, batch by batch."""
     count = 0
     with partial.open("a", encoding="utf-8", newline="\n") as handle:
         prompts = [prompt_of(sample, dataset, reasoning=options.reasoning) for sample in todo]
@@ -94,12 +135,9 @@ def predict(
                 handle.write(dump_json({"id": sample.id, "text": text, **seen, **stamp}) + "\n")
             count += len(texts)
             handle.flush()
-            if progress is not None:
-                progress(len(done) + count, len(samples))
+            told(count)
     if count != len(todo):
         raise SurgeryR1Error(f"the engine gave {count} replies to {len(todo)} prompts", fix="predict again")
-    partial.replace(out)
-    return count
 
 
 def _stamp(info: ModelInfo, options: GenerationOptions, split: str, dataset_hash: str) -> dict[str, Any]:
@@ -124,7 +162,7 @@ def _input_size(processor: Any, width: int, height: int) -> dict[str, int]:
     return {"input_width": view.input_width, "input_height": view.input_height}
 
 
-def _finished(partial: Path, stamp: dict[str, Any]) -> set[str]:
+def _finished(partial: Path, stamp: dict[str, Any], wanted: Set[str]) -> set[str]:
     """Ids already predicted. A last line torn by a kill is cut off and predicted again."""
     if not partial.exists():
         return set()
@@ -132,14 +170,28 @@ def _finished(partial: Path, stamp: dict[str, Any]) -> set[str]:
     if text and not text.endswith("\n"):
         with atomic_write(partial) as handle:
             handle.write(text[: text.rfind("\n") + 1])
-    done = set()
+    done: set[str] = set()
+    again = f"remove {partial} to start again, or give another --out"
     for where, record in read_jsonl(partial):
         for key, value in stamp.items():
             if record.get(key) != value:
+                what = f" ({_MEANING[key]})" if key in _MEANING else ""
                 raise SurgeryR1Error(
-                    f"was started with {key}={record.get(key)!r}, now it is {value!r}",
-                    where=where,
-                    fix=f"remove {partial} to start again, or give another --out",
+                    f"was started with {key}={record.get(key)!r}, now it is {value!r}{what}", where=where, fix=again
                 )
-        done.add(record["id"])
+        identity = record.get("id")
+        if not isinstance(identity, str) or identity not in wanted:
+            raise SurgeryR1Error(f"holds id {identity!r}, which is not asked for", where=where, fix=again)
+        if identity in done:
+            raise SurgeryR1Error(f"holds a second line for id {identity!r}", where=where, fix=again)
+        done.add(identity)
     return done
+
+
+def _check_whole(partial: Path, samples: Sequence[Sample], stamp: dict[str, Any]) -> None:
+    """Refuse to finish a file that does not hold exactly one line for each question."""
+    missing = len(samples) - len(_finished(partial, stamp, {sample.id for sample in samples}))
+    if missing:
+        raise SurgeryR1Error(
+            f"{missing} of {len(samples)} questions have no line", where=str(partial), fix="run the same command again"
+        )

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgery_r1._util.files import read_jsonl
-from surgery_r1.codec import BOX_SPACES, CODEC_VERSION, Prediction, View, read_reply
+from surgery_r1.codec import CODEC_VERSION, Prediction
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.geometry import Box, is_box
+from surgery_r1.evaluate.box_check import refuse_other_units
+from surgery_r1.evaluate.box_units import BoxUnits, WrittenBox
+from surgery_r1.evaluate.prediction_lines import AGREED, KNOWN, PARTS, LineReading, read_line
+from surgery_r1.evaluate.prediction_source import json_lines, shown
+from surgery_r1.prompts import PROMPT_VERSION
 from surgery_r1.records import Sample
 
 logger = logging.getLogger(__name__)
 
-#: Fields of a prediction line that describe the run that wrote it; recorded in ``metrics.json``.
-META: tuple[str, ...] = (
-    *("model", "weights_sha256", "stage", "reasoning"),
-    *("codec_version", "prompt_version", "box_space", "dataset_hash"),
-)
-
 #: What ``metrics.json`` says of boxes whose space nobody stated.
 ASSUMED_SOURCE = "source (assumed)"
+
+#: From so many malformed boxes on, if they are most of a file, a converter is wrong and not a model.
+_MALFORMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,15 @@ class PredictionFile:
     Attributes:
         by_id: predictions by sample id; an id without a line is absent.
         duplicates: identical repeats of a line, which were ignored.
-        meta: the fields of :data:`META` that the lines carry, as one value or as a sorted list where lines differ.
+        problems: problem code -> lines that have it, see :data:`surgery_r1.codec.PROBLEMS` and
+            :data:`surgery_r1.evaluate.prediction_lines.LINE_PROBLEMS`.
+        meta: what the lines say of their run (:data:`AGREED`, as one value); the units of boxes as stated for the file
+            or by its lines, as a sorted list where lines differ.
     """
 
     by_id: dict[str, PredictionLine] = field(default_factory=dict)
     duplicates: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -62,194 +68,210 @@ def read_predictions(
     *,
     split: str,
     dataset_hash: str | None = None,
-    box_space: str | None = None,
+    units: BoxUnits | None = None,
+    everything: Mapping[str, Sample] | None = None,
 ) -> PredictionFile:
     """Read and check a prediction file against the samples of a split.
 
     Args:
         samples: the samples of ``split`` by id.
         dataset_hash: hash of the dataset; lines that carry another one are refused.
-        box_space: space of the boxes in text lines that do not say it themselves.
+        units: what is stated of the boxes of all lines; a line may state it of its own (``box_space``,
+            ``box_format``, ``box_origin``). Boxes of which it is not stated are checked against the truth.
+        everything: the samples of all splits by id, so that an error can name the split of an id.
 
     Raises:
-        SurgeryR1Error: as ``path:line`` for a malformed line, an id outside the split, a second and different line
-            for an id, or a codec version, dataset, split or box space that does not fit.
+        SurgeryR1Error: as ``path:line`` for a line that is no JSON object, an id outside the split, a second and
+            different line for an id, a codec or prompt version, dataset or split that does not fit, or lines that
+            disagree on the run that wrote them; as ``path`` for boxes that look like other units than they are read
+            in, and for a part that stands under another key in all lines.
     """
-    if box_space is not None and box_space not in BOX_SPACES:
-        raise SurgeryR1Error(f"unknown box space {box_space!r}", fix=f"use one of {sorted(BOX_SPACES)}")
-    result = PredictionFile()
-    seen: dict[str, tuple[str, str]] = {}
-    meta: dict[str, dict[str, Any]] = {}
-    assumed = 0
-    for where, record in _records(path):
-        sample = _sample_of(record, samples, split, where)
-        if _is_repeat(record, sample.id, seen, where):
-            result.duplicates += 1
-            continue
+    file = _File(path, units or BoxUnits())
+    seen: dict[str, tuple[bytes, str]] = {}
+    for where, record in json_lines(path):
         _check_origin(record, split, dataset_hash, where)
-        space = _space(record, box_space, where)
-        result.by_id[sample.id] = _read_line(record, sample, space, where)
-        if "text" in record and space is None:
-            assumed += 1
-            record = {**record, "box_space": ASSUMED_SOURCE}
-        _note_meta(record, meta)
-    if assumed:
-        logger.warning(
-            "%s: %d text lines do not say their box_space; their boxes are read as source pixels. "
-            "Pass --box-space %s if that is wrong",
-            *(path, assumed, "|".join(BOX_SPACES)),
-        )
-    for key, values in meta.items():
-        result.meta[key] = next(iter(values.values())) if len(values) == 1 else [values[k] for k in sorted(values)]
-    return result
+        sample = _sample_of(record, samples, split, everything or {}, where)
+        if _is_repeat(record, sample.id, seen, where):
+            file.result.duplicates += 1
+            continue
+        file.agree(record, where)
+        file.add(record, sample, read_line(record, sample, file.units, where), where)
+    return file.finished()
 
 
-def _is_repeat(record: dict[str, Any], identity: str, seen: dict[str, tuple[str, str]], where: str) -> bool:
-    """Whether the same line stood in the file before; ``seen`` maps an id to its line as text and to its place."""
-    canonical = json.dumps(record, sort_keys=True)
+class _File:
+    """What is gathered of a file while its lines are read."""
+
+    def __init__(self, path: Path, units: BoxUnits) -> None:
+        self.path, self.units = path, units
+        self.result = PredictionFile()
+        self.boxes: list[WrittenBox] = []
+        self.well_formed = 0
+        #: How malformed boxes look, and where; keys that seem to hold a part; wrong types: each with its places.
+        self.malformed: dict[str, list[str]] = {}
+        self.renamed: dict[tuple[str, str], list[str]] = {}
+        self.wrong: dict[str, list[str]] = {}
+        self.parts: Counter[str] = Counter()
+        self.assumed = 0
+        self.first: dict[str, tuple[Any, str]] = {}
+        self.stated: dict[str, set[Any]] = {"box_space": set(), "box_format": set(), "box_origin": set()}
+
+    def agree(self, record: Mapping[str, Any], where: str) -> None:
+        """Refuse a line that was written by another run than the lines before it."""
+        for key in AGREED:
+            if key not in record or (key == "reasoning" and not isinstance(record[key], bool)):
+                continue
+            value = record[key]
+            before, at = self.first.setdefault(key, (value, where))
+            if before != value or type(before) is not type(value):
+                raise SurgeryR1Error(
+                    f"{key} is {shown(value)}, but {shown(before)} at {at}",
+                    where=where,
+                    fix="a prediction file holds the lines of one run: score each run alone",
+                )
+
+    def add(self, record: Mapping[str, Any], sample: Sample, line: LineReading, where: str) -> None:
+        """Take a line that was read."""
+        text = record.get("text")
+        number = int(where.rpartition(":")[2])
+        self.result.by_id[sample.id] = PredictionLine(number, line.reading, text if isinstance(text, str) else None)
+        for code in line.reading.problems:
+            self.result.problems[code] += 1
+        for part in PARTS:
+            self.parts[part] += part in record
+        if line.box is not None:
+            self.boxes.append(line.box)
+        if line.malformed is not None:
+            self.malformed.setdefault(line.malformed, []).append(where)
+        elif "text" not in record and record.get("box_px"):
+            self.well_formed += 1
+        for key, part in (line.renamed or {}).items():
+            self.renamed.setdefault((key, part), []).append(where)
+        for code in ("bad_text", "bad_answer"):
+            if code in line.reading.problems:
+                self.wrong.setdefault(code.removeprefix("bad_"), []).append(where)
+        given = (self.units.space, self.units.format, self.units.origin)
+        for (key, values), ours in zip(self.stated.items(), given, strict=True):
+            value = ours if record.get(key) is None else record[key]
+            if value is not None:
+                values.add(value)
+            elif key == "box_space" and "text" in record:
+                values.add(ASSUMED_SOURCE)
+                self.assumed += 1
+
+    def finished(self) -> PredictionFile:
+        """The file, after what can only be said of it as a whole."""
+        self._check_keys()
+        self._check_malformed()
+        refuse_other_units(self.path, self.boxes)
+        for part, places in self.wrong.items():
+            logger.warning("%s: %s is not a string: not read; %s like it", places[0], part, _lines(places))
+        if self.result.duplicates:
+            logger.warning("%s: %d lines repeat another one and are ignored", self.path, self.result.duplicates)
+        if self.assumed:
+            logger.warning(
+                "%s: %d text lines do not say their box_space; their boxes are read as source pixels. "
+                "Pass --box-space %s if that is wrong",
+                *(self.path, self.assumed, "pixels|norm1000|norm100|norm1|source"),
+            )
+        self.result.meta = {key: _plain(value) for key, (value, _) in self.first.items() if key != "split"}
+        for key, values in self.stated.items():
+            if values:
+                self.result.meta[key] = sorted(values) if len(values) > 1 else min(values)
+        return self.result
+
+    def _check_keys(self) -> None:
+        """Refuse a part that stands under another key in every line; tell where it does in some."""
+        for (key, part), places in self.renamed.items():
+            if not self.parts[part]:
+                raise SurgeryR1Error(
+                    f"no line has {part!r}, but {_lines(places)} {'has' if len(places) == 1 else 'have'} {shown(key)}",
+                    where=places[0],
+                    fix=f"did you mean {part!r}? Rename the key"
+                    + (", and see that the box is x1, y1, x2, y2 in pixels" if part == "box_px" else ""),
+                )
+            logger.warning(
+                "%s: %r stands under %s, which is not read; %s like it", places[0], part, shown(key), _lines(places)
+            )
+
+    def _check_malformed(self) -> None:
+        """Refuse a file most of whose boxes are not four numbers in a list; tell of some."""
+        count = sum(map(len, self.malformed.values()))
+        if count >= _MALFORMED and count > self.well_formed and not self.units.whole:
+            look, places = max(self.malformed.items(), key=lambda item: len(item[1]))
+            raise SurgeryR1Error(
+                f"{count} of {count + self.well_formed} boxes are not four numbers, {len(places)} are {look}",
+                where=places[0],
+                fix='write "box_px": [x1, y1, x2, y2] with numbers, or null',
+            )
+        for look, places in self.malformed.items():
+            logger.warning("%s: box_px is %s: not read; %s like it", places[0], look, _lines(places))
+
+
+def _lines(places: list[str]) -> str:
+    return "1 line" if len(places) == 1 else f"{len(places):,} lines"
+
+
+def _is_repeat(record: dict[str, Any], identity: str, seen: dict[str, tuple[bytes, str]], where: str) -> bool:
+    """Whether the same line stood in the file before; ``seen`` maps an id to the hash of its line and to its place."""
+    canonical = hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).digest()
     before, at = seen.setdefault(identity, (canonical, where))
     if before != canonical:
         raise SurgeryR1Error(
-            f"a second, different prediction for id {identity!r}; the first is at {at}",
+            f"a second, different prediction for id {shown(identity)}; the first is at {at}",
             where=where,
             fix="keep one line for each id",
         )
     return at != where
 
 
-def _read_line(record: dict[str, Any], sample: Sample, space: str | None, where: str) -> PredictionLine:
-    text = record.get("text")
-    reading = _read_text(record, sample, space, where) if "text" in record else _read_fields(record, where)
-    return PredictionLine(int(where.rpartition(":")[2]), reading, text if isinstance(text, str) else None)
-
-
-def _note_meta(record: dict[str, Any], meta: dict[str, dict[str, Any]]) -> None:
-    """Add what the line says of its run to ``meta``: field -> value as JSON text -> value."""
-    for key in META:
-        if key in record:
-            value = _plain(record[key])
-            meta.setdefault(key, {})[json.dumps(value)] = value
-
-
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        yield from read_jsonl(path)
-    except UnicodeDecodeError as error:
-        raise SurgeryR1Error(f"not UTF-8: {error.reason}", where=str(path), fix="write the file as UTF-8") from None
-    except RecursionError:
-        raise SurgeryR1Error("JSON nested too deeply", where=str(path), fix="write the file again") from None
-    except OSError as error:
-        raise SurgeryR1Error(f"cannot read: {error.strerror}", where=str(path), fix="check the path") from None
-
-
-def _sample_of(record: dict[str, Any], samples: Mapping[str, Sample], split: str, where: str) -> Sample:
+def _sample_of(
+    record: dict[str, Any], samples: Mapping[str, Sample], split: str, everything: Mapping[str, Sample], where: str
+) -> Sample:
     identity = record.get("id")
     if not isinstance(identity, str):
-        raise SurgeryR1Error(f"no sample id: id={identity!r}", where=where, fix='write {"id": "...", "text": "..."}')
-    if identity not in samples:
+        fix = 'write {"id": "...", "text": "..."}'
+        near = [key for key in ("sample_id", "ID", "Id", "question_id", "qid") if key in record and key not in KNOWN]
+        if identity is None and near:
+            fix = f"did you mean 'id' instead of {near[0]!r}?"
+        raise SurgeryR1Error(f"no sample id: id={shown(identity)}", where=where, fix=fix)
+    if identity in samples:
+        return samples[identity]
+    if identity in everything:
+        held = everything[identity].split
         raise SurgeryR1Error(
-            f"id {identity!r} is not in split {split!r} of the dataset", where=where, fix="check --split and --data"
-        )
-    if not {"text", "answer", "box_px"} & set(record):
-        raise SurgeryR1Error(
-            f"id {identity!r} has neither text nor answer and box_px",
+            f"id {shown(identity)} is not in split {split!r} of the dataset but in split {held!r}",
             where=where,
-            fix='write {"id", "text"} or {"id", "answer", "box_px"}',
+            fix=f"give --split {held}, or predict split {split!r}",
         )
-    return samples[identity]
+    like = f"whose ids are like {shown(next(iter(samples)))}" if samples else "which is empty"
+    raise SurgeryR1Error(
+        f"id {shown(identity)} is not in split {split!r} of the dataset, {like}",
+        where=where,
+        fix="check --split and --data",
+    )
 
 
 def _check_origin(record: dict[str, Any], split: str, dataset_hash: str | None, where: str) -> None:
-    version = record.get("codec_version")
-    if version is not None and version != CODEC_VERSION:
-        raise SurgeryR1Error(
-            f"written with codec version {version!r}, this is {CODEC_VERSION!r}", where=where, fix="predict again"
-        )
+    """Refuse a line that says it was made for another version, dataset or split."""
+    for key, words, ours in (
+        ("codec_version", "codec version", CODEC_VERSION),
+        ("prompt_version", "prompt version", PROMPT_VERSION),
+    ):
+        if record.get(key) not in (None, ours):
+            raise SurgeryR1Error(
+                f"written with {words} {shown(record[key])}, this is {ours!r}", where=where, fix="predict again"
+            )
     if dataset_hash is not None and record.get("dataset_hash") not in (None, dataset_hash):
         raise SurgeryR1Error(
-            f"predicted on dataset {record['dataset_hash']!r}, this one is {dataset_hash!r}",
+            f"predicted on dataset {shown(record['dataset_hash'])}, this one is {dataset_hash!r}",
             where=where,
             fix="score with the dataset that was predicted on, or predict again",
         )
     if record.get("split") not in (None, split):
         raise SurgeryR1Error(
-            f"predicted on split {record['split']!r}", where=where, fix=f"not {split!r}: check --split"
+            f"predicted on split {shown(record['split'])}", where=where, fix=f"not {split!r}: check --split"
         )
-
-
-def _space(record: dict[str, Any], given: str | None, where: str) -> str | None:
-    own = record.get("box_space")
-    if own is None:
-        return given
-    if not isinstance(own, str) or own not in BOX_SPACES:
-        raise SurgeryR1Error(f"unknown box_space {own!r}", where=where, fix=f"use one of {sorted(BOX_SPACES)}")
-    if given is not None and own != given:
-        raise SurgeryR1Error(f"box_space {own!r}, but {given!r} was asked for", where=where, fix="drop --box-space")
-    return own
-
-
-def _read_text(record: dict[str, Any], sample: Sample, space: str | None, where: str) -> Prediction:
-    text = record["text"]
-    if not isinstance(text, str):
-        return Prediction(None, None, None, ("empty",) if text is None else ("bad_text",))
-    return read_reply(text, space or "source", _view(record, sample, space, where))
-
-
-def _view(record: dict[str, Any], sample: Sample, space: str | None, where: str) -> View:
-    width, height = record.get("input_width"), record.get("input_height")
-    if space != "pixels":
-        return View(sample.width, sample.height, sample.width, sample.height)
-    for name, size in (("input_width", width), ("input_height", height)):
-        if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
-            raise SurgeryR1Error(
-                f"box_space 'pixels' with {name}={size!r}",
-                where=where,
-                fix="write the size in pixels of the resized image that the model saw",
-            )
-    assert isinstance(width, int) and isinstance(height, int)
-    return View(sample.width, sample.height, width, height)
-
-
-def _read_fields(record: dict[str, Any], where: str) -> Prediction:
-    if record.get("box_space") not in (None, "source"):
-        raise SurgeryR1Error(
-            f"box_px is in source pixels, box_space says {record['box_space']!r}",
-            where=where,
-            fix="convert box_px, or write the model's text",
-        )
-    problems = []
-    answer = record.get("answer")
-    if isinstance(answer, str):
-        answer = answer.strip() or None
-        problems += [] if answer else ["empty_answer"]
-    else:
-        problems.append("no_answer" if answer is None else "bad_answer")
-        answer = None
-    box, problem = _box(record.get("box_px"))
-    reasoning = record.get("reasoning")
-    return Prediction(
-        reasoning if isinstance(reasoning, str) else None,
-        answer,
-        box,
-        tuple(problems) + ((problem,) if problem else ()),
-    )
-
-
-def _box(value: Any) -> tuple[Box | None, str | None]:
-    """A box out of JSON, or None and why not. NaN, infinity and whole numbers beyond a float are no box."""
-    if value is None:
-        return None, "no_box"
-    if not isinstance(value, list) or len(value) != 4:
-        return None, "bad_box"
-    if any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):
-        return None, "bad_box"
-    try:
-        x1, y1, x2, y2 = (float(v) for v in value)
-    except OverflowError:
-        return None, "bad_box"
-    if not is_box((x1, y1, x2, y2)):
-        return None, "inverted_box" if abs(x1) + abs(y1) + abs(x2) + abs(y2) < float("inf") else "bad_box"
-    return (x1, y1, x2, y2), None
 
 
 def _plain(value: Any) -> Any:

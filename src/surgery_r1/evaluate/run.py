@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from surgery_r1._util.locks import refuse_held
 from surgery_r1._util.progress import Progress
 from surgery_r1.data.dataset import Dataset
 from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
-from surgery_r1.evaluate.predict import predict
+from surgery_r1.evaluate.predict import PREDICTING, predict, refuse_existing
 from surgery_r1.evaluate.score import score_predictions
-from surgery_r1.models.load import from_pretrained, weights_sha256
+from surgery_r1.models.load import engine_sha256, from_pretrained, weights_sha256
+from surgery_r1.models.reply_forms import check_reply_form
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
 
 
@@ -36,10 +38,15 @@ def predict_with_model(
         name: what the lines call the model; its path by default.
 
     Raises:
-        SurgeryR1Error: for no such model, or as :func:`surgery_r1.evaluate.predict.predict`.
+        SurgeryR1Error: for no such model, one that was not trained to reply as ``options`` ask, or as
+            :func:`surgery_r1.evaluate.predict.predict`.
     """
     options = options or GenerationOptions()
+    # Loading can take minutes: what predict would refuse in the end is refused first.
+    refuse_existing(out)
+    refuse_held(out, PREDICTING, fix="wait until it has ended, or give another --out")
     bundle = from_pretrained(model, dtype=dtype, allow_hub=allow_hub)
+    check_reply_form(bundle.info, options.reasoning, model)
     keep_frozen_features(bundle.model)
     engine = TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)
     return predict(
@@ -50,6 +57,7 @@ def predict_with_model(
         out,
         model_name=name or str(model),
         weights_sha256=weights_sha256(bundle.folder),
+        engine_sha256=engine_sha256(bundle),
         options=options,
         dtype=dtype,
         limit=limit,

@@ -16,11 +16,14 @@ from surgery_r1._util.files import sha256_file, write_json, write_jsonl
 from surgery_r1.codec import CODEC_VERSION, Prediction
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.agreement import AgreementReader, answer_fits_box
+from surgery_r1.evaluate.box_units import BoxUnits
 from surgery_r1.evaluate.floor import NoImageFloor
 from surgery_r1.evaluate.metrics import METRICS, published
+from surgery_r1.evaluate.prediction_source import write_lines
 from surgery_r1.evaluate.predictions import PredictionFile, PredictionLine, clean, read_predictions
 from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.evaluate.summary import counted_by_line, metrics_of
+from surgery_r1.geometry import Box
 from surgery_r1.matching import IOU_RIGHT, Match, match, referent
 from surgery_r1.prompts import PROMPT_VERSION
 from surgery_r1.records import Sample
@@ -72,7 +75,8 @@ class Scorer:
         matched = match(reading, sample.accepted)
         truth, truth_box = sample.accepted[matched.truth]
         meant = referent(reading.box_px, sample, frame.objects)
-        record = ScoreRecord(
+        text = prediction.text if prediction is not None and _failed(reading, truth_box) else None
+        return ScoreRecord(
             id=sample.id,
             kind=sample.kind,
             source=sample.source,
@@ -99,8 +103,10 @@ class Scorer:
             problems=reading.problems,
             missing=reading is _MISSING,
             line=None if prediction is None else prediction.line,
+            text=None if text is None else clean(text, _LONGEST_TEXT),
+            text_length=None if text is None else len(text),
+            **self._rationale(sample, reading),
         )
-        return dataclasses.replace(record, **self._rationale(sample, reading), **_raw_text(record, prediction))
 
     def _rationale(self, sample: Sample, reading: Prediction) -> dict[str, Any]:
         """What the record says of the rationale, where there is one."""
@@ -129,19 +135,26 @@ class Scorer:
         return None if floor is None else [self.line(sample, floor(sample)) for sample in samples]
 
 
-def _raw_text(record: ScoreRecord, prediction: PredictionLine | None) -> dict[str, Any]:
-    """The raw text of a reply in which no answer or no box could be read."""
-    text = prediction.text if prediction is not None and record.failed else None
-    return {} if text is None else {"text": clean(text, _LONGEST_TEXT), "text_length": len(text)}
+def _failed(reading: Prediction, truth_box: Box | None) -> bool:
+    """As :attr:`ScoreRecord.failed`."""
+    return reading.answer is None or (reading.box_px is None and truth_box is not None)
 
 
-def _one_answer_each(samples: Iterable[Sample]) -> list[Sample]:
-    """A sample for each accepted answer, with that answer alone."""
-    return [
-        dataclasses.replace(sample, answer=answer, box_px=box, answers_accepted=(), boxes_accepted=())
-        for sample in samples
-        for answer, box in sample.accepted
-    ]
+def _line_by_line(
+    scorer: Scorer, samples: Sequence[Sample], lines: Sequence[ScoreRecord], predictions: Mapping[str, PredictionLine]
+) -> list[ScoreRecord]:
+    """A record for each accepted answer, as if it were the only right one; ``lines`` are those of ``samples``."""
+    result = []
+    for sample, line in zip(samples, lines, strict=True):
+        if len(sample.accepted) == 1:
+            result.append(line)
+            continue
+        alone = [
+            dataclasses.replace(sample, answer=answer, box_px=box, answers_accepted=(), boxes_accepted=())
+            for answer, box in sample.accepted
+        ]
+        result += scorer.lines(alone, predictions)
+    return result
 
 
 def score_predictions(
@@ -151,6 +164,8 @@ def score_predictions(
     out: Path,
     *,
     box_space: str | None = None,
+    box_format: str | None = None,
+    box_origin: int | None = None,
 ) -> dict[str, Any]:
     """Score a prediction file on every question of a split; writes ``scores.jsonl`` and ``metrics.json`` in ``out``.
 
@@ -158,7 +173,9 @@ def score_predictions(
     question (train and dev), and once more without dev.
 
     Args:
-        box_space: space of the boxes in text lines that do not say it (see :data:`surgery_r1.codec.BOX_SPACES`).
+        box_space, box_format, box_origin: in which units boxes are written, for lines that do not say it (see
+            :class:`surgery_r1.evaluate.box_units.BoxUnits`). What is not stated is assumed, and checked against the
+            truth.
 
     Returns:
         What ``metrics.json`` holds. Every rate is in [0, 1].
@@ -166,19 +183,24 @@ def score_predictions(
     Raises:
         SurgeryR1Error: for an unknown or empty split, or a prediction file that does not fit (as ``path:line``).
     """
-    records, metrics = _scored(predictions, dataset, split, box_space)
+    records, metrics = _scored(predictions, dataset, split, BoxUnits(box_space, box_format, box_origin))
     write_jsonl(out / "scores.jsonl", (record.to_json() for record in records))
     write_json(out / "metrics.json", metrics)
     return metrics
 
 
 def _scored(
-    predictions: Path, dataset: Dataset, split: str, box_space: str | None
+    predictions: Path, dataset: Dataset, split: str, units: BoxUnits
 ) -> tuple[list[ScoreRecord], dict[str, Any]]:
     """What :func:`score_predictions` writes."""
     samples = _samples(dataset, split)
     read = read_predictions(
-        predictions, {s.id: s for s in samples}, split=split, dataset_hash=dataset.hash, box_space=box_space
+        predictions,
+        {s.id: s for s in samples},
+        split=split,
+        dataset_hash=dataset.hash,
+        units=units,
+        everything=dataset.samples,
     )
     scorer = Scorer(dataset)
     lines = scorer.lines(samples, read.by_id)
@@ -198,7 +220,7 @@ def _scored(
     metrics["no_image_floor"]["training_questions"] = len(train) + len(dev)
     metrics["no_image_floor_without_dev"]["training_questions"] = len(train)
     metrics |= {
-        "counted_by_line": counted_by_line(scorer.lines(_one_answer_each(samples), read.by_id)),
+        "counted_by_line": counted_by_line(_line_by_line(scorer, samples, lines, read.by_id)),
         "rare_classes": [name for name in scorer.classes if name in scorer.rare],
         "split": split,
         "sources": sorted({line.source for line in lines}),
@@ -226,6 +248,7 @@ def _provenance(predictions: Path, read: PredictionFile, dataset: Dataset) -> di
     run = {key: value for key, value in read.meta.items() if key not in ("model", "box_space")}
     return {
         "duplicates": read.duplicates,
+        "problems": dict(sorted(read.problems.items())),
         "model": read.meta.get("model"),
         "box_space": read.meta.get("box_space", "source"),
         "predicted_with": run,
@@ -246,6 +269,8 @@ def score(
     split: str,
     *,
     box_space: str | None = None,
+    box_format: str | None = None,
+    box_origin: int | None = None,
 ) -> dict[str, Any]:
     """The metrics of predictions on every question of a split; nothing is written.
 
@@ -253,7 +278,7 @@ def score(
         predictions: a ``predictions.jsonl``, or its lines as dicts: ``{"id", "text"}`` for raw model text, or
             ``{"id", "answer", "box_px"}`` with the box as xyxy in 0-based pixels of the source frame.
         dataset: what :func:`surgery_r1.open_dataset` gave, or its folder.
-        box_space: see :func:`score_predictions`.
+        box_space, box_format, box_origin: see :func:`score_predictions`.
 
     Returns:
         What ``metrics.json`` holds. Every rate is in [0, 1].
@@ -270,9 +295,10 @@ def score(
 
     if isinstance(dataset, str | Path):
         dataset = open_dataset(Path(dataset), check_images=False)
+    units = BoxUnits(box_space, box_format, box_origin)
     if isinstance(predictions, str | Path):
-        return _scored(Path(predictions), dataset, split, box_space)[1]
+        return _scored(Path(predictions), dataset, split, units)[1]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "predictions"
-        write_jsonl(path, (dict(line) for line in predictions))
-        return _scored(path, dataset, split, box_space)[1]
+        write_lines(path, predictions)
+        return _scored(path, dataset, split, units)[1]

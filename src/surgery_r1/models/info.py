@@ -31,6 +31,8 @@ class ModelInfo:
         step: optimiser step of that stage after which it was saved.
         template_sha256: of the chat template, so that a changed template is noticed.
         base_sha256: of the base model's weights and configuration.
+        rationales, direct_answers: whether training here has shown replies with and without a rationale; says nothing
+            of a base model.
     """
 
     box_space: str
@@ -44,6 +46,8 @@ class ModelInfo:
     codec_version: str = codec.CODEC_VERSION
     prompt_version: str = prompts.PROMPT_VERSION
     step: int | None = None
+    rationales: bool = True
+    direct_answers: bool = False
 
     def __post_init__(self) -> None:
         if self.box_space not in codec.BOX_SPACES:

@@ -17,7 +17,8 @@ from typing import Any
 from surgery_r1 import codec
 from surgery_r1._util.files import read_json, sha256_file
 from surgery_r1.errors import SurgeryR1Error, explained
-from surgery_r1.models.info import FAMILIES, INFO_FILE, ModelInfo
+from surgery_r1.models.info import FAMILIES, ModelInfo
+from surgery_r1.models.runs import recorded_info, run_of
 from surgery_r1.models.tiny.architecture import TINY_BASE
 
 
@@ -75,7 +76,7 @@ def _base_of(folder: Path, allow_hub: bool) -> Path:
     if not path.is_file():
         return folder
     name = read_json(path).get("base_model_name_or_path")
-    beside = folder.parent / "base"
+    beside = (run_of(folder) or folder.parent) / "base"
     if beside.is_dir() and not Path(str(name)).exists():
         return resolve(beside)
     if not name or not isinstance(name, str):
@@ -108,7 +109,8 @@ def from_pretrained(
         allow_hub: fetch ``owner/name`` from the model hub.
 
     Raises:
-        SurgeryR1Error: no such folder, unknown family, torn weights, or a version or template that does not fit.
+        SurgeryR1Error: no such folder, unknown family, torn weights, a version or template that does not fit, or a
+            folder of a run that nothing is known of.
 
     >>> bundle = from_pretrained("tiny")
     >>> bundle.info.box_space, bundle.tokenizer.decode(bundle.tokenizer("<box>[1, 20, 3, 100]</box>")["input_ids"])
@@ -119,7 +121,7 @@ def from_pretrained(
     model_type = _family(base)
     from surgery_r1.models.processor import load_processor
 
-    recorded = ModelInfo.read(folder) if (folder / INFO_FILE).is_file() else None
+    recorded = recorded_info(folder)
     _check_box_space(box_space, recorded, folder)
     processor = load_processor(
         folder if (folder / "preprocessor_config.json").is_file() else base,
@@ -129,7 +131,9 @@ def from_pretrained(
     )
     found = _info_of(processor, name, box_space or FAMILIES[model_type])
     info = _agreed(recorded, found, folder) if recorded else replace(found, base_sha256=weights_sha256(base))
-    model = _load_model(base, folder, dtype, device, attention) if with_model else None
+    model = None
+    if with_model:
+        model = _load_model(base, folder, dtype, device, attention, generation_config(base, processor.tokenizer))
     return Bundle(model, processor, info, folder)
 
 
@@ -181,7 +185,33 @@ def merged(model: Any) -> Any:
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
-def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attention: str) -> Any:
+def generation_config(folder: Path, tokenizer: Any) -> Any:
+    """The token ids of a checkpoint's generation settings, and none of the others (a ``GenerationConfig``).
+
+    How replies are made is said by what asks for them. A published checkpoint's sampling, penalties or beams would
+    otherwise bend what is measured: transformers and TRL fill in whatever the model's own settings hold.
+
+    Raises:
+        SurgeryR1Error: for ids that are no whole numbers.
+    """
+    from transformers import GenerationConfig
+
+    path = folder / "generation_config.json"
+    saved = read_json(path) if path.is_file() else {}
+    ids = {}
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        value = saved.get(name)
+        found = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
+            raise SurgeryR1Error(f"{name} = {value!r}", where=str(path), fix="write token ids, whole numbers")
+        own = getattr(tokenizer, name)
+        # Several tokens may end a reply. The tokenizer's is among them: it is what training teaches.
+        ends = [*dict.fromkeys([*found, *([] if own is None else [own])])]
+        ids[name] = ends if name == "eos_token_id" and len(ends) > 1 else next(iter(ends), None)
+    return GenerationConfig(**ids)
+
+
+def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attention: str, generation: Any) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -198,6 +228,7 @@ def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attent
             # Pickled weights can run code, and their bytes are not part of weights_sha256.
             use_safetensors=True,
             local_files_only=True,
+            generation_config=generation,
         )
         model, report = loaded
         # transformers fills what a checkpoint lacks with random numbers and only warns.
@@ -209,12 +240,6 @@ def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attent
             model = PeftModel.from_pretrained(model, folder)
             found = set(load_file(folder / "adapter_model.safetensors"))
             _refuse_missing(set(get_peft_model_state_dict(model)) - found)
-    generation = model.generation_config
-    # Greedy is the default here; a published checkpoint's sampling settings would otherwise leak into evaluation.
-    generation.temperature = generation.top_p = generation.top_k = None
-    # Published Qwen2.5-VL checkpoints set 1.05, which bends the digits of a box that repeat.
-    generation.repetition_penalty = None
-    generation.do_sample = False
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(target)
 
@@ -232,3 +257,26 @@ def weights_sha256(folder: Path) -> str:
     for path in sorted([*folder.glob("*.safetensors"), *configs]):
         digest.update(json.dumps([path.name, sha256_file(path)]).encode())
     return digest.hexdigest()
+
+
+def engine_sha256(bundle: Bundle) -> str:
+    """Hash over what a reply depends on beside weights and prompt, as it was loaded: wherever the files lie.
+
+    Tokenizer, its special tokens and chat template, the image processor with its pixel limits, and the token ids that
+    begin, pad and end a reply.
+    """
+    tokenizer, images = bundle.tokenizer, bundle.processor.image_processor
+    words = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Set by the calls themselves.
+    words = {key: value for key, value in words.items() if key not in ("padding", "truncation")}
+    generation = bundle.model.generation_config.to_dict() if bundle.model is not None else {}
+    generation.pop("transformers_version", None)
+    parts = {
+        "tokenizer": words,
+        "special_tokens": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "chat_template": bundle.processor.chat_template or tokenizer.chat_template,
+        "padding_side": tokenizer.padding_side,
+        "image_processor": images.to_dict(),
+        "generation": generation,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -33,8 +33,7 @@ def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> Non
         partial.mkdir(parents=True)
         with without_progress_bars():
             model.save_pretrained(partial)
-        save_processor(processor, model.config.model_type, partial)
-        info.save(partial)
+        save_description(processor, model.config.model_type, info, partial)
         for path in partial.iterdir():
             # safetensors writes for the owner alone; the one who serves a model may be another user.
             path.chmod(0o644)
@@ -50,6 +49,14 @@ def recover(folder: Path) -> None:
     if old.is_dir() and not folder.exists():
         old.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def save_description(processor: Any, model_type: str, info: ModelInfo, folder: Path) -> None:
+    """What makes weights in ``folder`` a model folder of this project: processor files and ``surgery_r1.json``."""
+    save_processor(processor, model_type, folder)
+    # A trainer's own writing of the processor, under class names that no other engine knows.
+    (folder / "processor_config.json").unlink(missing_ok=True)
+    info.save(folder)
 
 
 def save_processor(processor: Any, model_type: str, folder: Path) -> None:

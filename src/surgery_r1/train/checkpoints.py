@@ -1,10 +1,13 @@
-"""Checkpoints of TRL's trainers: which one a run resumes from, and that full weights really load."""
+"""Checkpoints of TRL's trainers: what they hold, which one a run resumes from, and that full weights really load."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerState
 
 from surgery_r1._util.files import read_json
 from surgery_r1.errors import SurgeryR1Error
@@ -12,6 +15,7 @@ from surgery_r1.models.info import INFO_FILE, ModelInfo
 from surgery_r1.models.quiet import without_progress_bars
 from surgery_r1.models.save import recover
 from surgery_r1.train.callbacks import DevCallback
+from surgery_r1.train.log_state import RestoreLogs, restore_logs, save_logs
 from surgery_r1.train.run_folder import prune_metrics
 
 logger = logging.getLogger(__name__)
@@ -35,25 +39,52 @@ def run_trainer(trainer: Any, dev: DevCallback, checkpoint: str | None) -> int:
     A run whose last checkpoint already is the end of training is only finished: the trainer would take another step.
     """
     done = _step_of(Path(checkpoint)) if checkpoint else 0
-    if done >= trainer.args.max_steps or dev.out_of_patience:
-        trainer._load_from_checkpoint(checkpoint)
-        trainer.state.global_step = done
-        dev.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    if checkpoint and (done >= trainer.args.max_steps or dev.out_of_patience):
+        _finish(trainer, Path(checkpoint))
     else:
+        trainer.add_callback(RestoreLogs(trainer, checkpoint))
         # transformers would show one for every checkpoint, in the middle of ours.
         with without_progress_bars():
             trainer.train(resume_from_checkpoint=checkpoint)
     return int(trainer.state.global_step)
 
 
+def _finish(trainer: Any, checkpoint: Path) -> None:
+    """What the trainer does after its last step, of which the kill came before or in the middle."""
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    restore_logs(trainer, checkpoint)
+    trainer._total_loss_scalar += trainer._tr_loss.item()
+    # TRL keeps its metrics by the mode that the model is in.
+    trainer.model.train()
+    trainer.log({"total_flos": trainer.state.total_flos, "train_loss": 0.0})
+    trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+
+
 def resumable(kind: type) -> type:
-    """A trainer class whose full-weight checkpoints load.
+    """A trainer class whose checkpoints are models of their own, load, and go on with the logs where they were.
 
     transformers saves Qwen-VL models under the published tensor names but loads a trainer checkpoint by the names in
     memory, finds none of them, and goes on with the weights of the base after a mere warning.
     """
 
     class Resumable(kind):  # type: ignore[misc, valid-type]
+        #: Adds to the weights in a folder what makes them a model (processor, ``surgery_r1.json``), given their step.
+        describe: Callable[[Path, int], None]
+
+        def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+            """The trainer writes its state after this: a checkpoint that has it has all of this too."""
+            super().save_model(output_dir, _internal_call)
+            if output_dir is not None and self.args.should_save:
+                self.describe(Path(output_dir), self.state.global_step)
+                save_logs(self, Path(output_dir))
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if "train_loss" in logs:
+                # transformers divides by the steps since the run was resumed.
+                logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+            super().log(logs, start_time)
+
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             from transformers import AutoModelForImageTextToText
 

@@ -58,8 +58,10 @@ class SftConfig:
     """``[sft]``: the first stage, TRL's SFTTrainer.
 
     Attributes:
-        tasks: row kinds to train on; leave out ``cot`` for SFT without chain of thought.
-        direct_answers: also train each question without reasoning ("Reply with answer and box.").
+        tasks: row kinds to train on; leave out ``cot`` for SFT without chain of thought, which needs
+            ``direct_answers`` and ``eval.reasoning = false``: a model is asked only for what it was shown.
+        direct_answers: also train each question without reasoning ("Reply with answer and box."), so that reasoning
+            can be switched off in prediction.
         batch_size: rows (or packs of rows) per device and step.
         flips: also show each frame mirrored, in one of these ways, to its rows without reasoning: ``horizontal``,
             ``vertical``, ``both``. Answer and box follow; a reasoning stays with the frame that it was written about.
@@ -132,7 +134,8 @@ class EvalConfig:
         dev_samples: questions of dev to use, evenly spread; 0 means all.
         batch_size: prompts per generation batch.
         reasoning: ask for reasoning on dev, in SFT and in RFT. A config that leaves it out and says ``rft.reasoning =
-            false`` has false here too. Turn it off alone for SFT without chain of thought.
+            false`` has false here too. Turn it off alone for SFT without chain of thought. Refused where the model is
+            not trained to reply so.
         choose: keep the ``best`` model on dev, or the ``last`` one, for controls that must show where training leads.
     """
 

@@ -13,6 +13,7 @@ from surgery_r1.evaluate.predict import evenly_spaced, prompt_of
 from surgery_r1.matching import Match, match
 from surgery_r1.models.load import Bundle
 from surgery_r1.models.processor import view_of
+from surgery_r1.models.reply_forms import check_reply_form
 from surgery_r1.train.config import EvalConfig
 
 #: Values by name, all in [0, 1].
@@ -25,11 +26,13 @@ def dev_evaluator(config: EvalConfig, dataset: Dataset, bundle: Bundle) -> Calla
     ``joint`` is the mean over questions of the IoU where the answer is right, else 0. In sets without boxes it is Acc.
 
     Args:
-        bundle: the processor and box space of the models that will be evaluated.
+        bundle: the processor of the models that will be evaluated, and what is true of them.
 
     Raises:
-        SurgeryR1Error: when the dataset has no dev questions.
+        SurgeryR1Error: when the dataset has no dev questions, or dev would be asked for replies of a form that the
+            models are not trained to give.
     """
+    check_reply_form(bundle.info, config.reasoning, f"eval.reasoning = {str(config.reasoning).lower()}")
     samples = evenly_spaced(dataset.split("dev"), config.dev_samples)
     if not samples:
         raise SurgeryR1Error(

@@ -24,6 +24,7 @@ class FitOptions:
         out: run folder; trainer checkpoints go to ``out/checkpoints``.
         evaluate: model -> metrics on dev, all in [0, 1].
         keep: called with the model and its step when dev is better than ever.
+        describe: adds to the weights in a folder, given their step, what makes them a model folder.
         resume: go on from the last checkpoint.
         quiet: no progress bar.
         keep_last: keep the last evaluated model instead of the best one, and never stop early.
@@ -32,6 +33,7 @@ class FitOptions:
     out: Path
     evaluate: Callable[[Any], Metrics]
     keep: Callable[[Any, int], None]
+    describe: Callable[[Path, int], None]
     resume: bool = False
     quiet: bool = False
     keep_last: bool = False
@@ -85,6 +87,7 @@ def fit(
     recorder = Recorder(stage, write, quiet=options.quiet)
     # Dev goes first, so that the checkpoint of a step holds what was decided there.
     trainer = resumable(kind)(**trainer_arguments, callbacks=[dev, stop, recorder])
+    trainer.describe = options.describe
     trainer.remove_callback(PrinterCallback)
     checkpoint = resume_point(options.out, dev, resume=options.resume, cycle=cycle)
     with stop.listening(), contextlib.closing(recorder):

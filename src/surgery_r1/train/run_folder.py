@@ -139,7 +139,8 @@ def metrics_writer(folder: Path) -> Callable[[dict[str, Any]], None]:
 def prune_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
     """Cut ``metrics.jsonl`` back to what was written up to ``step``, where a resumed run goes on; what is kept.
 
-    Lines of later steps belong to work that is done again, and a last line torn by a kill is dropped.
+    Lines of later steps belong to work that is done again, and a last line torn by a kill is dropped. So is the
+    trainer's summary of the whole: it is written again at the end.
     """
     path = folder / "metrics.jsonl"
     if not path.is_file():
@@ -147,7 +148,7 @@ def prune_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     # A whole file ends with a line feed, so that what follows the last one is empty or torn.
     records = [json.loads(line) for line in lines[:-1] if line]
-    kept = [record for record in records if record["step"] <= step]
+    kept = [record for record in records if record["step"] <= step and "train_loss" not in record]
     write_jsonl(path, kept)
     return kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +10,13 @@ from typing import Any, Literal
 import torch
 
 from surgery_r1._util.files import write_json
+from surgery_r1._util.locks import held
 from surgery_r1._util.offline import stay_offline
 from surgery_r1.data.dataset import Dataset
+from surgery_r1.models.info import ModelInfo
 from surgery_r1.models.load import Bundle, from_pretrained, merged, weights_sha256
-from surgery_r1.models.save import save_model
+from surgery_r1.models.reply_forms import trained_further
+from surgery_r1.models.save import save_description, save_model
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
 from surgery_r1.rewards.custom import reward_files
 from surgery_r1.train.config import ModelConfig, TrainConfig
@@ -56,13 +60,36 @@ def train(
         quiet: no progress bar.
 
     Raises:
-        SurgeryR1Error: for bad input, a run folder that is taken, or nothing to resume.
+        SurgeryR1Error: for bad input, a run folder that is taken or that another process is training into, or nothing
+            to resume.
     """
     allowed = allowed or Permissions()
     # Also for callers from Python: TRL's trainers send telemetry unless they are told not to.
     stay_offline(allowed.hub)
     # First what needs no model and leaves no trace: a wrong option must not cost a load or a taken run folder.
     arguments, held_off = (sft_arguments if stage == "sft" else rft_arguments)(config, out, allowed)
+    # One process writes the run folder; the others of a distributed run are part of it.
+    lock = held(out, "training") if arguments.process_index == 0 else contextlib.nullcontext()
+    with lock:
+        result = _train(stage, config, dataset, out, arguments, base, include_dev, resume, allowed, quiet)
+        result = replace(result, held_off=tuple(held_off))
+        write_json(out / "result.json", result.to_json())
+    return result
+
+
+def _train(
+    stage: Stage,
+    config: TrainConfig,
+    dataset: Dataset,
+    out: Path,
+    arguments: Any,
+    base: str | Path | None,
+    include_dev: bool,
+    resume: bool,
+    allowed: Permissions,
+    quiet: bool,
+) -> TrainResult:
+    """:func:`train` with TRL's ``arguments``, into a run folder that nobody else writes."""
     if config.threads:
         torch.set_num_threads(config.threads)
     seed_everything(config.seed)
@@ -71,21 +98,31 @@ def train(
     model = merged(bundle.model)
     rows = _training_rows(stage, config, dataset, bundle, include_dev)
     _keep_vision_features(model, config.model)
-    evaluate = dev_evaluator(config.eval, dataset, bundle)
+    info = _described(stage, config, dataset, bundle.info)
+    evaluate = dev_evaluator(config.eval, dataset, replace(bundle, info=info))
     _start(stage, config, dataset, bundle, out, resume, rows=len(rows), include_dev=include_dev)
     if config.lora.enabled:
         # An adapter names its base by path; a merged SFT model is kept beside it, so that the run is whole.
         _keep_base(model, bundle, out)
-    info = replace(bundle.info, stage=stage, dataset_sha256=dataset.hash)
 
     def keep(chosen: Any, step: int) -> None:
         save_model(chosen, bundle.processor, replace(info, step=step), out / "best")
 
-    options = FitOptions(out, evaluate, keep, resume, quiet, include_dev or config.eval.choose == "last")
+    def describe(folder: Path, step: int) -> None:
+        save_description(bundle.processor, model.config.model_type, replace(info, step=step), folder)
+
+    keep_last = include_dev or config.eval.choose == "last"
+    options = FitOptions(out, evaluate, keep, describe, resume, quiet, keep_last)
     train_stage = train_sft if stage == "sft" else train_rft
-    result = replace(train_stage(config, arguments, model, bundle.processor, rows, options), held_off=tuple(held_off))
-    write_json(out / "result.json", result.to_json())
-    return result
+    return train_stage(config, arguments, model, bundle.processor, rows, options)
+
+
+def _described(stage: Stage, config: TrainConfig, dataset: Dataset, start: ModelInfo) -> ModelInfo:
+    """What will be true of the models of this stage, their step aside."""
+    sft = {"rationales": "cot" in config.sft.tasks, "direct_answers": config.sft.direct_answers}
+    rft = {"rationales": config.rft.reasoning, "direct_answers": not config.rft.reasoning}
+    taught = trained_further(start, **(sft if stage == "sft" else rft))
+    return replace(taught, stage=stage, dataset_sha256=dataset.hash)
 
 
 def _load(config: ModelConfig, base: str | Path | None, allowed: Permissions) -> Bundle:

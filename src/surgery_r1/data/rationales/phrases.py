@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from surgery_r1 import vocab
 
@@ -57,7 +58,7 @@ def corners(text: str) -> list[str]:
     >>> corners("it is left-top, in the upper right; the other is at the bottom left")
     ['right-top', 'left-bottom']
     """
-    return _corners(text)[0]
+    return [*_corners(text)[0]]
 
 
 def halves(text: str) -> list[str]:
@@ -71,14 +72,15 @@ def halves(text: str) -> list[str]:
     return list(dict.fromkeys(word if word in ("left", "right") else _level(word) for word in words))
 
 
-def clauses(text: str) -> list[str]:
+@lru_cache(maxsize=256)
+def clauses(text: str) -> tuple[str, ...]:
     """Parts of a text that claim one thing, as far as punctuation and connectives tell; what is denied is left out.
 
     >>> clauses("the stapler is left, and the suction is right. So it is not Idle")
-    ['the stapler is left', 'the suction is right']
+    ('the stapler is left', 'the suction is right')
     """
     parts = [re.sub(r"[.!?]$", "", _LEADING.sub("", part.strip())) for part in _CLAUSE.split(text)]
-    return [part for part in parts if part and not _NEGATION.search(part)]
+    return tuple(part for part in parts if part and not _NEGATION.search(part))
 
 
 class Names:
@@ -112,6 +114,7 @@ class Names:
         return _blank(self._pattern, text)
 
 
+@lru_cache(maxsize=256)
 def _corners(text: str) -> tuple[list[str], str]:
     """Corners that a text names in words, and the text without them and without classes."""
     rest, found = _blank(_CLASS, text), []

@@ -1,0 +1,38 @@
+"""Model folders that lie in a run folder: what the run knows of them where they do not say it themselves."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models.info import INFO_FILE, ModelInfo
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run folder that a model folder (``best``, ``checkpoints/checkpoint-N``) lies in, if any."""
+    parents = list(folder.resolve().parents)[:2]
+    return next((parent for parent in parents if (parent / "run.json").is_file()), None)
+
+
+def recorded_info(folder: Path) -> ModelInfo | None:
+    """What ``surgery_r1.json`` says of a model folder, or its run says of a trainer checkpoint; None where it is not
+    of this project.
+
+    Raises:
+        SurgeryR1Error: for a folder of a run that says nothing of it: the defaults of its family may be wrong.
+    """
+    if (folder / INFO_FILE).is_file():
+        return ModelInfo.read(folder)
+    run = run_of(folder)
+    if run is None:
+        return None
+    step = re.fullmatch(r"checkpoint-(\d+)", folder.resolve().name)
+    if step and (run / "best" / INFO_FILE).is_file():
+        return replace(ModelInfo.read(run / "best"), step=int(step[1]))
+    raise SurgeryR1Error(
+        f"has no {INFO_FILE}, and its run does not say which box space and pixel limits it was trained with",
+        where=str(folder),
+        fix="go on with --resume until the run has a best model" if step else "train again",
+    )
