@@ -40,7 +40,12 @@ def iou(a: Sequence[float] | None, b: Sequence[float] | None) -> float:
     """
     if a is None or b is None or not (is_box(a) and is_box(b)):
         return 0.0
-    inter = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    # Most pairs that scoring asks about do not touch; for them nothing more is computed.
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    inter = width * height
     union = area(a) + area(b) - inter
     # Corners near the limits of a float can overflow to inf; such a box overlaps nothing that matters.
     if not math.isfinite(union) or union <= 0.0:

@@ -153,8 +153,8 @@ def referent(box_px: Box | None, asked: Asked, objects: Sequence[AnnotatedObject
     others = other_objects(asked, objects)
     if not others:
         return None
-    best_other = max(iou(box_px, other.box_px) for other in others)
-    own = max(iou(box_px, box) for _, box in asked.accepted)
+    best_other = max([iou(box_px, other.box_px) for other in others])
+    own = max([iou(box_px, box) for _, box in asked.accepted])
     if best_other > own:
         return Referent.OTHER_CLEARLY if best_other >= IOU_RIGHT > own else Referent.OTHER
     return Referent.OWN if own > 0.0 else Referent.NOTHING

@@ -6,14 +6,13 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import vocab
 from surgery_r1.codec import Prediction
 from surgery_r1.data.rationales.checks import CheckContext, SourceWords
 from surgery_r1.data.rationales.claims import Claims, read_claims
-from surgery_r1.evaluate.metrics import summarise
 from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.geometry import LocationRule, iou, quadrant
 from surgery_r1.records import Frame, Sample
@@ -75,8 +74,14 @@ def answer_fits_box(reading: Prediction, sample: Sample, frame: Frame, rule: Loc
     return reading.answer == (seen.state if sample.kind == "state" else seen.name)
 
 
-def agreement(lines: Sequence[ScoreRecord]) -> dict[str, Any]:
+def agreement(
+    lines: Sequence[ScoreRecord], metrics: Mapping[str, Any], by_kind: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """``agreement`` of ``metrics.json``: rates in [0, 1] over the replies with a rationale, all kinds and each alone.
+
+    Args:
+        metrics: of all lines, see :func:`surgery_r1.evaluate.metrics.summarise`.
+        by_kind: of those of each question kind.
 
     Returns:
         ``rationale_answer`` (the rationale ends at the answer given), ``rationale_contradicts_answer`` (at another
@@ -85,13 +90,14 @@ def agreement(lines: Sequence[ScoreRecord]) -> dict[str, Any]:
         (what it names on average), ``n`` (rationales), ``without_rationale`` (questions that have none), and the same
         ``by_kind``. None where there is nothing to count.
     """
-    kinds = dict.fromkeys([*vocab.KINDS, *(line.kind for line in lines)])
-    by_kind = {kind: [line for line in lines if line.kind == kind] for kind in kinds}
-    return _rates(lines) | {"by_kind": {kind: _rates(of_kind) for kind, of_kind in by_kind.items() if of_kind}}
+    of_kind: dict[str, list[ScoreRecord]] = {kind: [] for kind in by_kind}
+    for line in lines:
+        of_kind[line.kind].append(line)
+    kinds = {kind: _rates(members, by_kind[kind]) for kind, members in of_kind.items()}
+    return _rates(lines, metrics) | {"by_kind": kinds}
 
 
-def _rates(lines: Sequence[ScoreRecord]) -> dict[str, Any]:
-    metrics = summarise(lines)
+def _rates(lines: Sequence[ScoreRecord], metrics: Mapping[str, Any]) -> dict[str, Any]:
     facts = [line.facts for line in lines if line.facts is not None]
     return {
         **{key: metrics[metric] for key, metric in _RATES.items()},

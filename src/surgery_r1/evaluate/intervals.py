@@ -237,8 +237,9 @@ def difference(a: Estimate | None, b: Estimate | None, n: int) -> Difference:
     count, value = len(a.left_out), a.value - b.value
     if count < 2:
         return Difference(value, (-1.0, 1.0), n, count)
-    varies = np.ptp(a.left_out) > 0 and np.ptp(b.left_out) > 0
-    together = float(np.corrcoef(a.left_out, b.left_out)[0, 1]) if varies else 0.0
+    one, other = a.left_out - a.left_out.mean(), b.left_out - b.left_out.mean()
+    length = float(np.sqrt((one @ one) * (other @ other)))
+    together = float(one @ other) / length if length > 0 else 0.0
     correlation = np.array([[1.0, -together], [-together, 1.0]])
     below = _length(np.array([a.value - a.low, b.high - b.value]), correlation)
     above = _length(np.array([a.high - a.value, b.value - b.low]), correlation)

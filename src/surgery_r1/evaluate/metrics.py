@@ -177,13 +177,15 @@ def summarise(lines: Sequence[ScoreRecord]) -> dict[str, float | None]:
     >>> summary["acc"], summary["miou"], summary["joint"], round(summary["f_score"], 4), summary["answer_box"]
     (0.5, 0.75, 0.375, 0.6667, None)
     """
-    return {"n": len(lines), **point_values(parts(tally(lines)))}
+    return totals(tally(lines))
 
 
-def point_values(values: dict[str, np.ndarray]) -> dict[str, float | None]:
-    """The metrics of the last row of :func:`parts`, None where no question counts."""
-    last = {name: float(mean_of_parts(value[-1:])[0]) for name, value in values.items()}
-    return {name: None if math.isnan(value) else value for name, value in last.items()}
+def totals(sums: Tally) -> dict[str, float | None]:
+    """:func:`summarise` of the questions that a tally holds, whatever their blocks."""
+    whole = parts(Tally(*(part.sum(axis=0, keepdims=True) for part in sums)))
+    values = {name: float(mean_of_parts(value)[0]) for name, value in whole.items()}
+    known = {name: None if math.isnan(value) else value for name, value in values.items()}
+    return {"n": int(sums.questions.sum()), **known}
 
 
 def grouped(

@@ -9,7 +9,7 @@ from typing import Any
 from surgery_r1 import vocab
 from surgery_r1.evaluate.agreement import agreement
 from surgery_r1.evaluate.intervals import FRAMES_PER_BLOCK, METHOD, Estimate, block_ids, difference, estimates
-from surgery_r1.evaluate.metrics import grouped, summarise, tally
+from surgery_r1.evaluate.metrics import grouped, summarise, tally, totals
 from surgery_r1.evaluate.referents import wrong_referent
 from surgery_r1.evaluate.score_record import ScoreRecord
 
@@ -38,14 +38,16 @@ def metrics_of(
         without_dev: the same by the floor that has not seen the dev split.
     """
     blocks = block_ids(lines)
-    found = estimates(tally(lines, blocks))
+    sums = tally(lines, blocks)
+    found, metrics = estimates(sums), totals(sums)
+    by_kind = grouped(lines, lambda line: line.kind, vocab.KINDS)
     failed = [line for line in lines if line.failed]
     one_source = len({line.source for line in lines}) == 1
     return {
-        **summarise(lines),
+        **metrics,
         "f_score_18_classes": len({line.answer_true for line in lines}),
         "wrong_referent": wrong_referent(lines),
-        "agreement": agreement(lines),
+        "agreement": agreement(lines, metrics, by_kind),
         "parse_failures": {
             "missing": sum(line.missing for line in lines),
             "no_answer": sum(line.answer is None and not line.missing for line in failed),
@@ -53,7 +55,7 @@ def metrics_of(
             "problems": dict(Counter(problem for line in failed for problem in line.problems).most_common()),
         },
         "answers_outside_classes": sum(line.outside_classes for line in lines),
-        "by_kind": grouped(lines, lambda line: line.kind, vocab.KINDS),
+        "by_kind": by_kind,
         "by_sequence": grouped(lines, lambda line: line.sequence if one_source else f"{line.source}/{line.sequence}"),
         "by_answer": by_answer(lines, classes),
         "confusions": confusions(lines),
@@ -68,8 +70,9 @@ def _floor(lines: Sequence[ScoreRecord] | None, blocks: Sequence[int], system: d
     """A floor's metrics, and how far the system is above it."""
     if lines is None:
         return {"n": 0, "note": "the dataset has no questions to compute this floor from"}
-    floor = estimates(tally(lines, blocks))
-    metrics = {name: value for name, value in summarise(lines).items() if not name.startswith(_NOT_OF_FLOORS)}
+    sums = tally(lines, blocks)
+    floor = estimates(sums)
+    metrics = {name: value for name, value in totals(sums).items() if not name.startswith(_NOT_OF_FLOORS)}
     return {
         **metrics,
         "ci95": {name: [floor[name].low, floor[name].high] for name in metrics if name in floor},
