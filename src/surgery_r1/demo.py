@@ -28,6 +28,8 @@ PARTS = (
 )
 #: What is scored: the held-out sequences of the same domain, and the other domain.
 SPLITS = ("val", "test")
+#: Metrics of which differences to SFT are shown: what RFT is paid for, and what must not fall meanwhile.
+_COMPARED = ("joint_at_iou50", "joint", "acc", "miou", "wrong_referent_broad", "rationale_right")
 _TITLES = {
     "sft": "SFT: learning to answer and point",
     "rft": "RFT: GRPO with coherence",
@@ -208,7 +210,7 @@ class Demo:
             for name in self._variants()[2:]:
                 result.setdefault(split, {})[f"{name} minus sft"] = {
                     metric: compare_scores(scores[name] / "scores.jsonl", scores["sft"] / "scores.jsonl", metric)
-                    for metric in ("joint_at_iou50", "joint", "acc", "miou")
+                    for metric in _COMPARED
                 }
             lines = [
                 (name, metric, difference)

@@ -24,6 +24,9 @@ AGREEMENT_COLUMNS: dict[str, str] = {
     "rationale right": "rationale_right",
 }
 
+#: Metrics of which less is better.
+LESS_IS_BETTER: frozenset[str] = frozenset({"wrong_referent_broad", "wrong_referent_strict", "no_referent"})
+
 FLOOR = "no-image floor"
 FLOOR_WITHOUT_DEV = "floor without dev"
 
@@ -43,9 +46,9 @@ def number(value: float | None) -> str:
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
-def signed(value: float) -> str:
+def signed(value: float | None) -> str:
     """:func:`number` with its sign."""
-    return ("+" if value >= 0 else "") + number(value)
+    return ("+" if value is not None and value >= 0 else "") + number(value)
 
 
 def format_interval(ci95: Sequence[float] | None, *, sign: bool = False) -> str:

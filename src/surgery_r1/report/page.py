@@ -18,6 +18,7 @@ from surgery_r1.evaluate.tables import (
     AGREEMENT_COLUMNS,
     COLUMNS,
     FEW_BLOCKS,
+    LESS_IS_BETTER,
     excludes_zero,
     facts,
     floors,
@@ -36,7 +37,14 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 
 #: Metrics whose paired differences are listed.
-_COMPARED = {"acc": "Acc", "miou": "true mIoU", "joint": "joint", "joint_at_iou50": "joint@.5"}
+_COMPARED = {
+    "acc": "Acc",
+    "miou": "true mIoU",
+    "joint": "joint",
+    "joint_at_iou50": "joint@.5",
+    "wrong_referent_broad": "wrong referent",
+    "rationale_right": "rationale right",
+}
 
 #: Metrics of the parts of a split.
 _PARTS = {"acc": "Acc", "miou": "mIoU", "joint_at_iou50": "joint@.5"}
@@ -115,7 +123,8 @@ def _render(**context: Any) -> str:
         **context,
         headline=COLUMNS,
         agreement=AGREEMENT_COLUMNS,
-        compared=_COMPARED.values(),
+        compared=_COMPARED,
+        less_is_better=LESS_IS_BETTER,
         few_blocks=FEW_BLOCKS,
         version=__version__,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
