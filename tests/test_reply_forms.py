@@ -130,3 +130,8 @@ def test_an_old_file_reads_as_trained_with_rationales_alone(runs, tmp_path):
     check_reply_form(info, True, "old")
     with pytest.raises(SurgeryR1Error, match=rf"old: {UNTAUGHT}"):
         check_reply_form(info, False, "old")
+
+
+def test_a_rationale_that_was_not_asked_for_is_not_missed(runs, dataset):
+    assert "no_reasoning" not in ask(runs / "both", dataset, reasoning=False).problems
+    assert "no_reasoning" in ask(runs / "both", dataset).problems

@@ -161,7 +161,9 @@ class Model:
         replies = []
         for (frame, question), text in zip(shown, texts, strict=True):
             read = read_reply(text, space, view_of(processor, *frame.image.size))
-            replies.append(Reply(question, read.answer, read.box_px, read.rationale, text, read.problems, frame.image))
+            # That a rationale is absent is no problem where none was asked for.
+            problems = tuple(code for code in read.problems if reasoning or code != "no_reasoning")
+            replies.append(Reply(question, read.answer, read.box_px, read.rationale, text, problems, frame.image))
         return replies
 
 
