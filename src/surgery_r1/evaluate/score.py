@@ -53,7 +53,8 @@ class Scorer:
 
     Attributes:
         classes: the set's own classes in order.
-        rare: the rare half of them, by how many training questions (train and dev) have them as their answer.
+        rare: the rare half of those that the set asks for, by how many training questions (train and dev) have them as
+            their answer. Classes that no question has would fill that half and leave the truly rare ones out.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -63,7 +64,8 @@ class Scorer:
         counts = Counter(sample.answer for split in ("train", "dev") for sample in dataset.split(split))
         if not counts:
             counts = Counter(sample.answer for sample in dataset.samples.values())
-        ordered = sorted(self.classes, key=lambda name: (counts[name], self.classes.index(name)))
+        asked = {answer for sample in dataset.samples.values() for answer, _ in sample.accepted}
+        ordered = sorted(asked.intersection(self.classes), key=lambda name: (counts[name], self.classes.index(name)))
         self.rare = frozenset(ordered[: len(ordered) // 2])
 
     def line(self, sample: Sample, reading: Prediction, prediction: PredictionLine | None = None) -> ScoreRecord:
