@@ -16,13 +16,13 @@ from pathlib import Path
 import label_folders as lf
 import pytest
 
+from surgery_r1.chat import endpoint as where
+from surgery_r1.chat.endpoint import check_endpoint, on_this_machine
 from surgery_r1.cli import main
 from surgery_r1.cli.teacher_progress import teacher_progress
 from surgery_r1.data.assemble import build_dataset
 from surgery_r1.data.dataset import open_dataset
-from surgery_r1.data.rationales.teacher import endpoint as where
 from surgery_r1.data.rationales.teacher import prompt
-from surgery_r1.data.rationales.teacher.endpoint import check_endpoint, on_this_machine
 from surgery_r1.data.rationales.teacher.response_cache import ResponseCache, TeacherResponse
 from surgery_r1.data.recipe import load_recipe
 from surgery_r1.errors import SurgeryR1Error
@@ -295,6 +295,10 @@ def test_requests_are_spread_over_the_minute(folder, serve, tmp_path):
     assert len(times) == 20 and max(times) - min(times) > 0.85
 
 
+def endpoint_of(address: str, allow_remote: bool = False):
+    return check_endpoint(address, allow_remote, setting="teacher.endpoint", key_variable="KEY")
+
+
 def test_frames_stay_on_this_machine(folder, tmp_path, capsys, no_network, monkeypatch):
     for host in ("192.0.2.7", "[2001:db8::1]"):
         recipe = recipe_file(tmp_path / "r.toml", f"http://{host}:8000/v1")
@@ -307,14 +311,14 @@ def test_frames_stay_on_this_machine(folder, tmp_path, capsys, no_network, monke
     ):
         recipe = recipe_file(tmp_path / "r.toml", endpoint)
         fails(capsys, folder, tmp_path / "ds", recipe, match=message)
-    assert not check_endpoint("http://192.0.2.7/v1", allow_remote=True).local
+    assert not endpoint_of("http://192.0.2.7/v1", True).local
     own, other = ((2, 1, 6, "", (address, 0)) for address in ("127.0.0.1", "192.0.2.7"))
     # A name counts as this machine only when all of its addresses do, and is not looked up again.
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [own, other])
     with pytest.raises(SurgeryR1Error, match="not on this machine"):
-        check_endpoint("http://teacher.local:8000/v1", allow_remote=False)
+        endpoint_of("http://teacher.local:8000/v1")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [own])
-    assert check_endpoint("http://teacher.local:8000/v1", False).address == "http://127.0.0.1:8000/v1"
+    assert endpoint_of("http://teacher.local:8000/v1").address == "http://127.0.0.1:8000/v1"
     # Where anything can be bound to, that proves nothing.
     monkeypatch.setattr(where, "_BINDS_ANYTHING", (str(tmp_path / "on"),))
     (tmp_path / "on").write_text("1\n")
