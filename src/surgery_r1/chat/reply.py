@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+#: Names that servers have for an end that the model has chosen; at any other the text may be cut off.
+WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
 #: Where servers put what stood between ``<think>`` and ``</think>``: older ones the first, newer vLLM the second.
 _REASONING = ("reasoning_content", "reasoning")
 

@@ -14,6 +14,7 @@ from surgery_r1._util.files import dump_json, open_regular
 from surgery_r1.chat.client import Client, Limits, Names
 from surgery_r1.chat.endpoint import check_endpoint
 from surgery_r1.chat.frames import data_url
+from surgery_r1.chat.reply import WHOLE
 from surgery_r1.data.rationales.teacher import prompt
 from surgery_r1.data.rationales.teacher.response_cache import ResponseCache, TeacherResponse
 from surgery_r1.data.rationales.writer import Draft, RationaleRequest
@@ -21,8 +22,6 @@ from surgery_r1.data.recipe import ReasoningConfig, Recipe, TeacherConfig
 from surgery_r1.errors import SurgeryR1Error
 
 _FAULTS = {"content_filter": "refused", "refused": "refused"}
-#: Names that servers have for an end that the model has chosen; at any other the text may be cut off.
-_WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
 #: Requests that a server may refuse one after the other; then the fault is in the settings.
 _REFUSALS = 10
 _NAMES = Names(
@@ -97,7 +96,7 @@ class TeacherWriter:
     def write(self, task: RationaleRequest) -> Draft:
         reply = self._respond(task)
         text, answer = prompt.parse_response(reply.text)
-        fault = _FAULTS.get(reply.finish, "cut_off") if reply.finish not in _WHOLE else None
+        fault = _FAULTS.get(reply.finish, "cut_off") if reply.finish not in WHOLE else None
         return Draft(text, answer, fault)
 
     def stop(self) -> None:
