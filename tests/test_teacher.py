@@ -15,6 +15,7 @@ from pathlib import Path
 
 import label_folders as lf
 import pytest
+from served import only_this_machine, serving
 
 from surgery_r1.chat import endpoint as where
 from surgery_r1.chat.endpoint import check_endpoint, on_this_machine
@@ -29,62 +30,16 @@ from surgery_r1.errors import SurgeryR1Error
 
 pytest.importorskip("openai", reason="pip install 'surgery-r1[teacher]'")
 SERVER = Path(__file__).with_name("teacher_server.py")
-_CONNECT, _LOOK_UP = socket.socket.connect, socket.getaddrinfo
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """As in all tests, but for this machine: a request elsewhere fails the test even if a library swallows it."""
-    tried = []
-
-    def connect(self, address):
-        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1"):
-            tried.append(address)
-            raise AssertionError(f"a test reached for the network: {address}")
-        return _CONNECT(self, address)
-
-    def look_up(host, *args, **kwargs):
-        if host not in ("127.0.0.1", "::1", "localhost"):
-            tried.append(host)
-            raise OSError("no such host")
-        return _LOOK_UP(host, *args, **kwargs)
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    yield tried
-    assert not tried
-
-
-class Served:
-    """A teacher server in a process of its own, and the requests that it has seen."""
-
-    def __init__(self, log: Path, plan: str = "", delay: float = 0.0) -> None:
-        self.log = log
-        args = [sys.executable, str(SERVER), str(log), "--plan", plan, "--delay", str(delay)]
-        self.process = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.endpoint = f"http://127.0.0.1:{int(self.process.stdout.readline())}/v1"
-
-    @property
-    def requests(self) -> list[dict]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    yield from only_this_machine(monkeypatch)
 
 
 @pytest.fixture
 def serve(tmp_path):
-    servers = []
-
-    def start(plan: str = "", delay: float = 0.0) -> Served:
-        servers.append(Served(tmp_path / f"requests{len(servers)}.jsonl", plan, delay))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
+    yield from serving(SERVER, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from surgery_r1.errors import SurgeryR1Error
 #: What is wrong with a request, and not with the server or with who asks.
 _REFUSED = (400, 413, 422)
 _PASSING = (408, 409, 425, 429)
+#: Servers without a list of models; transformers serve fails at it (500) where there is no hub cache.
+_NO_LIST = (404, 405, 500, 501)
 _LONGEST_PAUSE = 30.0
 _HEADERS = {"host", "accept", "accept-encoding", "connection", "user-agent", "content-type", "content-length"}
 
@@ -144,8 +146,10 @@ class Client:
         def once() -> list[dict[str, Any]] | None:
             try:
                 listed = [entry.model_dump() for entry in self._client.models.list().data]
-            except self._errors.NotFoundError:
-                return None
+            except self._errors.APIStatusError as error:
+                if error.status_code in _NO_LIST:
+                    return None
+                raise
             except (AttributeError, TypeError) as error:
                 raise NoCompletion(f"answers what is no list of models: {_short(str(error))}") from None
             return [entry for entry in listed if isinstance(entry.get("id"), str)]
