@@ -1,12 +1,14 @@
 # make demo   the paper's story on a laptop, offline after set-up: open demo/report.html at the end
 # make test   all quick tests; make test-slow the others
-# Both set themselves up in .venv (Python 3.11 or newer, pip).
+# make test-engines   vLLM and transformers serve against our own engine, in .venv-engines (3.5 GB); no part of .ci/run
+# They set themselves up in .venv (Python 3.11 or newer, pip).
 
 PYTHON ?= python3
 VENV ?= .venv
+MODELS ?= tiny
 BIN := $(VENV)/bin
 
-.PHONY: setup demo demo-controls test test-slow lint clean
+.PHONY: setup demo demo-controls test test-slow test-engines lint clean
 
 setup: $(VENV)/ready
 
@@ -31,10 +33,14 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
+test-engines: setup
+	PYTHON=$(BIN)/python scripts/setup_engines.sh
+	$(BIN)/python scripts/test_engines.py --models $(MODELS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .venv-engines demo

@@ -56,6 +56,7 @@ class Handler(BaseHTTPRequestHandler):
                         "fault": fault,
                         "time": time.monotonic(),
                         "image": b"data:image/" in body,
+                        **self.noted(json.loads(body)),
                         "headers": {name.lower(): value for name, value in self.headers.items()},
                         "path": self.path,
                     }
@@ -64,9 +65,16 @@ class Handler(BaseHTTPRequestHandler):
             )
             self.server.log.flush()
         time.sleep(self.server.delay)
-        content = json.loads(body)["messages"][1]["content"]
-        good = reasoning(next(part["text"] for part in content if part["type"] == "text"))
-        getattr(self, f"_{fault}")(good)
+        getattr(self, f"_{fault}")(self.good(json.loads(body)))
+
+    def noted(self, body):
+        """What the log says of a request beside its hash."""
+        return {}
+
+    def good(self, body):
+        """The good reply to a request."""
+        content = body["messages"][1]["content"]
+        return reasoning(next(part["text"] for part in content if part["type"] == "text"))
 
     def _send(self, data, status=200, **headers):
         raw = data if isinstance(data, bytes) else json.dumps(data).encode()
@@ -164,13 +172,19 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def main():
+def parser():
     parser = argparse.ArgumentParser()
     parser.add_argument("log")
     parser.add_argument("--plan", default="")
     parser.add_argument("--delay", type=float, default=0.0)
-    args = parser.parse_args()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    parser.add_argument("--port", type=int, default=0)
+    return parser
+
+
+def serve(handler, args, **facts):
+    """Serve until killed; ``facts`` become attributes of the server."""
+    server = ThreadingHTTPServer(("127.0.0.1", args.port), handler)
+    vars(server).update(facts)
     server.daemon_threads = True
     server.plan = [name for name in args.plan.split(",") if name]
     server.delay = args.delay
@@ -181,4 +195,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    serve(Handler, parser().parse_args())

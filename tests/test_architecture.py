@@ -21,7 +21,7 @@ LEVELS: list[set[str]] = [
     {"errors"},
     {"__init__", "vocab"},
     {"_util", "geometry"},
-    {"records", "synthetic"},
+    {"chat", "records", "synthetic"},
     {"codec", "prompts", "train.config", "train.run_folder", "data.paraphrases", "data.mirroring"},
     {"matching", "data.recipe"},
     {"data.formats", "data.rationales"},

@@ -18,7 +18,7 @@ from surgery_r1.codec import CODEC_VERSION, View, read_reply, render, to_model
 from surgery_r1.demo import Demo
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate import run as evaluate_run
-from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
+from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine, numbered
 from surgery_r1.evaluate.predict import evenly_spaced, predict, prompt_of
 from surgery_r1.evaluate.score import score_predictions
 from surgery_r1.inference import Reply, load
@@ -35,6 +35,11 @@ class Scripted:
     def __init__(self, bundle, reply, batch: int = 4, dies_after: int | None = None):
         self.encoder = TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space).encoder
         self.reply, self.batch, self.dies_after, self.asked = reply, batch, dies_after, []
+
+    name = "scripted"
+
+    def replies(self, prompts):
+        return numbered(self.generate(prompts))
 
     def generate(self, prompts):
         for number, start in enumerate(range(0, len(prompts), self.batch)):

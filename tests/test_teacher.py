@@ -15,76 +15,31 @@ from pathlib import Path
 
 import label_folders as lf
 import pytest
+from served import only_this_machine, serving
 
+from surgery_r1.chat import endpoint as where
+from surgery_r1.chat.endpoint import check_endpoint, on_this_machine
 from surgery_r1.cli import main
 from surgery_r1.cli.teacher_progress import teacher_progress
 from surgery_r1.data.assemble import build_dataset
 from surgery_r1.data.dataset import open_dataset
-from surgery_r1.data.rationales.teacher import endpoint as where
 from surgery_r1.data.rationales.teacher import prompt
-from surgery_r1.data.rationales.teacher.endpoint import check_endpoint, on_this_machine
 from surgery_r1.data.rationales.teacher.response_cache import ResponseCache, TeacherResponse
 from surgery_r1.data.recipe import load_recipe
 from surgery_r1.errors import SurgeryR1Error
 
 pytest.importorskip("openai", reason="pip install 'surgery-r1[teacher]'")
 SERVER = Path(__file__).with_name("teacher_server.py")
-_CONNECT, _LOOK_UP = socket.socket.connect, socket.getaddrinfo
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """As in all tests, but for this machine: a request elsewhere fails the test even if a library swallows it."""
-    tried = []
-
-    def connect(self, address):
-        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1"):
-            tried.append(address)
-            raise AssertionError(f"a test reached for the network: {address}")
-        return _CONNECT(self, address)
-
-    def look_up(host, *args, **kwargs):
-        if host not in ("127.0.0.1", "::1", "localhost"):
-            tried.append(host)
-            raise OSError("no such host")
-        return _LOOK_UP(host, *args, **kwargs)
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    yield tried
-    assert not tried
-
-
-class Served:
-    """A teacher server in a process of its own, and the requests that it has seen."""
-
-    def __init__(self, log: Path, plan: str = "", delay: float = 0.0) -> None:
-        self.log = log
-        args = [sys.executable, str(SERVER), str(log), "--plan", plan, "--delay", str(delay)]
-        self.process = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.endpoint = f"http://127.0.0.1:{int(self.process.stdout.readline())}/v1"
-
-    @property
-    def requests(self) -> list[dict]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    yield from only_this_machine(monkeypatch)
 
 
 @pytest.fixture
 def serve(tmp_path):
-    servers = []
-
-    def start(plan: str = "", delay: float = 0.0) -> Served:
-        servers.append(Served(tmp_path / f"requests{len(servers)}.jsonl", plan, delay))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
+    yield from serving(SERVER, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +250,10 @@ def test_requests_are_spread_over_the_minute(folder, serve, tmp_path):
     assert len(times) == 20 and max(times) - min(times) > 0.85
 
 
+def endpoint_of(address: str, allow_remote: bool = False):
+    return check_endpoint(address, allow_remote, setting="teacher.endpoint", key_variable="KEY")
+
+
 def test_frames_stay_on_this_machine(folder, tmp_path, capsys, no_network, monkeypatch):
     for host in ("192.0.2.7", "[2001:db8::1]"):
         recipe = recipe_file(tmp_path / "r.toml", f"http://{host}:8000/v1")
@@ -307,14 +266,14 @@ def test_frames_stay_on_this_machine(folder, tmp_path, capsys, no_network, monke
     ):
         recipe = recipe_file(tmp_path / "r.toml", endpoint)
         fails(capsys, folder, tmp_path / "ds", recipe, match=message)
-    assert not check_endpoint("http://192.0.2.7/v1", allow_remote=True).local
+    assert not endpoint_of("http://192.0.2.7/v1", True).local
     own, other = ((2, 1, 6, "", (address, 0)) for address in ("127.0.0.1", "192.0.2.7"))
     # A name counts as this machine only when all of its addresses do, and is not looked up again.
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [own, other])
     with pytest.raises(SurgeryR1Error, match="not on this machine"):
-        check_endpoint("http://teacher.local:8000/v1", allow_remote=False)
+        endpoint_of("http://teacher.local:8000/v1")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [own])
-    assert check_endpoint("http://teacher.local:8000/v1", False).address == "http://127.0.0.1:8000/v1"
+    assert endpoint_of("http://teacher.local:8000/v1").address == "http://127.0.0.1:8000/v1"
     # Where anything can be bound to, that proves nothing.
     monkeypatch.setattr(where, "_BINDS_ANYTHING", (str(tmp_path / "on"),))
     (tmp_path / "on").write_text("1\n")

@@ -1,10 +1,10 @@
-"""Work on a stream in several threads, results in order, memory bounded."""
+"""Work on a stream in several threads, memory bounded: results in order, or as they are done."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 _A = TypeVar("_A")
@@ -33,6 +33,43 @@ def ordered_map(
         while waiting:
             first, future = waiting.popleft()
             yield first, future.result()
+    except BaseException:
+        stop()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def finished_map(
+    function: Callable[[_A], _B], items: Iterable[_A], workers: int, stop: Callable[[], None] = lambda: None
+) -> Iterator[tuple[int, _B]]:
+    """The number of each item with ``function(item)``, as they are done; items are taken as workers come free.
+
+    When a call raises, ``stop`` is called and nothing more is begun; what has begun is let finish and comes out too,
+    then the error is raised.
+
+    >>> sorted(finished_map(len, ["a", "bb"], workers=2))
+    [(0, 1), (1, 2)]
+    """
+    pool = ThreadPoolExecutor(workers)
+    numbered = enumerate(items)
+    running: dict[Future[_B], int] = {}
+    failure: BaseException | None = None
+    try:
+        while True:
+            while failure is None and len(running) < workers and (item := next(numbered, None)) is not None:
+                running[pool.submit(function, item[1])] = item[0]
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                number, error = running.pop(future), future.exception()
+                if error is None:
+                    yield number, future.result()
+                elif failure is None:
+                    failure = error
+                    stop()
+        if failure is not None:
+            raise failure
     except BaseException:
         stop()
         raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -13,6 +14,9 @@ from surgery_r1._util.offline import stay_offline
 from surgery_r1._util.progress import ProgressBar
 from surgery_r1.cli.output import say
 from surgery_r1.errors import SurgeryR1Error
+
+if TYPE_CHECKING:
+    from surgery_r1.evaluate.endpoint import ServerOptions
 
 
 @dataclass
@@ -41,32 +45,64 @@ class PredictCommand:
     """Predict only that many questions, evenly spread; scoring counts the others as wrong."""
     allow_hub: bool = False
     """Allow downloads from the model hub."""
+    endpoint: str | None = None
+    """Ask a chat server that serves the model (vllm serve, transformers serve), such as http://127.0.0.1:8000/v1."""
+    served_model: str = ""
+    """With --endpoint: the model's name there; by default what the server lists, or --model as it stands."""
+    concurrency: int = 8
+    """With --endpoint: requests at a time."""
+    timeout: float = 120.0
+    """With --endpoint: seconds that a reply may take."""
+    retries: int = 6
+    """With --endpoint: how often a request that failed is sent again, with growing pauses."""
+    allow_remote_frames: bool = False
+    """With --endpoint: frames may go to another machine."""
 
     def run(self) -> int:
         """Exit status 0; errors are raised."""
         stay_offline(self.allow_hub)
+        self._check_flags()
         from surgery_r1.data.dataset import open_dataset
 
         # Before the libraries are imported, which takes seconds: a wrong path is told at once.
         dataset = open_dataset(self.data, images=self.images)
 
         from surgery_r1.evaluate.generation import GenerationOptions
-        from surgery_r1.evaluate.run import predict_with_model
+        from surgery_r1.evaluate.run import predict_with_endpoint, predict_with_model
 
+        options = GenerationOptions(self.batch_size, self.max_new_tokens, not self.no_reasoning)
         with ProgressBar("predicting", "questions") as progress:
-            done = predict_with_model(
-                self.model,
-                dataset,
-                self.split,
-                self.out,
-                GenerationOptions(self.batch_size, self.max_new_tokens, not self.no_reasoning),
-                limit=self.limit,
-                dtype=self.dtype,
-                allow_hub=self.allow_hub,
-                progress=progress,
-            )
+            how: dict[str, Any] = {"limit": self.limit, "allow_hub": self.allow_hub, "progress": progress}
+            asked = (self.model, dataset, self.split, self.out, options)
+            if self.endpoint is None:
+                done = predict_with_model(*asked, dtype=self.dtype, **how)
+            else:
+                done = predict_with_endpoint(self._server(self.endpoint), *asked, **how)
         say(f"{done:,} questions predicted: {self.out}")
         return 0
+
+    def _check_flags(self) -> None:
+        """Refuse flags that would be without effect."""
+        given = {"--served-model": bool(self.served_model), "--allow-remote-frames": self.allow_remote_frames}
+        alone = [flag for flag, is_given in given.items() if is_given]
+        if self.endpoint is None and alone:
+            raise SurgeryR1Error(f"{alone[0]} without --endpoint", fix="name the server with --endpoint")
+        if self.endpoint is not None and self.dtype != "auto":
+            fix = "leave --dtype out, and start the server with it"
+            raise SurgeryR1Error(f"--dtype {self.dtype} with --endpoint: the server decides", fix=fix)
+
+    def _server(self, endpoint: str) -> ServerOptions:
+        from surgery_r1.evaluate.endpoint import KEY_VARIABLE, ServerOptions
+
+        return ServerOptions(
+            endpoint,
+            served_model=self.served_model,
+            key=os.environ.get(KEY_VARIABLE, ""),
+            allow_remote=self.allow_remote_frames,
+            concurrency=self.concurrency,
+            timeout=self.timeout,
+            retries=self.retries,
+        )
 
 
 @dataclass

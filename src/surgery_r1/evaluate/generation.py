@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,18 @@ class GenerationOptions:
     reasoning: bool = True
 
 
+def numbered(batches: Iterable[list[str]]) -> Iterator[list[tuple[int, str]]]:
+    """Texts that come in the order of their prompts, each with the number of its prompt.
+
+    >>> list(numbered([["a", "b"], ["c"]]))
+    [[(0, 'a'), (1, 'b')], [(2, 'c')]]
+    """
+    count = 0
+    for texts in batches:
+        yield list(enumerate(texts, start=count))
+        count += len(texts)
+
+
 class TransformersEngine:
     """Generates with ``model.generate``.
 
@@ -35,6 +47,8 @@ class TransformersEngine:
         options: batch size and length of replies.
         share_frames: read each frame of a batch once, where the model's layers allow it.
     """
+
+    name = "transformers"
 
     def __init__(
         self,
@@ -60,6 +74,10 @@ class TransformersEngine:
                 yield self._batch(prompts[start : start + size])
         finally:
             self.model.train(was_training)
+
+    def replies(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
+        """As :meth:`generate`, each reply with the number of its prompt."""
+        return numbered(self.generate(prompts))
 
     def _batch(self, batch: Sequence[Prompt]) -> list[str]:
         if not self.share_frames:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from surgery_r1 import prompts
-from surgery_r1._util.files import atomic_write, dump_json, read_jsonl
+from surgery_r1._util.files import atomic_write, dump_json, read_jsonl, write_jsonl
 from surgery_r1._util.locks import held
 from surgery_r1._util.progress import Progress
 from surgery_r1.errors import SurgeryR1Error
@@ -34,10 +34,12 @@ _MEANING: dict[str, str] = {
 class Engine(Protocol):
     """What :func:`predict` needs of an engine."""
 
+    #: What lines call it: ``transformers`` (in this process) or ``endpoint``.
+    name: str
     encoder: Any
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterable[list[str]]:
-        """Replies batch by batch, in the order of ``prompts``."""
+    def replies(self, prompts: Sequence[Prompt]) -> Iterable[list[tuple[int, str]]]:
+        """Replies in batches as they are done, each with the number of its prompt."""
         ...
 
 
@@ -66,22 +68,23 @@ def predict(
     out: Path,
     *,
     model_name: str,
-    weights_sha256: str,
+    weights_sha256: str | None,
     engine_sha256: str,
     options: GenerationOptions,
-    dtype: str = "auto",
+    dtype: str | None = "auto",
     limit: int = 0,
     progress: Progress | None = None,
 ) -> int:
     """Predict every sample of a split; the number predicted in this call.
 
-    Lines are appended to ``<out>.partial`` batch by batch, and the file takes its name when it is whole: one line for
-    each question. A killed run goes on where it was, if all that a reply depends on is the same.
+    Lines are appended to ``<out>.partial`` as replies are done, and the file takes its name when it is whole: one line
+    for each question, in the order of the split. A killed run goes on where it was, if all that a reply depends on is
+    the same.
 
     Args:
         weights_sha256, engine_sha256: see :func:`surgery_r1.models.load.weights_sha256` and
-            :func:`surgery_r1.models.load.engine_sha256`.
-        options, dtype: how ``engine`` generates; recorded in every line.
+            :func:`surgery_r1.models.load.engine_sha256`; None for weights that nobody here has seen.
+        options, dtype: how ``engine`` generates; recorded in every line. ``dtype`` is None where it is not known.
         limit: predict only that many samples, evenly spread (0: all). Scoring counts the others as wrong.
 
     Raises:
@@ -93,7 +96,7 @@ def predict(
         raise SurgeryR1Error(f"split {split!r} has no samples", where=str(dataset.root), fix="check --split")
     stamp = _stamp(info, options, split, dataset.hash)
     hashes = {"weights_sha256": weights_sha256, "engine_sha256": engine_sha256}
-    stamp = {"model": model_name, **hashes, **stamp, "dtype": dtype}
+    stamp = {"model": model_name, **hashes, **stamp, "dtype": dtype, "engine": engine.name}
     with held(out, PREDICTING):
         refuse_existing(out)
         partial = out.with_name(out.name + ".partial")
@@ -106,6 +109,7 @@ def predict(
 
         _append(partial, todo, dataset, engine, options, stamp, told)
         _check_whole(partial, samples, stamp)
+        _put_in_order(partial, samples)
         partial.replace(out)
     return len(todo)
 
@@ -129,11 +133,12 @@ def _append(
     count = 0
     with partial.open("a", encoding="utf-8", newline="\n") as handle:
         prompts = [prompt_of(sample, dataset, reasoning=options.reasoning) for sample in todo]
-        for texts in engine.generate(prompts):
-            for sample, text in zip(todo[count:], texts, strict=False):
+        for batch in engine.replies(prompts):
+            for number, text in batch[: len(todo) - count]:
+                sample = todo[number]
                 seen = _input_size(engine.encoder.processor, sample.width, sample.height)
                 handle.write(dump_json({"id": sample.id, "text": text, **seen, **stamp}) + "\n")
-            count += len(texts)
+            count += len(batch)
             handle.flush()
             told(count)
     if count != len(todo):
@@ -195,3 +200,10 @@ def _check_whole(partial: Path, samples: Sequence[Sample], stamp: dict[str, Any]
         raise SurgeryR1Error(
             f"{missing} of {len(samples)} questions have no line", where=str(partial), fix="run the same command again"
         )
+
+
+def _put_in_order(partial: Path, samples: Sequence[Sample]) -> None:
+    """Lines in the order of the questions: servers reply in any."""
+    lines = {str(record["id"]): record for _, record in read_jsonl(partial)}
+    if list(lines) != [sample.id for sample in samples]:
+        write_jsonl(partial, (lines[sample.id] for sample in samples))

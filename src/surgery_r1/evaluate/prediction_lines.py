@@ -18,7 +18,7 @@ from surgery_r1.records import Sample
 #: them must agree: one file is one run.
 AGREED: tuple[str, ...] = (
     *("model", "weights_sha256", "engine_sha256", "stage", "reasoning", "codec_version", "prompt_version"),
-    *("dataset_hash", "split", "min_pixels", "max_pixels", "max_new_tokens", "dtype"),
+    *("dataset_hash", "split", "min_pixels", "max_pixels", "max_new_tokens", "dtype", "engine"),
 )
 
 #: The keys that hold a prediction.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from surgery_r1._util.locks import refuse_held
 from surgery_r1._util.progress import Progress
 from surgery_r1.data.dataset import Dataset
+from surgery_r1.evaluate.endpoint import EndpointEngine, ServerOptions, find_served, open_client
 from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
 from surgery_r1.evaluate.predict import PREDICTING, predict, refuse_existing
 from surgery_r1.evaluate.score import score_predictions
@@ -63,6 +65,57 @@ def predict_with_model(
         limit=limit,
         progress=progress,
     )
+
+
+def predict_with_endpoint(
+    server: ServerOptions,
+    model: str | Path,
+    dataset: Dataset,
+    split: str,
+    out: Path,
+    options: GenerationOptions | None = None,
+    *,
+    limit: int = 0,
+    allow_hub: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Write ``predictions.jsonl`` with a model that a chat server has; the number of predictions made in this call.
+
+    Args:
+        server: where it is, and how it is asked.
+        model: the folder that is served (or a copy of it, with or without weights), see
+            :func:`surgery_r1.evaluate.endpoint.find_served`.
+
+    Other arguments as in :func:`predict_with_model`.
+
+    Raises:
+        SurgeryR1Error: for a server that cannot be used, or has another model, chat template or pixel limits; for a
+            model that was not trained to reply as ``options`` ask; or as
+            :func:`surgery_r1.evaluate.predict.predict`.
+    """
+    options = options or GenerationOptions()
+    refuse_existing(out)
+    refuse_held(out, PREDICTING, fix="wait until it has ended, or give another --out")
+    client, local = open_client(server, options.max_new_tokens)
+    with closing(client):
+        served = find_served(client, model, server.served_model, local, allow_hub=allow_hub)
+        bundle = from_pretrained(served.folder, with_model=False, allow_hub=allow_hub)
+        check_reply_form(bundle.info, options.reasoning, model)
+        space, concurrency = bundle.info.box_space, server.concurrency
+        return predict(
+            dataset,
+            split,
+            EndpointEngine(client, served.name, bundle.processor, space, options, concurrency),
+            bundle.info,
+            out,
+            model_name=str(model),
+            weights_sha256=served.weights_sha256,
+            engine_sha256=engine_sha256(bundle),
+            options=options,
+            dtype=None,
+            limit=limit,
+            progress=progress,
+        )
 
 
 def predict_and_score(

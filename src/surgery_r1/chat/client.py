@@ -1,0 +1,255 @@
+"""Requests to a chat server, with the ``openai`` client: retried, limited in rate, never redirected."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from surgery_r1.chat.endpoint import Endpoint
+from surgery_r1.chat.reply import ChatReply, NoCompletion, read_completion
+from surgery_r1.errors import SurgeryR1Error
+
+#: What is wrong with a request, and not with the server or with who asks.
+_REFUSED = (400, 413, 422)
+_PASSING = (408, 409, 425, 429)
+#: Servers without a list of models; transformers serve fails at it (500) where there is no hub cache.
+_NO_LIST = (404, 405, 500, 501)
+_LONGEST_PAUSE = 30.0
+_HEADERS = {"host", "accept", "accept-encoding", "connection", "user-agent", "content-type", "content-length"}
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What errors call the settings of a client.
+
+    Attributes:
+        who: needs the client: ``a teacher``.
+        endpoint, model, timeout: settings, ``teacher.endpoint`` or ``--endpoint``.
+        key: the environment variable of the key.
+        settings: where to look when the server refuses what it is asked.
+    """
+
+    who: str
+    endpoint: str
+    model: str
+    timeout: str
+    key: str
+    settings: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How a server is asked.
+
+    Attributes:
+        max_tokens, temperature: of a reply.
+        timeout: seconds that a reply may take.
+        retries: how often a request that failed is sent again, with growing pauses.
+        requests_per_minute: 0 for no limit.
+        refusals: requests that a server may refuse one after the other; then the fault is in the settings.
+    """
+
+    max_tokens: int
+    temperature: float
+    timeout: float
+    retries: int
+    requests_per_minute: int = 0
+    refusals: int = 1
+
+
+class Client:
+    """Asks one server. Safe to use from several threads.
+
+    Args:
+        endpoint: where it is.
+        shown: the endpoint as the user wrote it.
+        limits: how it is asked.
+        names: of the settings, for errors.
+        key: API key; empty where the server wants none.
+
+    Raises:
+        SurgeryR1Error: when the ``openai`` package is missing, or the key has characters that no key has.
+    """
+
+    def __init__(self, endpoint: Endpoint, shown: str, limits: Limits, names: Names, key: str) -> None:
+        try:
+            import openai
+        except ImportError:
+            fix = "pip install 'surgery-r1[teacher]'"
+            raise SurgeryR1Error(f"{names.who} needs the openai package", fix=fix) from None
+        key = key.strip()
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise SurgeryR1Error(f"the key in {names.key} has blanks or odd characters", fix="copy it again")
+        self.name = f"{names.endpoint} {shown}"
+        self._limits, self._names = limits, names
+        self._errors: Any = openai
+        self._authorization = f"Bearer {key or 'none'}"
+        self._client = openai.OpenAI(
+            base_url=endpoint.address,
+            # The client would look for one in the environment, and send it to whatever server this is.
+            api_key=key or "none",
+            timeout=limits.timeout,
+            # Retries are ours, so that they too keep to the rate.
+            max_retries=0,
+            # No proxy and no other host gets a frame.
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False, trust_env=False, event_hooks={"request": [self._clean]}
+            ),
+        )
+        self._turn = threading.Lock()
+        self._stopped = threading.Event()
+        self._next = 0.0
+        self._refused = 0
+
+    def _clean(self, request: Any) -> None:
+        """Leave out what the client adds from its environment: other keys, organisations, headers."""
+        for name in [name for name in request.headers if name.lower() not in _HEADERS]:
+            del request.headers[name]
+        request.headers["authorization"] = self._authorization
+
+    def ask(self, model: str, messages: list[dict[str, Any]], seed: int | None = None) -> ChatReply:
+        """The reply to a conversation; a request that the server refuses gives a reply that says so.
+
+        Args:
+            model: its name at the server.
+
+        Raises:
+            SurgeryR1Error: when the server cannot be reached or used, after all retries.
+        """
+        limits = self._limits
+        sampling: dict[str, Any] = {} if seed is None else {"seed": seed}
+
+        def once() -> ChatReply:
+            done = self._client.chat.completions.create(
+                model=model,
+                messages=messages,  # type: ignore[arg-type]
+                max_tokens=limits.max_tokens,
+                temperature=limits.temperature,
+                **sampling,
+            )
+            reply = read_completion(done)
+            with self._turn:
+                self._refused = 0
+            return reply
+
+        return self._retried(once)
+
+    def models(self) -> list[dict[str, Any]] | None:
+        """What the server says that it serves, an object each with ``id``; None where it has no such list.
+
+        Raises:
+            SurgeryR1Error: as :meth:`ask`.
+        """
+
+        def once() -> list[dict[str, Any]] | None:
+            try:
+                listed = [entry.model_dump() for entry in self._client.models.list().data]
+            except self._errors.APIStatusError as error:
+                if error.status_code in _NO_LIST:
+                    return None
+                raise
+            except (AttributeError, TypeError) as error:
+                raise NoCompletion(f"answers what is no list of models: {_short(str(error))}") from None
+            return [entry for entry in listed if isinstance(entry.get("id"), str)]
+
+        return self._retried(once)
+
+    def _retried(self, once: Any) -> Any:
+        retries = self._limits.retries
+        for attempt in range(retries + 1):
+            self._wait(self._slot())
+            try:
+                return self._sorted_out(once)
+            except _Passing as trouble:
+                if attempt == retries:
+                    raise SurgeryR1Error(
+                        f"{self.name} {trouble.what} ({retries} retries)",
+                        fix="see to the server and run again: what it has answered is kept and not asked for again",
+                    ) from None
+                self._wait(trouble.pause or min(0.5 * 2**attempt, _LONGEST_PAUSE))
+        raise AssertionError("unreachable")
+
+    def _sorted_out(self, once: Any) -> Any:
+        """A request, and what went wrong: trouble that may pass, an error, or a refusal."""
+        errors = self._errors
+        try:
+            return once()
+        except errors.APIStatusError as error:
+            return self._status(error)
+        except errors.APITimeoutError:
+            raise _Passing(f"took longer than {self._names.timeout} = {self._limits.timeout:g} s") from None
+        except errors.APIConnectionError as error:
+            raise _Passing(f"cannot be reached: {error.__cause__ or error}") from None
+        except NoCompletion as error:
+            raise _Passing(_short(str(error))) from None
+        except (errors.APIResponseValidationError, ValueError) as error:
+            # Among them a body that is no JSON.
+            raise _Passing(f"answers what is no chat completion: {_short(str(error))}") from None
+
+    def _status(self, error: Any) -> ChatReply:
+        status, message, names = error.status_code, _short(error.message), self._names
+        if 300 <= status < 400:
+            target = error.response.headers.get("location", "nowhere")
+            raise SurgeryR1Error(
+                f"{self.name} redirects to {target}: frames were not sent there",
+                fix="name the endpoint that is meant to have them",
+            )
+        if status in _PASSING or status >= 500:
+            raise _Passing(f"answers {status}: {message}", _seconds(error.response.headers.get("retry-after")))
+        if status not in _REFUSED:
+            fix = {
+                401: f"put a valid key into {names.key}",
+                403: f"put a valid key into {names.key}",
+                404: f"check {names.endpoint} and {names.model}",
+            }.get(status, "see to it and run again: what it has answered is kept")
+            raise SurgeryR1Error(f"{self.name} answers {status}: {message}", fix=fix)
+        with self._turn:
+            self._refused += 1
+            if self._refused >= self._limits.refusals:
+                every = "every request" if self._limits.refusals > 1 else "a request"
+                raise SurgeryR1Error(f"{self.name} refuses {every} with {status}: {message}", fix=names.settings)
+        return ChatReply("", "refused")
+
+    def _slot(self) -> float:
+        """Seconds until the next request may go, where requests a minute are limited."""
+        if not self._limits.requests_per_minute:
+            return 0.0
+        with self._turn:
+            now = time.monotonic()
+            turn = max(self._next, now)
+            self._next = turn + 60 / self._limits.requests_per_minute
+        return turn - now
+
+    def _wait(self, seconds: float) -> None:
+        if self._stopped.wait(seconds) if seconds else self._stopped.is_set():
+            raise SurgeryR1Error("stopped", fix="run again: what has been answered is kept")
+
+    def stop(self) -> None:
+        """Let requests under way finish, and send no other."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Close connections."""
+        self._client.close()
+
+
+class _Passing(Exception):
+    """Trouble that may pass: try again, after ``pause`` seconds where the server has named them."""
+
+    def __init__(self, what: str, pause: float = 0.0) -> None:
+        super().__init__(what)
+        self.what, self.pause = what, pause
+
+
+def _seconds(text: str | None) -> float:
+    """Seconds of a Retry-After header, at most two minutes; 0 without one, or for a date."""
+    try:
+        return min(max(float(text or 0), 0.0), 120.0)
+    except ValueError:
+        return 0.0
+
+
+def _short(text: str) -> str:
+    return " ".join(str(text).split())[:200]
