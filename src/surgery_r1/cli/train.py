@@ -95,12 +95,14 @@ class TrainRft(_Train):
 
 @dataclass
 class Export:
-    """Merge an adapter into a folder that vLLM and transformers serve, with a model card."""
+    """Write a folder that vLLM and transformers serve, an adapter merged or alone, with a model card."""
 
     source: tyro.conf.Positional[Path]
     """A run folder or checkpoint."""
     out: tyro.conf.Positional[Path]
     """The folder to write."""
+    adapter_only: bool = False
+    """The LoRA adapter alone, for vllm serve BASE --enable-lora."""
     allow_hub: bool = False
     """Allow downloads from the model hub."""
 
@@ -109,5 +111,6 @@ class Export:
         stay_offline(self.allow_hub)
         from surgery_r1.models.export import export
 
-        say(f"exported: {export(self.source, self.out, allow_hub=self.allow_hub)}")
+        out = export(self.source, self.out, adapter_only=self.adapter_only, allow_hub=self.allow_hub)
+        say(f"exported: {out}")
         return 0

@@ -1,35 +1,81 @@
-"""A model folder for other engines: adapter merged, with a model card."""
+"""A model folder for other engines, merged or as a LoRA adapter, with a model card."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
+from surgery_r1._util.files import read_json, write_json
+from surgery_r1._util.folders import replacing_folder
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models.card import model_card
-from surgery_r1.models.load import from_pretrained, merged
-from surgery_r1.models.save import save_model
+from surgery_r1.models.card import AdapterFacts, model_card
+from surgery_r1.models.load import Bundle, base_of, from_pretrained, merged
+from surgery_r1.models.save import save_description, save_model
+
+_WEIGHTS, _SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 
 
-def export(run: Path, out: Path, *, allow_hub: bool = False) -> Path:
-    """Merge an adapter (or copy a full model) into a folder that vLLM and transformers serve, with a model card.
+def export(run: Path, out: Path, *, adapter_only: bool = False, allow_hub: bool = False) -> Path:
+    """Write a folder that vLLM and transformers serve without this package; whole or not at all.
 
     Args:
         run: a run folder or checkpoint.
         out: a folder that is empty or not there; returned.
+        adapter_only: the LoRA adapter alone, for ``vllm serve BASE --enable-lora``; else an adapter is merged.
 
     Raises:
-        SurgeryR1Error: when ``out`` is not empty or ``run`` holds no model.
+        SurgeryR1Error: when ``out`` is not empty, ``run`` holds no model, or no adapter where one is asked for.
     """
-    if out.exists() and any(out.iterdir()):
-        raise SurgeryR1Error("is not empty", where=out, fix="give another folder")
-    bundle = from_pretrained(run, allow_hub=allow_hub)
-    model = merged(bundle.model)
-    if out.exists():
-        out.rmdir()
-    save_model(model, bundle.processor, bundle.info, out)
-    (out / "README.md").write_text(model_card(bundle.info, run), encoding="utf-8")
-    if (run / "run.json").is_file():
-        for name in ("run.json", "config.json"):
-            shutil.copyfile(run / name, out / f"training_{name}")
+    with replacing_folder(out, overwrite=False) as folder:
+        bundle = from_pretrained(run, allow_hub=allow_hub, with_model=not adapter_only)
+        if adapter_only:
+            adapter = _write_adapter(bundle, folder, allow_hub)
+        else:
+            adapter = None
+            save_model(merged(bundle.model), bundle.processor, bundle.info, folder)
+            _greedy(folder)
+        card = model_card(bundle.info, bundle.processor, run, adapter)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        if (run / "run.json").is_file():
+            for name in ("run.json", "config.json"):
+                shutil.copyfile(run / name, folder / f"training_{name}")
     return out
+
+
+def _greedy(folder: Path) -> None:
+    """Make greedy replies the default: vLLM ignores ``do_sample`` and samples at 1.0 where no temperature is set."""
+    path = folder / "generation_config.json"
+    write_json(path, {**read_json(path), "do_sample": False, "temperature": 0.0})
+
+
+def _write_adapter(bundle: Bundle, folder: Path, allow_hub: bool) -> AdapterFacts:
+    """The adapter's weights as they are, its settings with modules by their own names and a base that others find."""
+    from safetensors import safe_open
+
+    source = bundle.folder
+    if not (source / _SETTINGS).is_file():
+        raise SurgeryR1Error("holds no adapter: all weights were trained", where=source, fix="leave out --adapter-only")
+    settings = read_json(source / _SETTINGS)
+    with safe_open(source / _WEIGHTS, framework="np") as tensors:
+        modules = sorted({name.removeprefix("base_model.model.").split(".lora_")[0] for name in tensors.keys()})  # noqa: SIM118
+    base = base_of(source, allow_hub)
+    facts = AdapterFacts(
+        base=_name_for_others(base), rank=settings["r"], tower=any(".visual." in name for name in modules)
+    )
+    shutil.copyfile(source / _WEIGHTS, folder / _WEIGHTS)
+    # Some engines read a pattern of modules letter by letter; names are read by all.
+    changed = {"base_model_name_or_path": facts.base, "target_modules": modules, "inference_mode": True}
+    write_json(folder / _SETTINGS, {**settings, **changed})
+    save_description(bundle.processor, read_json(base / "config.json")["model_type"], bundle.info, folder)
+    return facts
+
+
+def _name_for_others(base: Path) -> str:
+    """A base model's name on the hub, or its whole path: other engines know neither ``tiny`` nor run folders.
+
+    >>> _name_for_others(Path("/cache/models--Qwen--Qwen2.5-VL-3B-Instruct/snapshots/0123abcd"))
+    'Qwen/Qwen2.5-VL-3B-Instruct'
+    """
+    cached = re.search(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/", base.as_posix())
+    return f"{cached[1]}/{cached[2]}" if cached else str(base.resolve())

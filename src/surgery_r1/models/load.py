@@ -70,7 +70,7 @@ def resolve(name: str | Path, *, allow_hub: bool = False) -> Path:
     )
 
 
-def _base_of(folder: Path, allow_hub: bool) -> Path:
+def base_of(folder: Path, allow_hub: bool) -> Path:
     """The base model that an adapter folder names, or the one that its run keeps beside it."""
     path = folder / "adapter_config.json"
     if not path.is_file():
@@ -117,7 +117,7 @@ def from_pretrained(
     ('norm100', '<box>[1, 20, 3, 100]</box>')
     """
     folder = resolve(name, allow_hub=allow_hub)
-    base = _base_of(folder, allow_hub)
+    base = base_of(folder, allow_hub)
     model_type = _family(base)
     from surgery_r1.models.processor import load_processor
 

@@ -13,6 +13,9 @@ from surgery_r1.models.info import ModelInfo
 from surgery_r1.models.processor import PROCESSORS
 from surgery_r1.models.quiet import without_progress_bars
 
+#: What transformers notes in a tokenizer's settings of the call that loaded it.
+_HOW_IT_WAS_LOADED = ("is_local", "local_files_only")
+
 
 def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> None:
     """Save a model (or LoRA adapter), its processor and ``surgery_r1.json`` as a plain HF folder.
@@ -63,5 +66,7 @@ def save_processor(processor: Any, model_type: str, folder: Path) -> None:
     """Tokenizer, chat template and image processor under the stock names that every engine reads."""
     processor.tokenizer.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
-    path = folder / "preprocessor_config.json"
-    write_json(path, {**read_json(path), "processor_class": PROCESSORS[model_type].__bases__[-1].__name__})
+    stock = PROCESSORS[model_type].__bases__[-1].__name__
+    for name in ("tokenizer_config.json", "preprocessor_config.json"):
+        settings = {key: value for key, value in read_json(folder / name).items() if key not in _HOW_IT_WAS_LOADED}
+        write_json(folder / name, {**settings, "processor_class": stock})
