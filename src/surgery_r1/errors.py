@@ -25,6 +25,19 @@ class SurgeryR1Error(Exception):
         super().__init__((f"{where}: " if where else "") + what + (f"; {fix}" if fix else ""))
 
 
+class OtherProcessFailed(SurgeryR1Error):
+    """Another process of the same run has failed, which ends this one too.
+
+    Args:
+        what: what is known of it here.
+        tell: whether this process is to say so; the one that failed says why.
+    """
+
+    def __init__(self, what: str, *, tell: bool = False) -> None:
+        self.tell = tell
+        super().__init__(what)
+
+
 @contextmanager
 def explained(what: str, *, where: object, fix: str) -> Iterator[None]:
     """Any error inside the block becomes a :class:`SurgeryR1Error`: ``what``, then its type and its first line.

@@ -22,7 +22,7 @@ from surgery_r1.cli.evaluate import Report, Score
 from surgery_r1.cli.messages import shown_messages
 from surgery_r1.cli.predict import Ask, PredictCommand
 from surgery_r1.cli.train import Export, TrainRft, TrainSft
-from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.errors import OtherProcessFailed, SurgeryR1Error
 
 _named = tyro.conf.subcommand
 
@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with shown_messages(debug):
             status = _run(args)
         sys.stdout.flush()
+    except OtherProcessFailed as error:
+        # The process that failed says why.
+        return _fail(str(error), 2, debug) if error.tell or debug else 2
     except SurgeryR1Error as error:
         return _fail(str(error), 2, debug)
     except KeyboardInterrupt:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -51,11 +54,13 @@ class _Train:
         from surgery_r1.train.config import load_config
 
         stay_offline(self.allow_hub)
-        config = load_config(self.config, in_order(self.set))
-        if self.seed is not None:
-            config = replace(config, seed=self.seed)
-        dataset = open_dataset(self.data, images=self.images)
+        with _told_once():
+            config = load_config(self.config, in_order(self.set))
+            if self.seed is not None:
+                config = replace(config, seed=self.seed)
+            dataset = open_dataset(self.data, images=self.images)
 
+        from surgery_r1.train import ranks
         from surgery_r1.train.options import Permissions
         from surgery_r1.train.stage import train
 
@@ -70,6 +75,10 @@ class _Train:
             allowed=Permissions(hub=self.allow_hub, upload=self.allow_upload),
             quiet=self.json,
         )
+        first = ranks.index() == 0
+        ranks.leave()
+        if not first:
+            return 0
         if self.json:
             say(dump_json(result.to_json(), indent=2))
         elif result.stopped:
@@ -77,6 +86,20 @@ class _Train:
         else:
             say(f"best on dev: joint {result.dev_joint:.4f} at step {result.best_step}: {result.best}")
         return 0
+
+
+def _told_once() -> AbstractContextManager[None]:
+    """An error inside the block is told by one process, where a launcher has started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        # Without waiting for torch to be imported.
+        return nullcontext()
+    from surgery_r1.train import ranks
+
+    ranks.join()
+    if ranks.index() > 0:
+        # What is worth a warning is so for all.
+        logging.getLogger("surgery_r1").setLevel(logging.ERROR)
+    return ranks.told_once()
 
 
 @dataclass(kw_only=True)

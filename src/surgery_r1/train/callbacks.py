@@ -13,6 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from surgery_r1._util.progress import progress_bar
+from surgery_r1.train import ranks
 from surgery_r1.train.dev import Metrics
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class DevCallback(TrainerCallback):
         self._keep(state, model)
 
     def _evaluate(self, state: Any, model: Any) -> None:
-        # Every rank evaluates the same questions: no rank waits, and all take the same decision.
+        # Every rank gets the metrics of all questions, so that all take the same decision.
         metrics = self.evaluate(model)
         self._count(metrics[self.metric], state.global_step)
         if state.is_world_process_zero:
@@ -145,7 +146,7 @@ class DevCallback(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM: finish the step, save where training can really resume, and stop.
+    """On SIGTERM to any process: finish the step, save where training can really resume, and stop all.
 
     Args:
         cycle: optimiser steps between places where the trainer can resume. TRL does not save buffered rollouts, so
@@ -162,6 +163,10 @@ class StopOnSignal(TrainerCallback):
         self.stopped = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        asked = ranks.anywhere(self.asked, args.device)
+        if asked and not self.asked and ranks.index() == 0:
+            logger.warning("another process got SIGTERM: saving a checkpoint")
+        self.asked = asked
         # Training that ends by itself at this step is finished, not stopped.
         if self.asked and state.global_step % self.cycle == 0 and not control.should_training_stop:
             control.should_save = True
@@ -176,7 +181,8 @@ class StopOnSignal(TrainerCallback):
             return
 
         def handle(*_: Any) -> None:
-            logger.warning("SIGTERM: saving a checkpoint at the end of the step")
+            if not self.asked and ranks.index() == 0:
+                logger.warning("SIGTERM: saving a checkpoint at the end of the step")
             self.asked = True
 
         previous = signal.signal(signal.SIGTERM, handle)

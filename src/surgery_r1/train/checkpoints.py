@@ -14,6 +14,7 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.info import INFO_FILE, ModelInfo
 from surgery_r1.models.quiet import without_progress_bars
 from surgery_r1.models.save import recover
+from surgery_r1.train import ranks
 from surgery_r1.train.callbacks import DevCallback
 from surgery_r1.train.log_state import RestoreLogs, restore_logs, save_logs
 from surgery_r1.train.run_folder import prune_metrics
@@ -25,11 +26,16 @@ def resume_point(out: Path, dev: DevCallback, *, resume: bool, cycle: int = 1) -
     """The checkpoint to resume from, None to begin; brings ``metrics.jsonl``, ``best`` and ``dev`` back to it."""
     if not resume:
         return None
-    checkpoint = last_checkpoint(out / "checkpoints", cycle)
-    step = _step_of(checkpoint) if checkpoint else -1
-    recover(out / "best")
-    info = ModelInfo.read(out / "best") if (out / "best" / INFO_FILE).is_file() else None
-    dev.restore(prune_metrics(out, step), info.step if info else None)
+
+    def brought_back() -> tuple[Path | None, list[dict[str, Any]], int | None]:
+        checkpoint = last_checkpoint(out / "checkpoints", cycle)
+        records = prune_metrics(out, _step_of(checkpoint) if checkpoint else -1)
+        recover(out / "best")
+        info = ModelInfo.read(out / "best") if (out / "best" / INFO_FILE).is_file() else None
+        return checkpoint, records, info.step if info else None
+
+    checkpoint, records, kept_step = ranks.first(brought_back)
+    dev.restore(records, kept_step)
     return str(checkpoint) if checkpoint else None
 
 
@@ -53,6 +59,8 @@ def _finish(trainer: Any, checkpoint: Path) -> None:
     """What the trainer does after its last step, of which the kill came before or in the middle."""
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    # As in the file, every process would be the one that writes.
+    trainer.state.is_world_process_zero = trainer.is_world_process_zero()
     restore_logs(trainer, checkpoint)
     trainer._total_loss_scalar += trainer._tr_loss.item()
     # TRL keeps its metrics by the mode that the model is in.
@@ -77,6 +85,7 @@ def resumable(kind: type) -> type:
             super().save_model(output_dir, _internal_call)
             if output_dir is not None and self.args.should_save:
                 self.describe(Path(output_dir), self.state.global_step)
+            if output_dir is not None:
                 save_logs(self, Path(output_dir))
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -123,9 +132,11 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def _whole(checkpoint: Path) -> bool:
-    """Whether the save came to its end: the trainer writes its state last."""
+    """Whether the save came to its end on every rank: the trainer writes its state last."""
     try:
         state = read_json(checkpoint / "trainer_state.json")
     except SurgeryR1Error:
         return False
-    return state.get("global_step") == _step_of(checkpoint) and any(checkpoint.glob("rng_state*.pth"))
+    # One process's random state has no number.
+    saved = len(list(checkpoint.glob("rng_state*.pth")))
+    return state.get("global_step") == _step_of(checkpoint) and saved == ranks.count()

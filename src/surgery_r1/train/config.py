@@ -62,7 +62,8 @@ class SftConfig:
             ``direct_answers`` and ``eval.reasoning = false``: a model is asked only for what it was shown.
         direct_answers: also train each question without reasoning ("Reply with answer and box."), so that reasoning
             can be switched off in prediction.
-        batch_size: rows (or packs of rows) per device and step.
+        batch_size: rows (or packs of rows) of a step, over all processes.
+        micro_batch: rows (or packs) per forward and backward pass; 0 means all that a process has of a step.
         flips: also show each frame mirrored, in one of these ways, to its rows without reasoning: ``horizontal``,
             ``vertical``, ``both``. Answer and box follow; a reasoning stays with the frame that it was written about.
         rows_per_frame: pack up to that many rows of a frame behind one copy of it; 0 gives each row its own copy.
@@ -78,6 +79,7 @@ class SftConfig:
     rows_per_frame: Count = 0
     pack_tokens: Count = 0
     batch_size: Positive = 8
+    micro_batch: Count = 0
     learning_rate: NotNegative = 1e-4
     warmup_steps: Count = 10
     max_steps: Positive = 1000
@@ -92,9 +94,9 @@ class RftConfig:
 
     Attributes:
         rewards: reward name -> weight, see ``surgery_r1.rewards``; ``path.py:function`` for one of your own.
-        prompts: questions per device and optimiser step.
+        prompts: questions of an optimiser step, over all processes.
         generations: completions per question (the group, G).
-        micro_batch: completions per forward and backward pass; 0 means all of a step.
+        micro_batch: completions per forward and backward pass; 0 means all that a process has of a step.
         reasoning: ask for reasoning in training; what dev is asked for is ``eval.reasoning``.
         share_frames: compute frame and question once for all completions of a micro-batch (equal to rounding); false
             is stock TRL.
@@ -216,6 +218,8 @@ def _inconsistent(config: TrainConfig) -> Iterator[str]:
             f"rft.micro_batch = {rft.micro_batch} cannot hold whole groups: it must be a multiple of "
             f"rft.generations = {rft.generations} that divides prompts x generations = {completions}"
         )
+    if sft.micro_batch and sft.batch_size % sft.micro_batch:
+        yield f"sft.micro_batch = {sft.micro_batch} does not divide sft.batch_size = {sft.batch_size}"
     if config.eval.reasoning and not rft.reasoning:
         yield (
             "eval.reasoning = true, but rft.reasoning = false: dev would choose a model by prompts that RFT does not "

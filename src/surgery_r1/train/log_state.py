@@ -15,9 +15,12 @@ import torch
 from transformers import TrainerCallback
 
 from surgery_r1._util.files import read_json
+from surgery_r1.train import ranks
 
-#: In a checkpoint folder, beside the trainer's own state.
-LOG_FILE = "log_state.json"
+
+def _log_file(checkpoint: Path) -> Path:
+    """Beside the trainer's own state; a rank counts its own losses."""
+    return checkpoint / (f"log_state_{ranks.index()}.json" if ranks.count() > 1 else "log_state.json")
 
 
 def save_logs(trainer: Any, checkpoint: Path) -> None:
@@ -30,12 +33,13 @@ def save_logs(trainer: Any, checkpoint: Path) -> None:
         "metrics": trainer._metrics["train"],
     }
     # A reward that applies to nothing in a step is NaN in TRL's metrics.
-    (checkpoint / LOG_FILE).write_text(json.dumps(state, allow_nan=True), encoding="utf-8")
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    _log_file(checkpoint).write_text(json.dumps(state, allow_nan=True), encoding="utf-8")
 
 
 def restore_logs(trainer: Any, checkpoint: Path) -> None:
     """Give ``trainer`` the counts that :func:`save_logs` wrote."""
-    state = read_json(checkpoint / LOG_FILE)
+    state = read_json(_log_file(checkpoint))
     trainer._tr_loss = torch.tensor(state["loss_since_log"], device=trainer.args.device)
     trainer._total_loss_scalar = state["loss_before"]
     trainer._globalstep_last_logged = state["last_logged"]

@@ -40,6 +40,10 @@ _OWNED: dict[str, str] = {
 }
 
 
+#: Options that come too late: the processes of a run join before a config is read (:mod:`surgery_r1.train.ranks`).
+_FIXED = ("ddp_backend", "ddp_timeout")
+
+
 @dataclass(frozen=True, slots=True)
 class Permissions:
     """What the user allowed by flags."""
@@ -98,7 +102,9 @@ def trl_arguments(
         "report_to": tracker(config, allowed),
         **ours,
     }
-    options: dict[str, Any] = {"use_cpu": not cuda, "bf16": cuda, "gradient_checkpointing": cuda, "disable_tqdm": True}
+    # Every weight that is trained has a part in every pass.
+    options: dict[str, Any] = {"ddp_find_unused_parameters": False}
+    options |= {"use_cpu": not cuda, "bf16": cuda, "gradient_checkpointing": cuda, "disable_tqdm": True}
     options |= {name: value for name, value in _PRIVATE.items() if name in known} | ours
     held: list[str] = []
     for name, value in settings.trl.items():
@@ -108,6 +114,8 @@ def trl_arguments(
             raise SurgeryR1Error(f"[{table}] unknown option {name!r}", fix=hint)
         if name in _OWNED and name in ours:
             raise SurgeryR1Error(f"[{table}] sets {name!r}", fix=f"set {_OWNED[name]} instead")
+        if name in _FIXED:
+            raise SurgeryR1Error(f"[{table}] sets {name!r}", fix="leave it out: the processes have joined already")
         if name in _PRIVATE and value != _PRIVATE[name] and not allowed.upload:
             held.append(name)
             warning = "[%s] %s = %r is not set: it may send data to another machine; give --allow-upload to set it"

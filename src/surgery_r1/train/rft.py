@@ -11,10 +11,12 @@ from trl import GRPOConfig, GRPOTrainer
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing import attention
 from surgery_r1.rewards import Mixture, trl_rewards
+from surgery_r1.train import ranks
 from surgery_r1.train.config import TrainConfig
 from surgery_r1.train.fit import FitOptions, TrainResult, fit
 from surgery_r1.train.options import Permissions, freeze, lora_of, trl_arguments
 from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
+from surgery_r1.train.step_shares import passes
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
@@ -25,14 +27,14 @@ def rft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
 
     Raises:
         SurgeryR1Error: for unknown rewards, options that TRL does not know or refuses, options that do not fit
-            together, or a tracker that is not allowed.
+            together, questions that the processes do not divide, or a tracker that is not allowed.
     """
     rft = config.rft
     completions = rft.prompts * rft.generations
-    micro = rft.micro_batch or completions
+    micro, accumulation = passes("rft.prompts", completions, rft.micro_batch, "questions", rft.generations)
     ours = {
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": completions // micro,
+        "gradient_accumulation_steps": accumulation,
         "num_generations": rft.generations,
         "temperature": rft.temperature,
         "max_completion_length": rft.max_completion,
@@ -43,6 +45,11 @@ def rft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
         "logging_steps": 1,
     }
     args, held = trl_arguments(GRPOConfig, "rft", ours, config, out, allowed)
+    if args.loss_type == "bnpo" and accumulation * ranks.count() > 1:
+        raise SurgeryR1Error(
+            "rft.trl.loss_type = 'bnpo' averages each pass of each process alone, so that tokens weigh unequally",
+            fix="take 'dapo', which is the same over the whole step",
+        )
     cycle = generation_cycle(args)
     if rft.eval_every % cycle:
         raise SurgeryR1Error(
@@ -70,6 +77,24 @@ def train_rft(
     kind = SharedFrameGRPOTrainer if share else GRPOTrainer
     cycle = generation_cycle(arguments)
     return fit("rft", kind, trainer, options, cycle, every=config.rft.eval_every, baseline=True)
+
+
+def refuse_too_few(arguments: Any, questions: int) -> None:
+    """TRL takes whole steps only, and would end without one.
+
+    Args:
+        arguments: from :func:`rft_arguments`.
+        questions: to train on.
+
+    Raises:
+        SurgeryR1Error: when they do not fill what is generated at a time.
+    """
+    needed = arguments.generation_batch_size // arguments.num_generations
+    if questions < needed:
+        raise SurgeryR1Error(
+            f"{questions} training questions, but {needed} are asked at a time",
+            fix=f"set rft.prompts to {questions} or less, or build a larger dataset",
+        )
 
 
 def generation_cycle(args: Any) -> int:

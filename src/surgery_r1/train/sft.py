@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from surgery_r1.models.sharing import attention
 from surgery_r1.train.config import TrainConfig
 from surgery_r1.train.fit import FitOptions, TrainResult, fit
 from surgery_r1.train.options import Permissions, freeze, lora_of, trl_arguments
 from surgery_r1.train.sharing.sft_packing import FramePackCollator, PlainPackCollator, packed
+from surgery_r1.train.step_shares import TokenMeanSFTTrainer, passes
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
@@ -21,10 +22,16 @@ def sft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
     """TRL's SFTConfig, and the names of pass-through options that were held off.
 
     Raises:
-        SurgeryR1Error: for options that TRL does not know or refuses, or a tracker that is not allowed.
+        SurgeryR1Error: for options that TRL does not know or refuses, a tracker that is not allowed, or a batch that
+            the processes do not divide.
     """
+    sft = config.sft
+    micro, accumulation = passes(
+        "sft.batch_size", sft.batch_size, sft.micro_batch, "packs" if sft.rows_per_frame else "rows"
+    )
     ours = {
-        "per_device_train_batch_size": config.sft.batch_size,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
         "logging_steps": 5,
         # Truncation would cut image tokens; rows are short.
         "max_length": None,
@@ -52,4 +59,4 @@ def train_sft(
 
     trainer = {"model": model, "args": arguments, "train_dataset": rows, "processing_class": processor}
     trainer |= {"data_collator": collator, "peft_config": lora_of(config)}
-    return fit("sft", SFTTrainer, trainer, options, every=config.sft.eval_every, patience=config.sft.patience)
+    return fit("sft", TokenMeanSFTTrainer, trainer, options, every=config.sft.eval_every, patience=config.sft.patience)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from surgery_r1._util.files import write_json
-from surgery_r1._util.locks import held
+from surgery_r1._util.files import read_json, write_json
 from surgery_r1._util.offline import stay_offline
 from surgery_r1.data.dataset import Dataset
+from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.info import ModelInfo
 from surgery_r1.models.load import Bundle, from_pretrained, merged, weights_sha256
 from surgery_r1.models.reply_forms import trained_further
 from surgery_r1.models.save import save_description, save_model
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
 from surgery_r1.rewards.custom import reward_files
+from surgery_r1.train import ranks
 from surgery_r1.train.config import ModelConfig, TrainConfig
 from surgery_r1.train.datasets import rft_dataset, sft_dataset
 from surgery_r1.train.dev import dev_evaluator
 from surgery_r1.train.fit import FitOptions, TrainResult
 from surgery_r1.train.options import Permissions
-from surgery_r1.train.rft import rft_arguments, train_rft
+from surgery_r1.train.rft import refuse_too_few, rft_arguments, train_rft
 from surgery_r1.train.run_folder import seed_everything, start_run
 from surgery_r1.train.sft import sft_arguments, train_sft
 
@@ -66,15 +66,27 @@ def train(
     allowed = allowed or Permissions()
     # Also for callers from Python: TRL's trainers send telemetry unless they are told not to.
     stay_offline(allowed.hub)
+    ranks.join()
     # First what needs no model and leaves no trace: a wrong option must not cost a load or a taken run folder.
-    arguments, held_off = (sft_arguments if stage == "sft" else rft_arguments)(config, out, allowed)
+    with ranks.told_once():
+        arguments, held_off = (sft_arguments if stage == "sft" else rft_arguments)(config, out, allowed)
+        _refuse_idle_gpus(arguments.n_gpu)
     # One process writes the run folder; the others of a distributed run are part of it.
-    lock = held(out, "training") if arguments.process_index == 0 else contextlib.nullcontext()
-    with lock:
+    with ranks.held_by_first(out, "training"), ranks.losing_nobody():
         result = _train(stage, config, dataset, out, arguments, base, include_dev, resume, allowed, quiet)
         result = replace(result, held_off=tuple(held_off))
-        write_json(out / "result.json", result.to_json())
+        ranks.first(lambda: write_json(out / "result.json", result.to_json()))
     return result
+
+
+def _refuse_idle_gpus(visible: int) -> None:
+    """One process with several GPUs would copy the model to and fro at every step (``nn.DataParallel``)."""
+    if visible > 1:
+        raise SurgeryR1Error(
+            f"{visible} GPUs are visible to one process",
+            fix=f"start one for each: torchrun --nproc_per_node {visible} -m surgery_r1 train ...; or show it one: "
+            "CUDA_VISIBLE_DEVICES=0",
+        )
 
 
 def _train(
@@ -93,14 +105,17 @@ def _train(
     if config.threads:
         torch.set_num_threads(config.threads)
     seed_everything(config.seed)
-    bundle = _load(config.model, base, allowed)
-    # The next stage gets an adapter of its own on top of the merged weights.
-    model = merged(bundle.model)
-    rows = _training_rows(stage, config, dataset, bundle, include_dev)
-    _keep_vision_features(model, config.model)
-    info = _described(stage, config, dataset, bundle.info)
-    evaluate = dev_evaluator(config.eval, dataset, replace(bundle, info=info))
-    _start(stage, config, dataset, bundle, out, resume, rows=len(rows), include_dev=include_dev)
+    with ranks.told_once():
+        bundle = _load(config.model, base, allowed)
+        # The next stage gets an adapter of its own on top of the merged weights.
+        model = merged(bundle.model)
+        rows = _training_rows(stage, config, dataset, bundle, include_dev)
+        if stage == "rft":
+            refuse_too_few(arguments, len(rows))
+        _keep_vision_features(model, config.model)
+        info = _described(stage, config, dataset, bundle.info)
+        evaluate = dev_evaluator(config.eval, dataset, replace(bundle, info=info))
+    ranks.first(lambda: _start(stage, config, dataset, bundle, out, resume, rows=len(rows), include_dev=include_dev))
     if config.lora.enabled:
         # An adapter names its base by path; a merged SFT model is kept beside it, so that the run is whole.
         _keep_base(model, bundle, out)
@@ -157,13 +172,34 @@ def _start(
     if stage == "rft" and (files := reward_files(config.rft.rewards)):
         facts["reward_files"] = files
     notes = {"base": str(bundle.folder), "dataset": str(dataset.root), "seed": config.seed}
+    # Random numbers, rows and counts of a checkpoint belong to its ranks.
+    notes["processes"] = ranks.count()
+    if resume:
+        _refuse_other_processes(out)
     start_run(out, config.to_json(), facts, notes, resume=resume, free=(*_FREE, f"{stage}.max_steps"))
+
+
+def _refuse_other_processes(out: Path) -> None:
+    path = out / "run.json"
+    begun_with = read_json(path).get("processes", 1) if path.is_file() else ranks.count()
+    if begun_with != ranks.count():
+        raise SurgeryR1Error(
+            f"was started with {begun_with} processes, now with {ranks.count()}",
+            where=out,
+            fix=f"resume it with {begun_with}, such as torchrun --nproc_per_node {begun_with} -m surgery_r1 train ..., "
+            "or start anew from its best model: --model, and another --out",
+        )
 
 
 def _keep_base(model: Any, bundle: Bundle, out: Path) -> None:
     folder = bundle.folder
     if (folder / "adapter_config.json").is_file():
         folder = out / "base"
-        if not folder.exists():
-            save_model(model, bundle.processor, bundle.info, folder)
+        base = folder
+
+        def keep() -> None:
+            if not base.exists():
+                save_model(model, bundle.processor, bundle.info, base)
+
+        ranks.first(keep)
     model.name_or_path = model.config._name_or_path = str(folder.resolve())

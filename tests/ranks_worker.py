@@ -1,0 +1,106 @@
+"""One process of a run that tests launch: ``python ranks_worker.py JOB``, alone or under torchrun.
+
+JOB is a JSON file: ``stage``, ``data`` (a dataset folder), ``out``, ``changes`` (of :func:`small.small`), and what the
+test wants to happen: ``lora``, ``base``, ``resume``, ``uneven`` (rows or completions of 20 and 200 tokens, and the
+gradients of the first step to ``gradients``), ``signal`` = [signal, rank, step], ``fail`` = [rank, step].
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from small import small
+from transformers import TrainerCallback
+
+from surgery_r1.cli.messages import shown_messages
+from surgery_r1.data.dataset import open_dataset
+from surgery_r1.errors import OtherProcessFailed, SurgeryR1Error
+from surgery_r1.train import fit, ranks
+from surgery_r1.train.checkpoints import resumable
+from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
+from surgery_r1.train.stage import train
+
+#: Tokens of the replies of an uneven step.
+SHORT, LONG = 20, 200
+
+
+class Events(TrainerCallback):
+    """Does what a job asks for, before this project's own callbacks are told."""
+
+    def __init__(self, job: dict) -> None:
+        self.job = job
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        if "gradients" in self.job and state.global_step == 0 and ranks.index() == 0:
+            found = {name: p.grad.contiguous() for name, p in model.named_parameters() if p.grad is not None}
+            save_file(found, self.job["gradients"])
+
+    def on_step_begin(self, args, state, control, **_):
+        number, rank, step = self.job.get("signal", (0, -1, -1))
+        if (ranks.index(), state.global_step) == (rank, step):
+            os.kill(os.getpid(), getattr(signal, number))
+        if [ranks.index(), state.global_step] == self.job.get("fail"):
+            raise SurgeryR1Error("a frame cannot be read", where="frame003.png", fix="copy it again")
+
+
+def uneven_rows(dataset):
+    """Six rows on frames of their own, every second one with a long rationale; a step of four leaves two over."""
+    rows = {dataset.samples[row.sample_id].image: row for row in dataset.train_rows() if row.task == "cot"}
+    lengths = [SHORT, LONG] * 3
+    dataset.train_rows = lambda *_: [
+        replace(row, reasoning="left " * length) for row, length in zip(rows.values(), lengths, strict=False)
+    ]
+
+
+def given_completions(trainer, prompts, *_args, **_kwargs):
+    """In place of what a model would say: short and long replies, alike wherever a prompt is asked."""
+    seen: dict[tuple, int] = {}
+    replies = []
+    for prompt in map(tuple, prompts):
+        seen[prompt] = seen.get(prompt, -1) + 1
+        tokens = torch.Generator().manual_seed(sum(prompt) + seen[prompt])
+        length = (SHORT, LONG)[seen[prompt] % 2]
+        replies.append(torch.randint(300, 900, (length,), generator=tokens).tolist())
+    return replies, None
+
+
+def main(job: dict) -> None:
+    config = small(**job.get("changes", {}))
+    config = replace(config, lora=replace(config.lora, enabled=job.get("lora", False)))
+    if "vision_cache" in job:
+        config = replace(config, model=replace(config.model, vision_cache=job["vision_cache"]))
+    dataset = open_dataset(Path(job["data"]))
+    if job.get("uneven"):
+        uneven_rows(dataset)
+        SharedFrameGRPOTrainer._generate_single_turn = given_completions
+
+    def watched(kind):
+        class Watched(resumable(kind)):
+            def __init__(self, *args, callbacks, **kwargs):
+                super().__init__(*args, callbacks=[Events(job), *callbacks], **kwargs)
+
+        return Watched
+
+    fit.resumable = watched
+    more = {"base": job.get("base"), "resume": job.get("resume", False), "quiet": True}
+    train(job["stage"], config, dataset, Path(job["out"]), **more)
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    try:
+        with shown_messages(debug=False):
+            main(json.loads(Path(sys.argv[1]).read_text()))
+    except OtherProcessFailed as error:
+        sys.stderr.write(f"told: {error}\n" if error.tell else "")
+        sys.exit(2)
+    except SurgeryR1Error as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
