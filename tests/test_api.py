@@ -62,5 +62,5 @@ def test_texts_are_scored_too(dataset):
     lines = [{"id": s.id, "text": text} for s, text in zip(samples, texts, strict=True)]
     metrics = surgery_r1.score(lines, dataset, "val", box_space="norm1000")
     assert metrics["acc"] == 1.0 and metrics["miou"] > 0.95
-    with pytest.raises(SurgeryR1Error, match="predictions:2: id 'nobody' is not in split"):
+    with pytest.raises(SurgeryR1Error, match=r"^predictions:2: id 'nobody' is not in split"):
         surgery_r1.score([lines[0], {"id": "nobody", "text": ""}], dataset, "val")

@@ -15,7 +15,7 @@ import label_folders as lf
 import pytest
 from PIL import Image
 
-from surgery_r1._util.files import open_regular
+from surgery_r1._util.files import open_regular, read_json, read_jsonl
 from surgery_r1._util.images import MAX_ASPECT, MAX_PIXELS, ImageSizeError, opened_image
 from surgery_r1.data.assemble import build_dataset
 from surgery_r1.data.check import check_folder
@@ -26,6 +26,7 @@ from surgery_r1.data.formats.reader import FormatReader
 from surgery_r1.data.formats.source import read_all
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.encode import image_dimensions, load_image
+from surgery_r1.models.runs import recorded_info
 
 
 def pipe(path: Path) -> None:
@@ -236,3 +237,18 @@ def test_csv_that_is_torn_is_an_error_of_its_line(tmp_path):
     content = read_all(FormatReader(load_format(tmp_path / "a.toml"), tmp_path))
     (error,) = content.errors
     assert error.line == 3 and "not valid CSV" in error.value and len(content.samples) == 1
+
+
+@pytest.mark.parametrize("disguise", [pipe, device, circle, folder])
+def test_records_are_read_from_regular_files(tmp_path, disguise):
+    disguise(tmp_path / "surgery_r1.json")
+    for read in (read_json, lambda path: list(read_jsonl(path))):
+        with pytest.raises(SurgeryR1Error, match=r"surgery_r1\.json: the file cannot be read: "):
+            read(tmp_path / "surgery_r1.json")
+
+
+@pytest.mark.parametrize("disguise", [pipe, circle, dangling, folder])
+def test_a_model_whose_record_cannot_be_read_is_no_base_model(tmp_path, disguise):
+    disguise(tmp_path / "surgery_r1.json")
+    with pytest.raises(SurgeryR1Error, match=r"surgery_r1\.json: (the file cannot be read|no such file)"):
+        recorded_info(tmp_path)

@@ -201,6 +201,7 @@ def test_two_processes_write_one_line_a_question(dataset_folder, dataset, tmp_pa
             r"partial:1: holds id 'xendovis18/.*', which is not asked for",
         ),
         (lambda text: text.replace('"id"', '"key"'), r"partial:1: holds id None, which is not asked for"),
+        (lambda text: text.replace('"text": "x"', '"text": 5'), r"partial:1: holds text 5"),
     ],
 )
 def test_a_partial_file_with_other_lines_is_not_gone_on_with(tiny, dataset, tmp_path, spoil, message):
@@ -355,7 +356,14 @@ def test_a_reply_without_its_frame_has_no_picture():
         reply.picture()
 
 
-@pytest.mark.parametrize(("question", "message"), [("", "question is empty"), (" \n", "question is empty")])
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ("", "question is empty"),
+        (" \n", "question is empty"),
+        ("Where? " * 15_000, "a question of 104,999 characters; ask in at most 2,000"),
+    ],
+)
 def test_ask_refuses(dataset, tmp_path, question, message):
     with pytest.raises(SurgeryR1Error, match=message):
         load("tiny").ask(dataset.image_path(dataset.split("val")[0]), question)

@@ -17,6 +17,7 @@ from surgery_r1._util.locks import held
 from surgery_r1.cli import main
 from surgery_r1.codec import PROBLEMS
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.evaluate.box_units import BoxUnits
 from surgery_r1.evaluate.prediction_lines import AGREED, LINE_PROBLEMS, looks_like
 from surgery_r1.evaluate.predictions import read_predictions
 from surgery_r1.prompts import PROMPT_VERSION
@@ -212,6 +213,13 @@ def test_a_part_under_another_key_in_some_lines_is_counted_and_shown(tmp_path, c
 def test_a_detector_that_finds_nothing_is_no_converter_gone_wrong(tmp_path, nothing, caplog):
     file = read(tmp_path, SAMPLES, field_lines(SAMPLES, lambda _: nothing))
     assert file.problems == {"no_box": 12} and caplog.text == ""
+
+
+def test_texts_whose_boxes_hold_no_plain_numbers_are_told(tmp_path, caplog):
+    file = read(tmp_path, SAMPLES, text_lines(SAMPLES, lambda s: [str(v) for v in s.box_px]), units=BoxUnits("source"))
+    assert file.problems["bad_box"] == 12
+    assert "predictions.jsonl:1: <box> does not hold [x1, y1, x2, y2] in plain numbers" in caplog.text
+    assert "12 lines like it" in caplog.text
 
 
 def test_keys_of_ones_own_are_nobodys_business(tmp_path, caplog):

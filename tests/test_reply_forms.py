@@ -93,7 +93,7 @@ def test_with_a_rationale_where_none_was_shown(runs, dataset, tmp_path, capfd):
         ask(runs / "direct", dataset)
     assert predict(runs / "direct", dataset, tmp_path / "p.jsonl") == 2
     assert "not trained to give a rationale" in capfd.readouterr().err
-    ask(runs / "direct", dataset, reasoning=False)
+    assert "no_reasoning" not in ask(runs / "direct", dataset, reasoning=False).problems
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import prompts, vocab
 from surgery_r1.codec import read_reply
+from surgery_r1.data.formats.lines import MAX_TEXT
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import Box
 
@@ -108,8 +109,8 @@ class Model:
             max_new_tokens: upper bound of the reply, in tokens.
 
         Raises:
-            SurgeryR1Error: for an empty question, one with a control token, a missing or torn image, or a form of
-                reply that the model was not trained to give.
+            SurgeryR1Error: for a question that is empty, too long or has a control token, a missing or torn image, or
+                a form of reply that the model was not trained to give.
 
         >>> import surgery_r1
         >>> from PIL import Image
@@ -201,10 +202,14 @@ def load(model: str | Path, *, device: str | None = None, dtype: str = "auto", a
 
 
 def _checked(question: str) -> str:
-    """The question without blanks around it; one of an unknown form is told, an empty one is an error."""
+    """The question without blanks around it; one of an unknown form is told, an empty or endless one is an error."""
     question = question.strip()
     if not question:
         raise SurgeryR1Error("the question is empty", fix='ask for instance "What organ is being operated?"')
+    if len(question) > MAX_TEXT:
+        raise SurgeryR1Error(
+            f"a question of {len(question):,} characters", fix=f"ask in at most {MAX_TEXT:,}, as label files are read"
+        )
     if vocab.classify_question(question)[0] is None:
         logger.warning(
             "%r has none of the forms of EndoVis-VQLA (%s): a model that was trained on those was never asked such a "

@@ -104,12 +104,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """Parse a JSON file that holds an object.
 
     Raises:
-        SurgeryR1Error: when it is missing, not JSON, or another value.
+        SurgeryR1Error: when it is missing, no regular file, not JSON, or another value.
     """
-    try:
-        return _object(path.read_bytes(), path, 1)
-    except FileNotFoundError:
-        raise SurgeryR1Error("no such file", where=path, fix="check the path") from None
+    with readable(path) as handle:
+        return _object(handle.read(), path, 1)
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> int:
@@ -126,17 +124,28 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ``("path:line", object)`` for each non-blank line.
 
     Raises:
-        SurgeryR1Error: when the file is missing or a line is not a JSON object.
+        SurgeryR1Error: when the file is missing, no regular file, or a line is not a JSON object.
     """
-    try:
-        handle = path.open("rb")
-    except FileNotFoundError:
-        raise SurgeryR1Error("no such file", where=path, fix="check the path") from None
-    with handle:
+    with readable(path) as handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
                 continue
             yield f"{path}:{number}", _object(line.rstrip(), path, number)
+
+
+def readable(path: Path) -> io.BufferedReader:
+    """:func:`open_regular` for files of ours, whose errors name the file.
+
+    Raises:
+        SurgeryR1Error: in place of every OSError.
+    """
+    try:
+        return open_regular(path)
+    except FileNotFoundError:
+        raise SurgeryR1Error("no such file", where=path, fix="check the path") from None
+    except OSError as error:
+        what = f"the file cannot be read: {error.strerror or error}"
+        raise SurgeryR1Error(what, where=path, fix="restore it, or check permissions") from None
 
 
 def _object(text: bytes, path: Path, line: int) -> dict[str, Any]:

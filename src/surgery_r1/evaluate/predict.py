@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from surgery_r1 import prompts
-from surgery_r1._util.files import atomic_write, dump_json, read_jsonl, write_jsonl
+from surgery_r1._util.files import atomic_write, dump_json, read_jsonl, readable, write_jsonl
 from surgery_r1._util.locks import held
 from surgery_r1._util.progress import Progress
 from surgery_r1.errors import SurgeryR1Error
@@ -171,7 +171,8 @@ def _finished(partial: Path, stamp: dict[str, Any], wanted: Set[str]) -> set[str
     """Ids already predicted. A last line torn by a kill is cut off and predicted again."""
     if not partial.exists():
         return set()
-    text = partial.read_text(encoding="utf-8", errors="replace")
+    with readable(partial) as handle:
+        text = handle.read().decode("utf-8", errors="replace")
     if text and not text.endswith("\n"):
         with atomic_write(partial) as handle:
             handle.write(text[: text.rfind("\n") + 1])
@@ -187,6 +188,8 @@ def _finished(partial: Path, stamp: dict[str, Any], wanted: Set[str]) -> set[str
         identity = record.get("id")
         if not isinstance(identity, str) or identity not in wanted:
             raise SurgeryR1Error(f"holds id {identity!r}, which is not asked for", where=where, fix=again)
+        if not isinstance(record.get("text"), str):
+            raise SurgeryR1Error(f"holds text {record.get('text')!r:.80}", where=where, fix=again)
         if identity in done:
             raise SurgeryR1Error(f"holds a second line for id {identity!r}", where=where, fix=again)
         done.add(identity)

@@ -107,10 +107,12 @@ class _File:
         self.result = PredictionFile()
         self.boxes: list[WrittenBox] = []
         self.well_formed = 0
-        #: How malformed boxes look, and where; keys that seem to hold a part; wrong types: each with its places.
+        #: How malformed boxes look, and where; keys that seem to hold a part; wrong types; texts whose box cannot be
+        #: read: each with its places.
         self.malformed: dict[str, list[str]] = {}
         self.renamed: dict[tuple[str, str], list[str]] = {}
         self.wrong: dict[str, list[str]] = {}
+        self.unread: list[str] = []
         self.parts: Counter[str] = Counter()
         self.assumed = 0
         self.first: dict[str, tuple[Any, str]] = {}
@@ -147,6 +149,8 @@ class _File:
             self.well_formed += 1
         for key, part in (line.renamed or {}).items():
             self.renamed.setdefault((key, part), []).append(where)
+        if "text" in record and "bad_box" in line.reading.problems:
+            self.unread.append(where)
         for code in ("bad_text", "bad_answer"):
             if code in line.reading.problems:
                 self.wrong.setdefault(code.removeprefix("bad_"), []).append(where)
@@ -206,6 +210,12 @@ class _File:
             )
         for look, places in self.malformed.items():
             logger.warning("%s: box_px is %s: not read; %s like it", places[0], look, _lines(places))
+        # A bad model writes such boxes too, so they are not refused; told, because so does a converter gone wrong.
+        if len(self.unread) >= _MALFORMED and len(self.unread) > self.parts["text"] / 2:
+            logger.warning(
+                "%s: <box> does not hold [x1, y1, x2, y2] in plain numbers: not read; %s like it",
+                *(self.unread[0], _lines(self.unread)),
+            )
 
 
 def _lines(places: list[str]) -> str:

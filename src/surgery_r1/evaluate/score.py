@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import logging
+import os
 import platform
 import tempfile
 from collections import Counter
@@ -318,4 +319,10 @@ def score(
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "predictions"
         write_lines(path, predictions)
-        return _scored(path, dataset, split, units)[1]
+        try:
+            return _scored(path, dataset, split, units)[1]
+        except SurgeryR1Error as error:
+            # The caller gave lines and knows of no file.
+            here = f"{Path(scratch)}{os.sep}"
+            where = error.where and str(error.where).removeprefix(here)
+            raise SurgeryR1Error(error.what.replace(here, ""), where=where, fix=error.fix) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ def recorded_info(folder: Path) -> ModelInfo | None:
     Raises:
         SurgeryR1Error: for a folder of a run that says nothing of it: the defaults of its family may be wrong.
     """
-    if (folder / INFO_FILE).is_file():
+    # Also where it cannot be read: a model that says something of itself is never taken for a base model.
+    if os.path.lexists(folder / INFO_FILE):
         return ModelInfo.read(folder)
     run = run_of(folder)
     if run is None:
