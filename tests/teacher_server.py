@@ -107,6 +107,12 @@ class Handler(BaseHTTPRequestHandler):
     def _thought(self, good):
         self._send(completion(f"It must be so.</think>{good}"))
 
+    def _moved(self, good):
+        """What was thought stands beside the reply, as ``transformers serve`` has it."""
+        data = completion(good)
+        data["choices"][0]["message"]["reasoning_content"] = "It must be so. Answer: nothing"
+        self._send(data)
+
     def _oneline(self, good):
         self._send(completion(good.replace("\n", " ")))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 import io
 import json
 import re
@@ -278,3 +279,15 @@ def test_work_that_has_begun_comes_out_when_other_work_fails():
         for pair in finished_map(work, iter(range(100)), 2, lambda: stopped.append(True)):
             done.append(pair)
     assert (0, 0) in done and (2, 2) in done and len(done) < 10 and stopped
+
+
+def test_the_page_shows_the_last_result_of_the_real_engines():
+    path = Path(__file__).parents[1] / "scripts" / "test_engines.py"
+    spec = importlib.util.spec_from_file_location("engines_script", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    result = json.loads((path.parents[1] / "docs/engines.json").read_text())
+    head, tail = script.MARKS
+    assert f"{head}\n{script.table(result)}\n{tail}" in (path.parents[1] / script.PAGE).read_text()
+    assert {row["engine"] for row in result["rows"]} == set(script.ENGINES)
+    assert all(row["identical"] == row["questions"] == script.QUESTIONS for row in result["rows"])

@@ -210,7 +210,8 @@ def test_what_no_retry_can_mend_stops_at_once(folder, serve, tmp_path, capsys):
 
 def test_bad_replies_are_tried_again_then_dropped(folder, serve, tmp_path, capsys):
     """In turn: another language, empty, nothing at all, cut off, refused, a tool that is not there, a wrong answer."""
-    plan = "german,none,empty,none,null,none,length,none,none,400,none,wrong,wrong,abort,none,thought,oneline,surrogate"
+    plan = "german,none,empty,none,null,none,length,none,none,400,none,wrong,wrong,abort,none,"
+    plan += "thought,moved,oneline,surrogate"
     server = serve(plan=plan)
     recipe = recipe_file(tmp_path / "r.toml", server.endpoint, concurrency=1)
     assert build(folder, tmp_path / "ds", recipe, "--stats") == 0
