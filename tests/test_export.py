@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import label_folders as lf
 import pytest
@@ -16,7 +17,8 @@ from surgery_r1.data.export.parquet import export_frames
 from surgery_r1.data.recipe import load_recipe
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.load import from_pretrained
-from surgery_r1.train.datasets import sft_dataset
+from surgery_r1.rewards import compute_score, trl_rewards
+from surgery_r1.train.datasets import rft_dataset, sft_dataset
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,104 @@ def test_conversations_are_what_our_own_training_takes(dataset, tmp_path, embed)
             to_conversations(frames, bundle.processor, space)
 
 
+def exported(dataset, out, trainer, *flags) -> dict:
+    """``data export --for``; the rows that were written, by stage, as ``datasets`` opens them or from JSON Lines."""
+    assert (
+        main(["data", "export", str(dataset.root), "--out", str(out), "--for", trainer, "--model", "tiny", *flags]) == 0
+    )
+    if trainer == "ms-swift":
+        return {s: [json.loads(line) for line in (out / s / "train.jsonl").open()] for s in ("sft", "rft")}
+    return {s: list(opened(out / s, out.parent / f"{out.name}-{s}")["train"]) for s in ("sft", "rft")}
+
+
+@pytest.fixture
+def expected(dataset):
+    """The rows that our own training takes, by stage."""
+    bundle = from_pretrained("tiny", with_model=False)
+    return {
+        "sft": list(sft_dataset(dataset, bundle.processor, "norm100", tasks=("visual_qa", "grounding_qa", "cot"))),
+        "rft": list(rft_dataset(dataset, bundle.processor, "norm100")),
+    }
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_trl_rows_are_those_of_our_own_training(dataset, expected, tmp_path, embed):
+    rows = exported(dataset, tmp_path / "out", "trl", *(["--embed-images"] if embed else []))
+    assert {stage: len(part) for stage, part in rows.items()} == {"sft": 78, "rft": 13}
+    for stage, columns in (("sft", {"prompt", "completion", "images"}), ("rft", {"id", "prompt", "images", "truth"})):
+        assert set(rows[stage][0]) == columns
+        for row, own in zip(rows[stage], expected[stage], strict=True):
+            assert [image.tobytes() for image in row.pop("images")] == [image.tobytes() for image in own["images"]]
+            assert row == {name: own[name] for name in row}
+    # What TRL calls gets what it needs from these columns.
+    score = trl_rewards(["answer"])[0]
+    assert score(["<answer>kidney</answer>"], truth=[rows["rft"][0]["truth"]], id=["x"]) == [1.0]
+
+
+def placed(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Messages with the image in front of the user's text."""
+    return [{**m, "content": "<image>" + m["content"]} if m["role"] == "user" else m for m in messages]
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_ms_swift_and_llama_factory_rows(dataset, expected, tmp_path, embed):
+    """Against their documents: Custom-dataset.md of ms-swift, data/README.md of LLaMA-Factory."""
+    out = tmp_path / "out"
+    rows = exported(dataset, out, "ms-swift", *(["--embed-images"] if embed else []))
+    for row, own in zip(rows["sft"], expected["sft"], strict=True):
+        assert set(row) == {"messages", "images"}
+        assert row["messages"] == placed(own["prompt"]) + own["completion"]
+        assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
+    for row, own in zip(rows["rft"], expected["rft"], strict=True):
+        assert row["messages"] == placed(own["prompt"]) and (row["truth"], row["id"]) == (own["truth"], own["id"])
+    for row, own in zip(rows["sft"] + rows["rft"], expected["sft"] + expected["rft"], strict=True):
+        (path,) = row["images"]
+        assert sum(message["content"].count("<image>") for message in row["messages"]) == 1
+        assert Path(path).is_absolute() is not embed and (out / path).is_relative_to(out) is embed
+        assert lf.Image.open(out / path).convert("RGB").tobytes() == own["images"][0].tobytes()
+    assert (out / "images").exists() == embed
+    described = json.loads((out / "dataset_info.json").read_text())["surgery_r1"]
+    assert (out / described["file_name"]).is_file() and described["columns"] == {
+        "messages": "messages",
+        "images": "images",
+    }
+    assert described["tags"]["user_tag"] == "user" and described["formatting"] == "sharegpt"
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_verl_rows(dataset, expected, tmp_path, embed):
+    """Against rl_dataset.py and multiturn_sft_dataset.py of verl, which open ``bytes`` wherever that key is."""
+    rows = exported(dataset, tmp_path / "out", "verl", *(["--embed-images"] if embed else []))
+    for index, (row, own) in enumerate(zip(rows["rft"], expected["rft"], strict=True)):
+        assert row["prompt"] == placed(own["prompt"])
+        assert row["reward_model"] == {"style": "rule", "ground_truth": own["truth"]}
+        assert row["extra_info"] == {"split": "train", "index": index, "id": own["id"]}
+        assert row["data_source"] == "endovis18"
+        assert compute_score(row["data_source"], "", row["reward_model"]["ground_truth"])["score"] == 0.0
+    for row, own in zip(rows["sft"], expected["sft"], strict=True):
+        assert row["messages"] == placed(own["prompt"]) + own["completion"]
+    for row, own in zip(rows["sft"] + rows["rft"], expected["sft"] + expected["rft"], strict=True):
+        (image,) = row["images"]
+        if not embed:
+            assert set(image) == {"image"}
+            image = lf.Image.open(image["image"]).convert("RGB")
+        assert image.tobytes() == own["images"][0].tobytes()
+
+
+@pytest.mark.parametrize("trainer", ["trl", "ms-swift", "verl"])
+def test_the_readme_says_which_limits_the_boxes_need(dataset, tmp_path, trainer):
+    exported(dataset, tmp_path / "out", trainer)
+    text = (tmp_path / "out/README.md").read_text()
+    assert f"# Rows for {trainer}" in text and "`norm100`" in text and "784" in text and "24600" in text
+
+
+def test_a_question_with_a_media_placeholder_is_refused(dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("surgery_r1.prompts.user_text", lambda *_, **__: "What is in <video>?")
+    args = ["data", "export", str(dataset.root), "--out", str(tmp_path / "out"), "--for", "verl", "--model", "tiny"]
+    assert main(args) == 2
+    assert "a text holds <video>" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_stock_trl_trains_on_what_the_command_writes(dataset, tmp_path, capsys):
     from surgery_r1._util.offline import stay_offline
 
@@ -96,13 +196,15 @@ def test_stock_trl_trains_on_what_the_command_writes(dataset, tmp_path, capsys):
         str(dataset.root),
         "--out",
         str(tmp_path / "out"),
-        "--conversations",
+        "--for",
+        "trl",
+        "--model",
         "tiny",
         "--include-dev",
     ]
     assert main([*args, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"train": 78, "dev": 60}
-    rows = opened(tmp_path / "out", tmp_path)["train"]
+    assert json.loads(capsys.readouterr().out) == {"sft": 138, "rft": 23}
+    rows = opened(tmp_path / "out/sft", tmp_path)["train"]
     bundle = from_pretrained("tiny", device="cpu")
     arguments = SFTConfig(
         output_dir=str(tmp_path / "run"),
@@ -128,8 +230,10 @@ def test_bad_input(dataset, tmp_path, capsys):
     (taken / "mine.txt").write_text("precious")
     for args, message in (
         ([str(dataset.root), "--out", str(taken)], "folder is not empty"),
-        ([str(dataset.root), "--out", str(tmp_path / "a"), "--include-dev"], "goes with --conversations"),
-        ([str(dataset.root), "--out", str(tmp_path / "a"), "--conversations", "huge"], "no model at 'huge'"),
+        ([str(dataset.root), "--out", str(tmp_path / "a"), "--include-dev"], "goes with --for"),
+        ([str(dataset.root), "--out", str(tmp_path / "a"), "--model", "tiny"], "--model goes with --for"),
+        ([str(dataset.root), "--out", str(tmp_path / "a"), "--for", "trl"], "--for needs --model"),
+        ([str(dataset.root), "--out", str(tmp_path / "a"), "--for", "trl", "--model", "huge"], "no model at 'huge'"),
         ([str(tmp_path / "gone"), "--out", str(tmp_path / "a")], "no such dataset folder"),
     ):
         assert main(["data", "export", *args]) == 2

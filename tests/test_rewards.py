@@ -653,7 +653,11 @@ def test_verl(by_path):
     ]
     assert rows[0]["score"] == pytest.approx(1.0, abs=0.01)
     assert list(rows[0]) == list(rows[1]) == ["score", *MIXTURES["coherence"].names]
-    assert math.isnan(rows[1]["box"]) and math.isfinite(rows[1]["score"])
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    # What does not apply is the same for every reply, so that no advantage comes of it, and is left out of the score.
+    others = [by_path.compute_score("surgery", text, visual.to_json()) for text in (RIGHT, HONEST_WRONG, "", "<box>")]
+    assert {(row["box"], row["coherence"]) for row in others} == {(0.0, 0.0)}
+    assert rows[1]["score"] == MIXTURES["coherence"].total(RIGHT, visual)[0]
     own = by_path.compute_score("surgery", RIGHT, TRUTH.to_json(), mixture={"answer": 1})
     assert own == {"score": 1.0, "answer": 1.0}
     with pytest.raises(SurgeryR1Error, match="unknown mixture"):
@@ -661,6 +665,8 @@ def test_verl(by_path):
 
 
 def test_easyr1(by_path):
+    # What its AutoRewardManager reads from the module.
+    assert (by_path.REWARD_NAME, by_path.REWARD_TYPE) == ("surgery_r1", "batch")
     visual = dataclasses.replace(TRUTH, task="visual_qa")
     rows = by_path.compute_score_easyr1(
         [{"response": RIGHT, "response_length": 9, "ground_truth": t.to_json()} for t in (TRUTH, visual)],

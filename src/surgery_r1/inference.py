@@ -189,16 +189,19 @@ def load(model: str | Path, *, device: str | None = None, dtype: str = "auto", a
         allow_hub: fetch the model from the hub where it is not on this machine.
 
     Raises:
-        SurgeryR1Error: when there is no such model, or it cannot be read.
+        SurgeryR1Error: when there is no such model, it cannot be read, or what runs models is not installed.
 
     >>> load("tiny").stage
     'base'
     """
+    from surgery_r1._util.extras import extras_named
     from surgery_r1._util.offline import stay_offline
-    from surgery_r1.models.load import from_pretrained
 
     stay_offline(allow_hub)
-    return Model(from_pretrained(model, device=device, dtype=dtype, allow_hub=allow_hub))
+    with extras_named():
+        from surgery_r1.models.load import from_pretrained
+
+        return Model(from_pretrained(model, device=device, dtype=dtype, allow_hub=allow_hub))
 
 
 def _checked(question: str) -> str:

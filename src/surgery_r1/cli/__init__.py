@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from surgery_r1 import __version__
+from surgery_r1._util.extras import extras_named
 from surgery_r1.cli.bench import Bench
 from surgery_r1.cli.data import Build, Check, MakeScenes
 from surgery_r1.cli.data_export import ExportData
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
-        with shown_messages(debug):
+        with shown_messages(debug), extras_named(trains=_trains(args)):
             status = _run(args)
         sys.stdout.flush()
     except OtherProcessFailed as error:
@@ -102,6 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"{what}; --debug shows where", 2, debug)
         return _fail(f"unexpected {what}; --debug shows where, please report it", 2, debug)
     return status
+
+
+def _trains(args: list[str]) -> bool:
+    """Whether a command needs the trainers; ``data export`` needs their data sets."""
+    return args[:1] in (["train"], ["demo"], ["bench"]) or args[:2] == ["data", "export"]
 
 
 def _run(args: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
 
@@ -14,16 +15,18 @@ from surgery_r1.errors import SurgeryR1Error
 
 @dataclass
 class ExportData:
-    """Write a dataset as Parquet, one row a frame, that datasets.load_dataset opens; or as conversations for TRL."""
+    """Write a dataset as Parquet, one row a frame, that datasets.load_dataset opens; or as another trainer's rows."""
 
     dataset: tyro.conf.Positional[Path]
     """What surgery-r1 data build wrote."""
     out: Path
     """The folder to write."""
-    conversations: str | None = None
-    """Write each training row as the conversation that this model (a folder, or tiny) is trained on with TRL."""
+    trainer: Annotated[Literal["trl", "ms-swift", "verl"] | None, tyro.conf.arg(name="for")] = None
+    """Write the rows that this trainer takes, for SFT and RL. Those for ms-swift serve LLaMA-Factory too."""
+    model: str | None = None
+    """With --for: the model that is to be trained (a folder, or tiny), in whose units boxes are written."""
     include_dev: bool = False
-    """Conversations: rows of the dev sequences too."""
+    """With --for: rows of the dev sequences too."""
     images: Path | None = None
     """Where the images lie now, if they moved."""
     embed_images: bool = False
@@ -35,16 +38,24 @@ class ExportData:
         """Exit status 0; errors are raised."""
         from surgery_r1.data.dataset import open_dataset
 
-        if self.include_dev and not self.conversations:
+        if self.trainer is None and (self.include_dev or self.model):
+            flag = "--include-dev" if self.include_dev else "--model"
+            raise SurgeryR1Error(f"{flag} goes with --for", fix="frames of all splits are written anyway")
+        if self.trainer is not None and self.model is None:
             raise SurgeryR1Error(
-                "--include-dev goes with --conversations", fix="frames of all splits are written anyway"
+                "--for needs --model", fix="name the model that is to be trained: boxes are in its units"
             )
         dataset = open_dataset(self.dataset, images=self.images)
-        if self.conversations:
-            from surgery_r1.data.export.conversations import export_conversations
+        if self.trainer is not None and self.model is not None:
+            from surgery_r1.data.export.trainers import export_for
 
-            counts = export_conversations(
-                dataset, self.conversations, self.out, include_dev=self.include_dev, embed_images=self.embed_images
+            counts = export_for(
+                self.trainer,
+                dataset,
+                self.model,
+                self.out,
+                include_dev=self.include_dev,
+                embed_images=self.embed_images,
             )
         else:
             from surgery_r1.data.export.parquet import export_frames
@@ -53,7 +64,7 @@ class ExportData:
         if self.json:
             say(dump_json(counts, indent=2))
         else:
-            what = "conversations" if self.conversations else "frames"
-            say(format_table([("split", what), *counts.items()]))
+            head = ("stage", "rows") if self.trainer else ("split", "frames")
+            say(format_table([head, *counts.items()]))
             say(f"written: {self.out}")
         return 0

@@ -7,7 +7,6 @@ absolutely and defines no dataclass (verl leaves the module out of ``sys.modules
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -23,6 +22,9 @@ _truth = functools.lru_cache(maxsize=2048)(Truth.from_json)
 
 #: The mixture that verl and EasyR1 use unless told otherwise.
 DEFAULT_MIXTURE = "coherence"
+
+#: What EasyR1 reads from the file of a reward function; it has no option for either.
+REWARD_NAME, REWARD_TYPE = "surgery_r1", "batch"
 
 
 def completion_text(completion: Any) -> str:
@@ -91,34 +93,40 @@ def compute_score(
     mixture: str | Mapping[str, float] = DEFAULT_MIXTURE,
     **_: Any,
 ) -> dict[str, float]:
-    """verl's custom reward function: ``custom_reward_function.path`` = this file, ``.name`` = ``compute_score``.
+    """verl's custom reward function: ``reward.custom_reward_function.path`` = this file, ``.name`` = ``compute_score``.
 
     Args:
         data_source, extra_info: not used.
         solution_str: the reply.
         ground_truth: :meth:`Truth.to_json` of the prompt, in the row's ``reward_model.ground_truth``.
-        mixture: a key of :data:`MIXTURES` or name -> weight, through ``custom_reward_function.reward_kwargs``.
+        mixture: a key of :data:`MIXTURES` or name -> weight, through ``reward.custom_reward_function.reward_kwargs``.
 
     Returns:
         ``score`` in [0, 1] and every part by name. verl wants the same keys in every row, so a part that does not apply
-        is NaN here; it takes no part in ``score``.
+        is 0 here; it takes no part in ``score``. Whether it applies depends on the truth alone, so all replies to a
+        prompt have that 0, and an advantage that compares them (GRPO, or GDPO on each part) gets nothing from it:
+        what TRL makes of None. NaN would spread through the whole batch in GDPO's whitening. In verl's log the mean
+        of such a part counts these rows as 0.
     """
     total, parts = _mixture(mixture).total(solution_str, _truth(ground_truth))
-    return {"score": total, **{name: math.nan if value is None else value for name, value in parts.items()}}
+    return {"score": total, **{name: 0.0 if value is None else value for name, value in parts.items()}}
 
 
 def compute_score_easyr1(
     reward_inputs: list[dict[str, Any]], *, mixture: str | Mapping[str, float] = DEFAULT_MIXTURE, **_: Any
 ) -> list[dict[str, float]]:
-    """EasyR1's batch reward function: ``reward_function=<this file>:compute_score_easyr1``, ``reward_type=batch``.
+    """EasyR1's reward function: ``worker.reward.reward_function=<this file>:compute_score_easyr1``.
+
+    EasyR1 (since November 2025) takes from this file that it is called with a whole batch
+    (:data:`REWARD_TYPE`), and refuses an option ``reward_type``.
 
     Args:
         reward_inputs: dicts with ``response`` and ``ground_truth`` (:meth:`Truth.to_json` of the prompt).
-        mixture: a key of :data:`MIXTURES` or name -> weight, through ``reward_function_kwargs``.
+        mixture: a key of :data:`MIXTURES` or name -> weight, through ``worker.reward.reward_function_kwargs``.
 
     Returns:
         For each input ``overall`` in [0, 1] and the parts that apply; EasyR1 averages each key over the rows that
-        have it.
+        have it. Its ``algorithm.filter_key`` must be ``overall``, the default, which every row has.
     """
     chosen = _mixture(mixture)
     scores = []

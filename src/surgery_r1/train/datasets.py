@@ -124,26 +124,34 @@ def rft_dataset(
     shown = [(flip, sample) for flip in ("none", *flips) for sample in train_samples(dataset, include_dev)]
     if questions_per_frame > 1:
         shown = frame_blocks(shown, questions_per_frame, seed)
-    questions = []
-    for flip, unflipped in shown:
-        sample = flip_sample(unflipped, flip)
-        rule = dataset.location_rule_of(sample.source)
-        truth = Truth.from_sample(
-            sample,
-            flip_frame(dataset.frame_of(sample), flip),
-            view=view_of(processor, sample.width, sample.height),
-            box_space=box_space,
-            rule=rule.name if rule else None,
-            # The dataset has already refused rules that too few labels follow.
-            agreement=1.0 if rule else None,
-            reasoning=reasoning,
-        )
-        prompt = prompt_messages(sample.question, box_space, truth.task, reasoning)
-        image = _image(dataset, sample, flip)
-        questions.append({"id": sample.id, "prompt": prompt, **image, "truth": truth.to_json()})
+    questions = [
+        rft_question(dataset, sample, processor, box_space, reasoning=reasoning, flip=flip)
+        | _image(dataset, sample, flip)
+        for flip, sample in shown
+    ]
     if not questions:
         raise SurgeryR1Error("no training questions", where=dataset.root, fix="build it from the training sequences")
     return lazy(questions)
+
+
+def rft_question(
+    dataset: Dataset, sample: Sample, processor: Any, box_space: str, *, reasoning: bool = True, flip: str = "none"
+) -> dict[str, Any]:
+    """What RFT needs of a question beside its image: id (of the sample), prompt and truth."""
+    sample = flip_sample(sample, flip)
+    rule = dataset.location_rule_of(sample.source)
+    truth = Truth.from_sample(
+        sample,
+        flip_frame(dataset.frame_of(sample), flip),
+        view=view_of(processor, sample.width, sample.height),
+        box_space=box_space,
+        rule=rule.name if rule else None,
+        # The dataset has already refused rules that too few labels follow.
+        agreement=1.0 if rule else None,
+        reasoning=reasoning,
+    )
+    prompt = prompt_messages(sample.question, box_space, truth.task, reasoning)
+    return {"id": sample.id, "prompt": prompt, "truth": truth.to_json()}
 
 
 def frame_blocks(shown: Sequence[tuple[str, Sample]], size: int, seed: int) -> list[tuple[str, Sample]]:

@@ -1,1 +1,1 @@
-"""Datasets for other tools: Parquet with one row a frame, and the conversations that TRL trains on."""
+"""Datasets for other tools: Parquet with one row a frame, and the rows that other trainers take."""

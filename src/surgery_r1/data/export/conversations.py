@@ -6,18 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery_r1._util.folders import replacing_folder
-from surgery_r1.data.export.parquet import frame_records, write_parquet
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.models.load import from_pretrained
 from surgery_r1.models.processor import view_of
 from surgery_r1.records import TASKS
 from surgery_r1.train.datasets import prompt_and_completion
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
-
-    from surgery_r1.data.dataset import Dataset
 
 
 def conversation_columns() -> Any:
@@ -85,40 +80,7 @@ def to_conversations(
     )
 
 
-def export_conversations(
-    dataset: Dataset, model: str | Path, out: Path, *, include_dev: bool = False, embed_images: bool = False
-) -> dict[str, int]:
-    """Write ``out/train.parquet`` with the conversations that ``model`` is trained on.
-
-    Args:
-        out: a folder that is empty or not there.
-        include_dev: rows of the dev sequences too.
-        embed_images: put the images in; otherwise their absolute paths are.
-
-    Returns:
-        Conversations by split.
-
-    Raises:
-        SurgeryR1Error: when ``out`` holds something, or there is no such model.
-    """
-    bundle = from_pretrained(model, with_model=False)
-    counts: dict[str, int] = {}
-
-    def records() -> Iterator[dict[str, Any]]:
-        for split in ("train", "dev") if include_dev else ("train",):
-            counts[split] = 0
-            for frame in frame_records(dataset, split, embed_images):
-                shown = frame["image"] if embed_images else _at(dataset.image_root.resolve(), frame["image"])
-                for written in conversations_of(frame, shown, bundle.processor, bundle.info.box_space):
-                    counts[split] += 1
-                    yield written
-
-    with replacing_folder(out, overwrite=False) as target:
-        if not write_parquet(records(), conversation_columns(), target / "train.parquet"):
-            raise SurgeryR1Error("no training rows", where=str(dataset.root), fix="build it from training sequences")
-    return counts
-
-
 def _at(root: Path | None, image: str) -> dict[str, Any]:
+    """An image that stays where it is, as ``datasets.Image`` takes one."""
     assert root is not None
     return {"bytes": None, "path": str(root / image)}
