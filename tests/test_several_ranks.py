@@ -89,10 +89,21 @@ def test_shares_are_the_whole(as_rank, number):
 
 
 def test_gpus_that_would_idle_are_refused(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "sft_arguments", lambda *_: (type("Arguments", (), {"n_gpu": 2}), []))
     from small import small
 
+    several = type("Arguments", (), {"n_gpu": 2, "fsdp": False, "deepspeed": None})
+    monkeypatch.setattr(stage, "sft_arguments", lambda *_: (several, []))
+
     with pytest.raises(SurgeryR1Error, match=r"2 GPUs are visible .*; start one for each: torchrun --nproc_per_node 2"):
+        stage.train("sft", small(), dataset, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_sharded_weights_are_refused(dataset, tmp_path, monkeypatch):
+    from small import small
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SurgeryR1Error, match=r"FSDP is not supported yet"):
         stage.train("sft", small(), dataset, tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
@@ -221,8 +232,9 @@ def test_two_processes_write_what_one_writes(two_ranks, dataset_folder, tmp_path
     assert [record.keys() for record in mine] == [record.keys() for record in theirs]
     for record, other in zip(mine, theirs, strict=True):
         assert record.pop("stage") == other.pop("stage")
-        # Tokens that were computed: packs that meet on one rank share their system text.
-        assert record.pop("num_tokens", 0) >= other.pop("num_tokens", 0)
+        for name in ("num_tokens", "total_flos"):
+            # What was computed: packs that meet on one rank share their system text.
+            assert record.pop(name, 0) >= other.pop(name, 0)
         assert record == pytest.approx(other, rel=1e-3, abs=1e-5)
     assert apart(weights(two_ranks / "best"), weights(one / "best")) < 1e-2
     assert not list(two_ranks.glob("*.partial")) and not list(two_ranks.parent.glob(".*.lock"))
