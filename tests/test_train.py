@@ -274,15 +274,15 @@ def test_sigterm_saves_and_resume_goes_on(sft_run, dataset, tmp_path, monkeypatc
 
 def test_a_signal_at_the_last_step_is_not_a_stop():
     stop, control = callbacks.StopOnSignal(2), type("Control", (), {"should_training_stop": False})()
-    stop.asked = True
+    stop.asked, args = True, type("Args", (), {"device": "cpu"})()
     state = type("State", (), {"global_step": 3})()
-    stop.on_step_end(None, state, control)
+    stop.on_step_end(args, state, control)
     assert not control.should_training_stop, "inside a cycle training cannot be resumed"
     state.global_step, control.should_training_stop = 4, True
-    stop.on_step_end(None, state, control)
+    stop.on_step_end(args, state, control)
     assert not stop.stopped
     control.should_training_stop = False
-    stop.on_step_end(None, state, control)
+    stop.on_step_end(args, state, control)
     assert stop.stopped and control.should_save and control.should_training_stop
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -38,12 +39,16 @@ def join() -> None:
 def leave() -> None:
     """Part from the others, when all have come to the end."""
     if several():
+        # What DDP leaves in reference cycles holds the group, whose threads would abort the process at its end.
+        gc.collect()
+        dist.barrier()
         dist.destroy_process_group()
 
 
 def _hang_up() -> None:
-    """After an error. gloo's threads would abort the process; NCCL would wait for those that wait for it."""
+    """After an error, for the same reason. NCCL has no such threads; it would wait for those that wait for it."""
     if several() and dist.get_backend() == "gloo":
+        gc.collect()
         dist.destroy_process_group()
 
 

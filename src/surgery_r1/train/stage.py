@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from surgery_r1._util.files import read_json, write_json
 from surgery_r1._util.offline import stay_offline
@@ -70,7 +71,7 @@ def train(
     # First what needs no model and leaves no trace: a wrong option must not cost a load or a taken run folder.
     with ranks.told_once():
         arguments, held_off = (sft_arguments if stage == "sft" else rft_arguments)(config, out, allowed)
-        _refuse_idle_gpus(arguments.n_gpu)
+        _refuse_layout(arguments)
     # One process writes the run folder; the others of a distributed run are part of it.
     with ranks.held_by_first(out, "training"), ranks.losing_nobody():
         result = _train(stage, config, dataset, out, arguments, base, include_dev, resume, allowed, quiet)
@@ -79,9 +80,20 @@ def train(
     return result
 
 
-def _refuse_idle_gpus(visible: int) -> None:
-    """One process with several GPUs would copy the model to and fro at every step (``nn.DataParallel``)."""
+def _refuse_layout(arguments: Any) -> None:
+    """What would train in a way that nobody has asked for, or end without a model."""
+    sharded = {
+        "FSDP": arguments.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"),
+        "DeepSpeed": arguments.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
+    }
+    for name in (name for name, asked in sharded.items() if asked):
+        raise SurgeryR1Error(
+            f"{name} is not supported yet: weights in parts can be neither evaluated nor kept",
+            fix="leave it out: every process then holds a whole copy of the model (DDP); LoRA needs the least memory",
+        )
+    visible = arguments.n_gpu
     if visible > 1:
+        # It would copy the model to and fro at every step (``nn.DataParallel``).
         raise SurgeryR1Error(
             f"{visible} GPUs are visible to one process",
             fix=f"start one for each: torchrun --nproc_per_node {visible} -m surgery_r1 train ...; or show it one: "
