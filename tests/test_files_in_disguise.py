@@ -252,3 +252,10 @@ def test_a_model_whose_record_cannot_be_read_is_no_base_model(tmp_path, disguise
     disguise(tmp_path / "surgery_r1.json")
     with pytest.raises(SurgeryR1Error, match=r"surgery_r1\.json: (the file cannot be read|no such file)"):
         recorded_info(tmp_path)
+
+
+def test_a_trainers_checkpoint_away_from_its_run_is_no_base_model(tmp_path):
+    assert recorded_info(tmp_path) is None
+    (tmp_path / "trainer_state.json").write_text("{}")
+    with pytest.raises(SurgeryR1Error, match=r"trainer's checkpoint without surgery_r1\.json"):
+        recorded_info(tmp_path)

@@ -22,13 +22,20 @@ def recorded_info(folder: Path) -> ModelInfo | None:
     of this project.
 
     Raises:
-        SurgeryR1Error: for a folder of a run that says nothing of it: the defaults of its family may be wrong.
+        SurgeryR1Error: for a trained folder of which nothing is said: the defaults of its family may be wrong.
     """
     # Also where it cannot be read: a model that says something of itself is never taken for a base model.
     if os.path.lexists(folder / INFO_FILE):
         return ModelInfo.read(folder)
     run = run_of(folder)
     if run is None:
+        if (folder / "trainer_state.json").is_file():
+            raise SurgeryR1Error(
+                f"a trainer's checkpoint without {INFO_FILE}: which box space and pixel limits it was trained with is "
+                "not known",
+                where=str(folder),
+                fix=f"put {INFO_FILE} of its run's best model beside it, or name the checkpoint in its run",
+            )
         return None
     step = re.fullmatch(r"checkpoint-(\d+)", folder.resolve().name)
     if step and (run / "best" / INFO_FILE).is_file():
