@@ -65,8 +65,12 @@ def test_one_that_says_nothing_is_known_from_its_run_or_refused(run, tmp_path, m
     for folder, fix in ((checkpoint, "go on with --resume"), (tmp_path / "run" / "best", "train again")):
         with pytest.raises(SurgeryR1Error, match=rf"{folder.name}: has no surgery_r1.json, and its run .*; {fix}"):
             export(folder, tmp_path / "out")
-    # A folder that is in no run stays what it is: one of its family, of which nothing is known.
+    # Away from its run, a trainer's checkpoint is known by what the trainer left there.
     shutil.copytree(checkpoint, tmp_path / "foreign")
+    with pytest.raises(SurgeryR1Error, match=r"foreign: a trainer's checkpoint without surgery_r1\.json"):
+        export(tmp_path / "foreign", tmp_path / "out")
+    # A plain folder that is in no run stays what it is: one of its family, of which nothing is known.
+    (tmp_path / "foreign" / "trainer_state.json").unlink()
     foreign = from_pretrained(tmp_path / "foreign", with_model=False).info
     assert (foreign.stage, foreign.box_space) == ("base", "pixels")
 
