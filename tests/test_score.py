@@ -245,8 +245,13 @@ def test_an_answer_that_is_none_of_the_sets_classes_is_told(tmp_path, dataset):
     assert metrics["answers_outside_classes"] == 1
 
 
+def test_classes_of_kinds_that_nobody_asks_about_are_not_the_sets(dataset):
+    # State is among the format's answers, but no question asks for one.
+    assert dataset.classes == ("kidney", *LOCATIONS)
+
+
 def test_rare_is_the_half_of_the_classes_that_the_set_asks_for(tmp_path, dataset):
-    # Four of the seven classes are asked for; the three others must not fill the rare half.
+    # Four classes are true somewhere; one that no question has must not fill the rare half.
     one, other = (sample for sample in dataset.split("val")[1:4:2])
     for sample, answer in ((one, "right-top"), (other, "left-bottom")):
         dataset.samples[sample.id] = dataclasses.replace(sample, answer=answer)

@@ -156,9 +156,19 @@ class Dataset:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Every class of :attr:`answers` once, in the order of :data:`surgery_r1.vocab.KINDS`, then of other kinds."""
+        """Every class that a question can have, once, in the order of :data:`surgery_r1.vocab.KINDS` and other kinds.
+
+        Kinds that no question asks are left out: names of tools are no answers in EndoVis-18-VQLA.
+        """
+        asked = {sample.kind for sample in self.samples.values()}
         kinds = dict.fromkeys([*vocab.KINDS, *(kind for answers in self.answers.values() for kind in answers)])
-        names = (name for kind in kinds for answers in self.answers.values() for name in answers.get(kind, ()))
+        names = (
+            name
+            for kind in kinds
+            if kind in asked
+            for answers in self.answers.values()
+            for name in answers.get(kind, ())
+        )
         return tuple(dict.fromkeys(names))
 
     @cached_property
