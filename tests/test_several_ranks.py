@@ -194,7 +194,7 @@ def uneven(tmp_path: Path, name: str, count: int, stage_name: str, data: Path, *
     ("stage_name", "changes", "divided"),
     [
         # The last step of an epoch has two rows: one of two passes of each process is a stand-in.
-        ("sft", {"sft_rows_per_frame": 0}, [(1, {"sft_micro_batch": 1}), (2, {"sft_micro_batch": 1}), (2, {})]),
+        ("sft", {"sft_rows_per_frame": 0}, [(1, {"sft_micro_batch": 1}), (2, {"sft_micro_batch": 1})]),
         ("sft", {"sft_rows_per_frame": 12}, [(2, {"sft_micro_batch": 1})]),
         ("rft", {}, [(1, {"rft_micro_batch": 2}), (2, {"rft_micro_batch": 2})]),
     ],
