@@ -73,8 +73,6 @@ def given_completions(trainer, prompts, *_args, **_kwargs):
 def main(job: dict) -> None:
     config = small(**job.get("changes", {}))
     config = replace(config, lora=replace(config.lora, enabled=job.get("lora", False)))
-    if "vision_cache" in job:
-        config = replace(config, model=replace(config.model, vision_cache=job["vision_cache"]))
     dataset = open_dataset(Path(job["data"]))
     if job.get("uneven"):
         uneven_rows(dataset)

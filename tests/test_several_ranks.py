@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -195,7 +194,7 @@ def uneven(tmp_path: Path, name: str, count: int, stage_name: str, data: Path, *
     ("stage_name", "changes", "divided"),
     [
         # The last step of an epoch has two rows: one of two passes of each process is a stand-in.
-        ("sft", {"sft_rows_per_frame": 0}, [(1, {"sft_micro_batch": 1}), (2, {"sft_micro_batch": 1}), (2, {})]),
+        ("sft", {"sft_rows_per_frame": 0}, [(1, {"sft_micro_batch": 1}), (2, {"sft_micro_batch": 1})]),
         ("sft", {"sft_rows_per_frame": 12}, [(2, {"sft_micro_batch": 1})]),
         ("rft", {}, [(1, {"rft_micro_batch": 2}), (2, {"rft_micro_batch": 2})]),
     ],
@@ -262,12 +261,20 @@ def test_rft_on_an_adapter_of_two_processes(dataset_folder, tmp_path):
     changes = {"sft_max_steps": 1, "sft_eval_every": 1, "rft_max_steps": 2, "eval_dev_samples": 1}
     job = {"data": dataset_folder, "changes": changes, "lora": True}
     sft = trained(tmp_path, 2, stage="sft", out=tmp_path / "sft", **job)
-    run = trained(tmp_path, 2, stage="rft", out=tmp_path / "rft", base=sft, **job)
+    job |= {"stage": "rft", "base": sft}
+    run = trained(tmp_path, 2, out=tmp_path / "rft", **job)
     assert weights(run / "base") and not list(run.glob("*.partial"))
     assert all(tensor.numel() for tensor in weights(run / "best").values())
     assert [record["step"] for record in records(run) if "dev/joint" in record] == [0, 2]
     merged = weights(export(run, tmp_path / "model"))
     assert merged.keys() == weights(run / "base").keys()
+    # Rollouts, rewards and steps after a stop are those of the run that was not stopped.
+    stopped = trained(tmp_path, 2, out=tmp_path / "stopped", signal=["SIGTERM", 0, 0], **job)
+    assert json.loads((stopped / "result.json").read_text())["steps"] == 1
+    trained(tmp_path, 2, out=stopped, resume=True, **job)
+    assert records(stopped) == records(run)
+    ours, theirs = (weights(path / "checkpoints" / "checkpoint-2") for path in (stopped, run))
+    assert ours and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.slow
@@ -281,8 +288,7 @@ def test_one_that_ends_ends_all(dataset_folder, tmp_path, event):
     if "fail" in event:
         assert said[0] == "error: frame003.png: a frame cannot be read; copy it again"
     assert said[-1].startswith("told: another process of this run has ended")
-    with contextlib.suppress(FileNotFoundError):
-        assert not json.loads((tmp_path / "run" / "result.json").read_text())
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.slow
@@ -296,3 +302,21 @@ def test_what_all_refuse_is_said_once(two_ranks, dataset_folder, tmp_path):
     done = launch(tmp_path, 2, **job, changes=WHOLE)
     said = [line for line in done.stderr.splitlines() if line.startswith(("error:", "told:"))]
     assert len(said) == 1 and "already holds a run" in said[0]
+    # The same of what the command itself reads.
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "surgery_r1",
+        "train",
+        "sft",
+    ]
+    command += ["--config", "tiny", "--data", str(dataset_folder), "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command += ["--set", "sft.max_step=3"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0 and done.stderr.count("unknown key 'sft.max_step'") == 1
+    assert not (tmp_path / "run").exists()

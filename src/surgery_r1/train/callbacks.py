@@ -163,7 +163,7 @@ class StopOnSignal(TrainerCallback):
         self.stopped = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        asked = ranks.anywhere(self.asked, args.device)
+        asked = ranks.anywhere(self.asked)
         if asked and not self.asked and ranks.index() == 0:
             logger.warning("another process got SIGTERM: saving a checkpoint")
         self.asked = asked

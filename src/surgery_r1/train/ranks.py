@@ -156,14 +156,10 @@ def share(items: Sequence[T]) -> Sequence[T]:
     return items[ends[index()] : ends[index() + 1]]
 
 
-def anywhere(flag: bool, device: Any) -> bool:
-    """Whether ``flag`` is set on any rank.
-
-    Args:
-        device: of this rank's tensors.
-    """
+def anywhere(flag: bool) -> bool:
+    """Whether ``flag`` is set on any rank."""
     if count() == 1:
         return flag
-    told = torch.tensor(int(flag), device=device)
+    told = torch.tensor(int(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(told, op=dist.ReduceOp.MAX)
     return bool(told.item())
