@@ -44,9 +44,7 @@ def predict_with_model(
             :func:`surgery_r1.evaluate.predict.predict`.
     """
     options = options or GenerationOptions()
-    # Loading can take minutes: what predict would refuse in the end is refused first.
-    refuse_existing(out)
-    refuse_held(out, PREDICTING, fix="wait until it has ended, or give another --out")
+    _refuse_taken(out)
     bundle = from_pretrained(model, dtype=dtype, allow_hub=allow_hub)
     check_reply_form(bundle.info, options.reasoning, model)
     keep_frozen_features(bundle.model)
@@ -65,6 +63,12 @@ def predict_with_model(
         limit=limit,
         progress=progress,
     )
+
+
+def _refuse_taken(out: Path) -> None:
+    """Loading can take minutes: what predict would refuse in the end is refused first."""
+    refuse_existing(out)
+    refuse_held(out, PREDICTING, fix="wait until it has ended, or give another --out")
 
 
 def predict_with_endpoint(
@@ -94,8 +98,7 @@ def predict_with_endpoint(
             :func:`surgery_r1.evaluate.predict.predict`.
     """
     options = options or GenerationOptions()
-    refuse_existing(out)
-    refuse_held(out, PREDICTING, fix="wait until it has ended, or give another --out")
+    _refuse_taken(out)
     client, local = open_client(server, options.max_new_tokens)
     with closing(client):
         served = find_served(client, model, server.served_model, local, allow_hub=allow_hub)

@@ -89,10 +89,11 @@ def by_answer(lines: Sequence[ScoreRecord], classes: Sequence[str] = ()) -> dict
     """For each true answer in class order: n, acc (its recall), how often it was predicted, its F1, and the boxes."""
     groups = grouped(lines, lambda line: line.answer_true, classes)
     predicted = Counter(line.answer for line in lines if line.answer is not None)
+    rare = {line.answer_true for line in lines if line.rare}
     for name, group in groups.items():
         group["predicted"] = predicted[name]
         group["f1"] = 2 * group["acc"] * group["n"] / (group["n"] + predicted[name])
-        group["rare"] = any(line.rare for line in lines if line.answer_true == name)
+        group["rare"] = name in rare
     return groups
 
 
