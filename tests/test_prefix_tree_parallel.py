@@ -12,6 +12,7 @@ from surgery_r1.models.sharing import attention as tree_attention
 from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.models.tiny import architecture as tiny
 from surgery_r1.models.tiny import text as tiny_text
+from surgery_r1.train import ranks
 
 WORLD = 2
 
@@ -78,15 +79,10 @@ def test_gradient_checkpointing(reentrant):
     assert_equal(gradients(model), alone([0]))
 
 
-def worker(rank, port, kind, out):
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
+def gradients_of_rank(rank, kind):
     model, tokenizer = small_model()
-    inputs = tree_batch(model, tokenizer, rank)
     if kind == "ddp":
-        model = torch.nn.parallel.DistributedDataParallel(model)
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
     else:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -94,12 +90,22 @@ def worker(rank, port, kind, out):
         mesh = init_device_mesh("cpu", (WORLD,))
         for layer in model.model.language_model.layers:
             fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-    model(**inputs, use_cache=False).loss.backward()
-    grads = gradients(model)
+        wrapped = fully_shard(model, mesh=mesh)
+    wrapped(**tree_batch(model, tokenizer, rank), use_cache=False).loss.backward()
+    return gradients(wrapped)
+
+
+def worker(rank, port, kind, out):
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
+    grads = gradients_of_rank(rank, kind)
     if rank == 0:
         torch.save(grads, out)
-    dist.destroy_process_group()
+    # The wrapped model is gone by now: the last holder of a group must not be one that is freed under the GIL, which
+    # the group's threads wait for (torch 2.13: c10d::Reducer; both would wait for ever).
+    ranks.leave()
 
 
 @pytest.mark.slow
@@ -108,5 +114,5 @@ def test_two_processes(kind, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, kind, tmp_path / "grads.pt"), nprocs=WORLD)
+    torch.multiprocessing.spawn(worker, (port, kind, tmp_path / "grads.pt"), nprocs=WORLD, daemon=True)
     assert_equal(torch.load(tmp_path / "grads.pt"), alone(range(WORLD)))
