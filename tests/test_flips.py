@@ -125,7 +125,7 @@ def test_a_perfect_reply_about_the_mirrored_frame_earns_everything(tiny, dataset
         assert truth.objects == flip_frame(dataset.frame_of(sample), flip).objects
         for told, fits in ((there, True), (sample, flip == "none")):
             box = codec.to_model(told.box_px, space, truth.view)
-            reply = codec.render("the tool is seen", told.answer, box)
+            reply = codec.render(f"what is seen is {told.answer}", told.answer, box)
             earned = {name: reward_named(name)(reply, truth) for name in names}
             if fits:
                 assert all(value is None or value > 0.8 for value in earned.values()), (row["id"], flip, earned)

@@ -55,7 +55,12 @@ SAMPLE = schema.Sample(
 )
 
 
+CLASSES = {"state": ("Idle", "Suction", "Staple"), "location": vocab.LOCATIONS, "organ": (vocab.ORGAN,)}
+CLASSES |= {"tool": ("suction", "stapler")}
+
+
 def truth_of(sample=SAMPLE, frame=FRAME, *, rule="image-normal", agreement=1.0, space="norm1000", **more) -> Truth:
+    more = {"classes": CLASSES, **more}
     return Truth.from_sample(sample, frame, view=VIEW, box_space=space, rule=rule, agreement=agreement, **more)
 
 
@@ -94,7 +99,7 @@ def scores(text, truth=TRUTH) -> dict[str, float | None]:
 
 
 def test_the_right_reply_earns_everything():
-    for name, value in scores(reply("left-top", SUCTION)).items():
+    for name, value in scores(reply("left-top", SUCTION, why="it is left-top")).items():
         assert value == pytest.approx(1.0, abs=0.01), name
 
 
@@ -226,12 +231,13 @@ def test_case_matters():
 
 def test_tasks_lack_the_rewards_of_the_parts_they_lack():
     visual, grounding = (dataclasses.replace(TRUTH, task=task) for task in ("visual_qa", "grounding_qa"))
-    both = {"coherence", "joint", "referent", "spatial"}
+    both = {"coherence", "joint", "referent", "spatial", "coherence_all"}
     values = scores(render("why", "left-top", None), visual)
     assert {name for name, value in values.items() if value is None} == both | {"box", "box_dense"}
+    assert values["rationale"] == 0  # it says only "why"
     assert values["format"] == values["answer"] == 1
     values = scores(reply(None, SUCTION), grounding)
-    assert {name for name, value in values.items() if value is None} == both | {"answer"}
+    assert {name for name, value in values.items() if value is None} == both | {"answer", "rationale"}
     assert values["format"] == 1 and values["box"] > 0.99
 
 
@@ -690,3 +696,70 @@ def test_every_adapter_agrees_with_the_mixture(by_path):
 def test_rewards_import_no_torch():
     code = "import sys, surgery_r1.rewards; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'trl')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------- rationale and answer
+
+
+@pytest.mark.parametrize(
+    ("rationale", "answer", "paid"),
+    [
+        ("the tip touches the tissue, so its state is Suction", "Suction", 1.0),
+        ("it is not Idle, so its state is Suction", "Suction", 1.0),
+        ("the tip is away from the tissue, so its state is Idle", "Suction", 0.0),  # contradicts the answer
+        ("the tip touches the tissue, so its state is Suction", "Idle", 0.0),  # the answer is wrong
+        ("the jaws are closed, so its state is Idle", "Idle", 0.0),  # both agree and are wrong
+        ("the tip touches the tissue", "Suction", 0.0),  # concludes nothing
+        ("Suction, then again its state is Idle", "Suction", 0.0),  # where it ends is what counts
+    ],
+)
+def test_a_rationale_is_paid_where_it_ends_at_the_right_answer_given(rationale, answer, paid):
+    truth = truth_of(dataclasses.replace(SAMPLE, kind="state", answer="Suction"), classes=CLASSES)
+    reply = render(rationale, answer, to_model(SUCTION, "norm1000", VIEW))
+    assert rewards.rationale_reward(reply, truth) == paid
+    assert rewards.coherence_all(reply, truth) == pytest.approx(paid * rewards.coherence_joint(reply, truth))
+    assert rewards.rationale_reward(render(None, answer, SUCTION), truth) == 0.0
+
+
+def test_where_no_rationale_can_be_read_the_reward_does_not_apply():
+    state = dataclasses.replace(SAMPLE, kind="state", answer="Suction")
+    unknown = [
+        truth_of(state, classes=None),
+        truth_of(dataclasses.replace(state, kind="count", answer="2"), classes=CLASSES),
+    ]
+    asked = truth_of(state, classes=CLASSES)
+    unasked = [dataclasses.replace(asked, reasoning=False), dataclasses.replace(asked, task="grounding_qa")]
+    reply = render("so its state is Suction", "Suction", SUCTION)
+    for truth in (*unknown, *unasked):
+        assert rewards.rationale_reward(reply, truth) is None
+        assert rewards.coherence_all(reply, truth) is None
+    assert rewards.rationale_reward(reply, Truth.from_json(asked.to_json())) == 1.0
+
+
+def test_what_is_paid_is_what_evaluation_counts(dataset):
+    """Over every rationale of a drawn set, with the right answer and with another one."""
+    from surgery_r1.evaluate.score import Scorer
+
+    scorer, seen = Scorer(dataset), {0.0: 0, 1.0: 0}
+    for row in dataset.train_rows(["cot"], include_dev=True):
+        sample = dataset.samples[row.sample_id]
+        frame = dataset.frame_of(sample)
+        rule = dataset.location_rule_of(sample.source)
+        view = View(sample.width, sample.height, sample.width, sample.height)
+        truth = Truth.from_sample(
+            *(sample, frame),
+            view=view,
+            box_space="source",
+            rule=rule and rule.name,
+            agreement=rule and 1.0,
+            classes=dataset.answers[sample.source],
+        )
+        others = [name for name in dataset.answers[sample.source][sample.kind] if name != sample.answer]
+        for answer in (sample.answer, *others[:1]):
+            for said in (row.reasoning, row.reasoning.replace(sample.answer, answer), "nothing is certain"):
+                reply = render(said, answer, sample.box_px)
+                record = scorer.line(sample, codec.read_reply(reply, "source", view))
+                agrees = record.answer_right and record.conclusion_right and record.conclusion == record.answer
+                assert rewards.rationale_reward(reply, truth) == float(agrees)
+                seen[float(agrees)] += 1
+    assert min(seen.values()) > 50

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 
 from surgery_r1 import codec, geometry
+from surgery_r1.data.rationales.checks import SourceWords
+from surgery_r1.data.rationales.claims import conclusion
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.matching import Match, Referent, match, other_objects, referent
 from surgery_r1.rewards.custom import Reward, is_custom, load_reward
@@ -138,6 +141,39 @@ def coherence_spatial(text: str, truth: Truth) -> float | None:
     return _match(reading, truth).joint
 
 
+@functools.lru_cache(maxsize=64)
+def _words(classes: tuple[tuple[str, tuple[str, ...]], ...]) -> SourceWords:
+    return SourceWords(dict(classes))
+
+
+def rationale_reward(text: str, truth: Truth) -> float | None:
+    """1 if the rationale ends at an accepted answer and that very answer is given, else 0.
+
+    Without it nothing that RFT is paid for looks at the rationale: answers improve and rationales come to contradict
+    them. Where a rationale ends is what evaluation reads (:func:`surgery_r1.data.rationales.claims.conclusion`). None
+    unless reasoning and answer were asked for, and where the classes of the question's kind are not known. Ours.
+    """
+    asked = truth.parts
+    if not (asked["reasoning"] and asked["answer"]) or truth.kind not in dict(truth.classes):
+        return None
+    reading = _read(text, truth)
+    if reading.rationale is None or not _match(reading, truth).answer_right:
+        return 0.0
+    ends_at = conclusion(reading.rationale, truth.kind, _words(truth.classes), truth.trusted_rule)
+    return float(ends_at == reading.answer)
+
+
+def coherence_all(text: str, truth: Truth) -> float | None:
+    """:func:`coherence_joint`, but 0 unless the rationale ends at the answer too: all three must agree.
+
+    A fuller reading of Multimodal Coherence than answer and box alone. None where :func:`rationale_reward` or
+    :func:`coherence_joint` is. Ours.
+    """
+    said = rationale_reward(text, truth)
+    joint = coherence_joint(text, truth)
+    return None if said is None or joint is None else said * joint
+
+
 def random_reward(text: str, truth: Truth, seed: int = 0) -> float:
     """A number in [0, 1) that knows nothing of the truth: the control for RFT.
 
@@ -157,6 +193,8 @@ REWARDS: dict[str, Reward] = {
     "joint": coherence_joint,
     "referent": coherence_referent,
     "spatial": coherence_spatial,
+    "rationale": rationale_reward,
+    "coherence_all": coherence_all,
     "random": random_reward,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
 from surgery_r1 import geometry, prompts
@@ -33,6 +34,8 @@ class Truth:
         location_rule: name of the measured rule (:data:`surgery_r1.geometry.LOCATION_RULES`), or None if not measured.
         agreement: share in [0, 1] of the location labels that follow the rule, or None if not measured.
         view, box_space: how the model saw the frame and in which units it writes boxes.
+        classes: (question kind, its answers) of the sample's source, by which rationales are read; empty where they are
+            not known.
 
     Raises:
         ValueError: for an unknown task, box space or rule, a bad or missing box, or no accepted pair.
@@ -51,6 +54,7 @@ class Truth:
     agreement: float | None
     view: View
     box_space: str
+    classes: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("task", self.task, TASKS)
@@ -77,12 +81,15 @@ class Truth:
         agreement: float | None,
         task: str = "cot",
         reasoning: bool = True,
+        classes: Mapping[str, Sequence[str]] | None = None,
     ) -> Truth:
         """The truth of a sample under one prompt.
 
         Args:
             frame: the sample's frame, or None where its other objects are unknown.
             rule, agreement: ``location_rule`` of the dataset's manifest.
+            classes: question kind -> answers of the sample's source, see
+                :attr:`surgery_r1.data.dataset.Dataset.answers`; None where they are not known.
         """
         return cls(
             sample_id=sample.id,
@@ -98,6 +105,7 @@ class Truth:
             agreement=agreement,
             view=view,
             box_space=box_space,
+            classes=tuple((kind, tuple(names)) for kind, names in (classes or {}).items()),
         )
 
     @property
@@ -111,12 +119,17 @@ class Truth:
         return next((item.box_px for item in self.objects if item.is_organ), None)
 
     @property
-    def usable_rule(self) -> LocationRule | None:
-        """The location rule where it may be used: measured, followed by enough labels, organ known if it needs one."""
+    def trusted_rule(self) -> LocationRule | None:
+        """The location rule where it was measured and enough labels follow it."""
         if self.location_rule is None or self.agreement is None or not self.agreement >= MIN_AGREEMENT:
             return None
-        rule = geometry.location_rule(self.location_rule)
-        return None if rule.reference == "organ" and self.organ_box is None else rule
+        return geometry.location_rule(self.location_rule)
+
+    @property
+    def usable_rule(self) -> LocationRule | None:
+        """:attr:`trusted_rule` where it can be applied: the organ is known if it needs one."""
+        rule = self.trusted_rule
+        return None if rule is not None and rule.reference == "organ" and self.organ_box is None else rule
 
     def to_json(self) -> str:
         """One line of JSON: the ``truth`` column of a trainer's dataset, or verl's and EasyR1's ``ground_truth``."""

@@ -149,6 +149,7 @@ def rft_question(
         # The dataset has already refused rules that too few labels follow.
         agreement=1.0 if rule else None,
         reasoning=reasoning,
+        classes=dataset.answers[sample.source],
     )
     prompt = prompt_messages(sample.question, box_space, truth.task, reasoning)
     return {"id": sample.id, "prompt": prompt, "truth": truth.to_json()}

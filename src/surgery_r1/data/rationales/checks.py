@@ -160,26 +160,29 @@ def _leak(draft: Draft, _: CheckContext) -> bool:
     return _LEAK.search(draft.text) is not None
 
 
-def _named(text: str, context: CheckContext) -> list[str]:
-    """Answers of the question's kind that a text names, in order; as they are written if any is, else in any case."""
-    sample, words = context.sample, context.words
-    if sample.kind == "location" and words.quadrants:
+def _named(text: str, kind: str, words: SourceWords, rule: LocationRule | None) -> list[str]:
+    """Answers of a question's kind that a text names, in order; as they are written if any is, else in any case."""
+    if kind == "location" and words.quadrants:
         # Words say what is seen: they are an answer where labels mean the same by it.
-        same = context.rule is None or context.rule == _IMAGE
+        same = rule is None or rule == _IMAGE
         return place_classes(text) or (corners(text) if same else [])
-    if sample.kind == "state":
+    if kind == "state":
         exact = list(words.states.find(text))
         if exact:
             return exact
-    return list(words.answers[sample.kind].find(text))
+    return list(words.answers[kind].find(text))
 
 
-def claimed_answers(text: str, context: CheckContext) -> list[str]:
-    """Answers of the question's kind that a text claims, in order; what it denies is left out."""
-    if context.sample.kind not in vocab.KINDS:
+def claimed_answers(text: str, kind: str, words: SourceWords, rule: LocationRule | None) -> list[str]:
+    """Answers of a question's kind that a text claims, in order; what it denies is left out.
+
+    Args:
+        rule: the location rule of the question's source, None where its labels follow none.
+    """
+    if kind not in vocab.KINDS:
         # "no" may be the answer itself.
-        return _named(text, context)
-    return _named(". ".join(clauses(text)), context)
+        return _named(text, kind, words, rule)
+    return _named(". ".join(clauses(text)), kind, words, rule)
 
 
 def named_facts(text: str, context: CheckContext) -> set[str]:
@@ -210,15 +213,19 @@ def _own_answer(draft: Draft, context: CheckContext) -> bool:
 
 def _no_answer(draft: Draft, context: CheckContext) -> bool:
     """It is about something else: it claims neither the answer nor, where that is given after it, names the subject."""
-    if context.sample.answer in claimed_answers(draft.text, context):
+    if context.sample.answer in _claimed(draft.text, context):
         return False
     tools = [context.sample.subject, context.sample.answer]
     return draft.answer is None or not any(name in tools for name in _mentioned(draft.text, context))
 
 
+def _claimed(text: str, context: CheckContext) -> list[str]:
+    return claimed_answers(text, context.sample.kind, context.words, context.rule)
+
+
 def _wrong_answer(draft: Draft, context: CheckContext) -> bool:
     """Where a reasoning ends up: the last answer that it claims, unless the right one is given after it."""
-    named = claimed_answers(draft.text, context)
+    named = _claimed(draft.text, context)
     given = draft.answer is not None and context.sample.answer in named
     return bool(named) and named[-1] != context.sample.answer and not given
 

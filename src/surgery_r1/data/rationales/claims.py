@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from surgery_r1.data.rationales.checks import CheckContext, claimed_answers, named_facts, unsupported_facts
+from surgery_r1.data.rationales.checks import (
+    CheckContext,
+    SourceWords,
+    claimed_answers,
+    named_facts,
+    unsupported_facts,
+)
+from surgery_r1.geometry import LocationRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,22 @@ class Claims:
 _LONGEST = 4000
 
 
+def conclusion(rationale: str, kind: str, words: SourceWords, rule: LocationRule | None) -> str | None:
+    """The last answer of a question's kind that a rationale claims, None where it claims none.
+
+    Args:
+        kind: of the question.
+        words: the class names of its source.
+        rule: the location rule of its source, None where its labels follow none.
+
+    >>> words = SourceWords({"state": ("Idle", "Cutting")})
+    >>> conclusion("the jaws are closed, it is not Idle, so its state is Cutting", "state", words, None)
+    'Cutting'
+    """
+    answers = claimed_answers(rationale[:_LONGEST], kind, words, rule)
+    return answers[-1] if answers else None
+
+
 def read_claims(rationale: str, context: CheckContext) -> Claims:
     """The claims of a rationale about one question.
 
@@ -36,5 +59,5 @@ def read_claims(rationale: str, context: CheckContext) -> Claims:
         context: question, frame, class names and location rule that it is read against.
     """
     text = rationale[:_LONGEST]
-    answers = claimed_answers(text, context)
-    return Claims(answers[-1] if answers else None, len(named_facts(text, context)), unsupported_facts(text, context))
+    ends_at = conclusion(text, context.sample.kind, context.words, context.rule)
+    return Claims(ends_at, len(named_facts(text, context)), unsupported_facts(text, context))
