@@ -35,6 +35,7 @@ COMMANDS = (
         ("predict",),
         ("score",),
         ("report",),
+        ("autopsy",),
         ("ask",),
         ("export",),
         ("bench",),

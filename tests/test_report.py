@@ -247,4 +247,4 @@ def test_the_script_runs_in_a_browser(work, page):
     assert "Surgery-R1 report" in read.texts["title"] and "24 questions match; 24 shown." in done.stdout
     assert len([1 for tag, a in read.tags if tag == "figure"]) == 24
     pressed = [a["data-value"] for tag, a in read.tags if tag == "button" and a.get("aria-pressed") == "true"]
-    assert pressed == ["1", "all", "all", "all"]
+    assert pressed == ["1", "all", "all", "all", "all"]

@@ -346,7 +346,16 @@ def test_same_input_same_bytes(tmp_path, dataset):
 KEYS = [
     *("id", "kind", "source", "sequence", "frame", "question", "subject", "answer_true", "answer", "answer_right"),
     *("outside_classes", "rare", "iou", "iou_published", "joint", "joint_at_iou50", "coherence", "referent"),
-    *("answer_fits_box", "conclusion", "conclusion_right", "facts", "unsupported", "box_px", "box_true_px"),
+    *(
+        "answer_fits_box",
+        "conclusion",
+        "conclusion_right",
+        "conclusion_fits_box",
+        "facts",
+        "unsupported",
+        "box_px",
+        "box_true_px",
+    ),
     *("width", "height", "reasoning", "problems", "missing", "line"),
 ]
 NEEDED = [

@@ -15,6 +15,7 @@ import tyro
 
 from surgery_r1 import __version__
 from surgery_r1._util.extras import extras_named
+from surgery_r1.cli.autopsy import Autopsy
 from surgery_r1.cli.bench import Bench
 from surgery_r1.cli.data import Build, Check, MakeScenes
 from surgery_r1.cli.data_export import ExportData
@@ -63,6 +64,7 @@ Command = (
     | Annotated[PredictCommand, _named("predict")]
     | Annotated[Score, _named("score")]
     | Annotated[Report, _named("report")]
+    | Annotated[Autopsy, _named("autopsy")]
     | Annotated[Ask, _named("ask")]
     | Annotated[Export, _named("export")]
     | Annotated[Bench, _named("bench")]

@@ -26,6 +26,7 @@ _RATES = {
     "rationale_contradicts_answer": "rationale_contradicts",
     "rationale_right": "rationale_right",
     "rationale_unsupported": "rationale_unsupported",
+    "rationale_box": "rationale_box",
     "answer_box": "answer_box",
 }
 
@@ -86,9 +87,10 @@ def agreement(
     Returns:
         ``rationale_answer`` (the rationale ends at the answer given), ``rationale_contradicts_answer`` (at another
         one), ``rationale_right`` (at an accepted one), ``rationale_unsupported`` (names what is not annotated),
-        ``answer_box`` (the answer fits the model's own box; over ``n_answer_box`` questions), ``facts_per_rationale``
-        (what it names on average), ``n`` (rationales), ``without_rationale`` (questions that have none), and the same
-        ``by_kind``. None where there is nothing to count.
+        ``rationale_box`` (ends at what fits the model's own box), ``answer_box`` (the answer fits that box; over
+        ``n_answer_box`` questions), ``facts_per_rationale`` (what it names on average), ``n`` (rationales),
+        ``without_rationale`` (questions that have none), and the same ``by_kind``. None where there is nothing to
+        count.
     """
     of_kind: dict[str, list[ScoreRecord]] = {kind: [] for kind in by_kind}
     for line in lines:

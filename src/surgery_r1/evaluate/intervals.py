@@ -118,6 +118,30 @@ def estimates(sums: Tally) -> dict[str, Estimate]:
     return result
 
 
+def share(flags: Sequence[bool], blocks: Sequence[int]) -> Estimate:
+    """How many of some questions a thing is true of, as a share with its interval.
+
+    Args:
+        flags: whether it is, for each question; at least one.
+        blocks: their blocks, see :func:`block_ids`.
+
+    >>> found = share([True, False] * 20, [i // 4 for i in range(40)])
+    >>> found.value, 0 < found.low < 0.5 < found.high < 1
+    (0.5, True)
+    """
+    import numpy as np
+
+    values = np.asarray(flags, dtype=float)
+    count = max(blocks) + 1
+    sums = np.bincount(blocks, weights=values, minlength=count)
+    sizes = np.bincount(blocks, minlength=count).astype(float)
+    mean = values.mean(keepdims=True)
+    rest = (sizes.sum() - sizes) + _LEFT_OUT * sizes
+    left_out = ((sums.sum() - sums) + _LEFT_OUT * sums) / rest
+    there, size = np.array([(sizes > 0).sum()]), np.array([float(len(values))])
+    return _estimate(mean, left_out[:, None], _Support(there, size, mean * (1 - mean) / size))
+
+
 class _Support(NamedTuple):
     """What each of K parts rests on, arrays of shape (K,).
 

@@ -49,6 +49,7 @@ MEANS: dict[str, Callable[[ScoreRecord], float | None]] = {
     "rationale_contradicts": _rationale(lambda line: line.contradicts),
     "rationale_right": _rationale(lambda line: line.conclusion_right),
     "rationale_unsupported": _rationale(lambda line: bool(line.unsupported)),
+    "rationale_box": lambda line: _of(line.conclusion_fits_box),
     "answer_box": lambda line: _of(line.answer_fits_box),
 }
 

@@ -29,7 +29,7 @@ from surgery_r1.evaluate.summary import counted_by_line, metrics_of
 from surgery_r1.geometry import Box
 from surgery_r1.matching import IOU_RIGHT, Match, match, referent
 from surgery_r1.prompts import PROMPT_VERSION
-from surgery_r1.records import Sample
+from surgery_r1.records import Frame, Sample
 
 if TYPE_CHECKING:
     from surgery_r1.data.dataset import Dataset
@@ -110,18 +110,20 @@ class Scorer:
             line=None if prediction is None else prediction.line,
             text=None if text is None else clean(text, _LONGEST_TEXT),
             text_length=None if text is None else len(text),
-            **self._rationale(sample, reading),
+            **self._rationale(sample, frame, reading),
         )
 
-    def _rationale(self, sample: Sample, reading: Prediction) -> dict[str, Any]:
+    def _rationale(self, sample: Sample, frame: Frame, reading: Prediction) -> dict[str, Any]:
         """What the record says of the rationale, where there is one."""
         if not reading.rationale:
             return {}
-        claims = self._agreement.claims(reading.rationale, sample, self._frames[sample.frame_id])
+        claims = self._agreement.claims(reading.rationale, sample, frame)
+        concluded = dataclasses.replace(reading, answer=claims.conclusion)
         return {
             "reasoning": clean(reading.rationale, _LONGEST_TEXT),
             "conclusion": claims.conclusion,
             "conclusion_right": claims.conclusion in {answer for answer, _ in sample.accepted},
+            "conclusion_fits_box": answer_fits_box(concluded, sample, frame, self._agreement.rule(sample)),
             "facts": claims.facts,
             "unsupported": claims.unsupported,
         }

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import Box
-from surgery_r1.matching import Referent
+from surgery_r1.matching import IOU_RIGHT, Referent
 from surgery_r1.records import Record
 
 
@@ -34,6 +34,7 @@ class ScoreRecord(Record):
         answer_fits_box: whether the answer fits the model's own box, see :mod:`.agreement`; None where that is unknown.
         conclusion: the answer that the rationale ends at; None where it ends at none, or there is no rationale.
         conclusion_right: whether that is an accepted answer.
+        conclusion_fits_box: as ``answer_fits_box``, of the conclusion; None without a rationale.
         facts: objects, states and places that the rationale names; None without one.
         unsupported: checks of rationales that it fails: it names what is not annotated.
         box_px: the predicted box, xyxy in source pixels; None where none was given or could be read.
@@ -68,6 +69,7 @@ class ScoreRecord(Record):
     answer_fits_box: bool | None = None
     conclusion: str | None = None
     conclusion_right: bool = False
+    conclusion_fits_box: bool | None = None
     facts: int | None = None
     unsupported: tuple[str, ...] = ()
     box_px: Box | None
@@ -116,6 +118,16 @@ class ScoreRecord(Record):
     def contradicts(self) -> bool:
         """Whether the rationale ends at another answer than the one given."""
         return None not in (self.conclusion, self.answer) and self.conclusion != self.answer
+
+    @property
+    def right_parts(self) -> str:
+        """What is right: the answer that the rationale ends at, the answer given, the box (an IoU of at least .5).
+
+        Such as ``rationale + answer``; ``none`` where nothing is.
+        """
+        box = self.iou is not None and self.iou >= IOU_RIGHT
+        right = {"rationale": self.conclusion_right, "answer": self.answer_right, "box": box}
+        return " + ".join(name for name, is_right in right.items() if is_right) or "none"
 
     @property
     def failed(self) -> bool:

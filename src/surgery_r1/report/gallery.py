@@ -95,6 +95,7 @@ def _prediction(line: ScoreRecord) -> dict[str, Any]:
         "iou": None if line.iou is None else round(line.iou, 3),
         "right": line.answer_right,
         "outcome": line.coherence,
+        "rightParts": line.right_parts if line.reasoning else None,
         "wrongReferent": line.wrong_referent,
     }
     if line.reasoning:

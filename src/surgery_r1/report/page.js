@@ -7,7 +7,7 @@
   const cards = document.getElementById("cards"), more = document.getElementById("more");
   const count = document.getElementById("count"), filters = document.getElementById("filters");
   const PAGE = 24, SVG = "http://www.w3.org/2000/svg";
-  const state = { group: 0, model: data.models[0].length - 1, kind: "all", answer: "all", outcome: "all" };
+  const state = { group: 0, model: data.models[0].length - 1, kind: "all", answer: "all", outcome: "all", parts: "all" };
   let shown = 0, found = [];
 
   const element = (tag, className, text) => {
@@ -34,9 +34,14 @@
     "rationale contradicts answer": (one) => one.contradicts !== undefined,
     unreadable: (one) => one.problems !== undefined,
   };
+  // Which of rationale, answer and box are right: what occurs, the largest first.
+  const tally = new Map();
+  for (const item of data.items) for (const one of item.by) if (one && one.rightParts) tally.set(one.rightParts, (tally.get(one.rightParts) || 0) + 1);
+  const PARTS = ["all", ...[...tally.keys()].sort((a, b) => tally.get(b) - tally.get(a))];
   const matches = (item) => {
     const one = item.group === state.group && item.by[state.model];
     return one && (state.kind === "all" || item.kind === state.kind)
+      && (state.parts === "all" || one.rightParts === state.parts)
       && (state.answer === "all" || one.right === (state.answer === "right")) && OUTCOMES[state.outcome](one);
   };
 
@@ -110,6 +115,7 @@
     choice("Kind", "kind", ["all", ...data.kinds].map((name) => [name, name]));
     choice("Answer", "answer", ["all", "right", "wrong"].map((name) => [name, name]));
     choice("Coherence", "outcome", Object.keys(OUTCOMES).map((name) => [name, name]));
+    choice("Right", "parts", PARTS.map((name) => [name, name]));
     filters.hidden = false;
   };
   more.addEventListener("click", grow);

@@ -1,0 +1,86 @@
+"""``surgery-r1 autopsy``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from surgery_r1._util.files import dump_json, write_json
+from surgery_r1.cli.output import format_table, say
+from surgery_r1.errors import SurgeryR1Error
+
+
+@dataclass
+class Autopsy:
+    """Say where rationale, answer and box agree, which is right alone, and show every case."""
+
+    predictions: tyro.conf.Positional[tuple[Path, ...]]
+    """Prediction files with rationales, ours or another group's; shown side by side, in this order."""
+    data: Path
+    """Dataset folder that was predicted on."""
+    out: Path
+    """Folder to write: autopsy.json, report.html, and the scores of each file."""
+    split: str = "val"
+    """Split that was predicted: train, dev, val or test."""
+    images: Path | None = None
+    """Where the images lie now, if they moved."""
+    no_frames: bool = False
+    """Leave every picture of a frame out of the report, so that it may be passed on."""
+    json: bool = False
+    """Print autopsy.json instead of a table."""
+
+    def run(self) -> int:
+        """Exit status 0."""
+        from surgery_r1.data.dataset import open_dataset
+        from surgery_r1.evaluate.autopsy import autopsy, autopsy_rows
+        from surgery_r1.evaluate.compare import load_scores
+        from surgery_r1.evaluate.score import score_predictions
+        from surgery_r1.report import write_report
+
+        names = system_names(self.predictions)
+        dataset = open_dataset(self.data, images=self.images, check_images=not self.no_frames)
+        found, folders = {}, [self.out / "scores" / name for name in names]
+        for name, folder, path in zip(names, folders, self.predictions, strict=True):
+            score_predictions(path, dataset, self.split, folder)
+            try:
+                found[name] = autopsy(load_scores(folder))
+            except SurgeryR1Error as error:
+                raise SurgeryR1Error(error.what, where=path, fix=error.fix) from None
+        write_json(self.out / "autopsy.json", {"split": self.split, "dataset_hash": dataset.hash, "systems": found})
+        write_report(folders, self.out / "report.html", dataset=dataset, frames=not self.no_frames)
+        if self.json:
+            say(dump_json(found, indent=2))
+        else:
+            say(format_table(autopsy_rows(found)))
+            say(f"{self.out / 'autopsy.json'}: also by question kind and by tool")
+            say(f"{self.out / 'report.html'}: every case")
+        return 0
+
+
+def system_names(paths: tuple[Path, ...]) -> list[str]:
+    """What each prediction file is called: its own name, or its folder's where files share one.
+
+    >>> system_names((Path("runs/rft.jsonl"),)), system_names((Path("sft/predictions.jsonl"),))
+    (['rft'], ['sft'])
+
+    Raises:
+        SurgeryR1Error: for no file, or two of one name.
+    """
+    if not paths:
+        raise SurgeryR1Error("no prediction file", fix="name one, such as demo/scores/rft/val/predictions.jsonl")
+    names = [path.stem if path.stem != "predictions" else _folder_name(path) for path in paths]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise SurgeryR1Error(f"several prediction files are called {twice[0]!r}", fix="rename one, or its folder")
+    return names
+
+
+def _folder_name(path: Path) -> str:
+    """Of the nearest folder that says more than the split."""
+    from surgery_r1 import vocab
+
+    parents = [part for part in path.absolute().parent.parts if part not in vocab.SPLITS]
+    return parents[-1]

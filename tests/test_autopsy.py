@@ -1,0 +1,112 @@
+"""The autopsy counts what was planted, in a table, a file and a report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from surgery_r1.cli import main
+from surgery_r1.cli.autopsy import system_names
+from surgery_r1.codec import render
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.evaluate.autopsy import PAIRS, PATTERNS
+
+FAR = (0.0, 0.0, 3.0, 3.0)
+
+
+def planted(dataset, folder: Path, patterns) -> Path:
+    """A prediction file whose replies are right in the parts that ``patterns`` name, by turns."""
+    lines = []
+    for i, sample in enumerate(dataset.split("val")):
+        parts = patterns[i % len(patterns)].split(" + ")
+        # The set knows one organ; the liver is another one.
+        classes = [*dataset.answers[sample.source][sample.kind], "liver"]
+        wrong = next(name for name in classes if name != sample.answer)
+        said = sample.answer if "rationale" in parts else wrong
+        given = sample.answer if "answer" in parts else wrong
+        box = sample.box_px if "box" in parts else FAR
+        lines.append({"id": sample.id, "text": render(f"what is seen is {said}", given, box), "box_space": "source"})
+    path = folder / "predictions.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def autopsy(dataset_folder, out, *paths, expect=0) -> dict:
+    command = ["autopsy", *map(str, paths), "--data", str(dataset_folder), "--out", str(out)]
+    assert main(command) == expect
+    return json.loads((out / "autopsy.json").read_text())["systems"] if expect == 0 else {}
+
+
+def test_every_pattern_is_counted(dataset, dataset_folder, tmp_path, capsys):
+    found = autopsy(dataset_folder, tmp_path / "out", planted(dataset, tmp_path / "sft", PATTERNS))["sft"]
+    n = len(dataset.split("val"))
+    expected = Counter(PATTERNS[i % len(PATTERNS)] for i in range(n))
+    assert found["n"] == found["rationales"] == n
+    assert {name: one["count"] for name, one in found["right"].items()} == expected
+    agrees = sum(("rationale" in name) == ("answer" in name) for name in expected.elements())
+    assert found["pairs"]["rationale_answer"]["count"] == agrees
+    for one in (*found["right"].values(), *found["pairs"].values()):
+        low, high = one["ci95"]
+        assert 0 <= low <= one["value"] <= high <= 1 and low < high
+    by_kind = found["by_kind"]
+    assert sum(one["n"] for one in by_kind.values()) == n
+    for name in PATTERNS:
+        assert sum(one["right"][name]["count"] for one in by_kind.values()) == expected[name]
+    tools = {s.subject for s in dataset.split("val") if s.kind in ("state", "location")}
+    assert found["by_tool"].keys() == tools
+    table = capsys.readouterr().out
+    assert f"({expected['box']})" in next(line for line in table.splitlines() if line.startswith("box right alone"))
+
+
+def test_what_agrees_in_error_is_told_from_what_is_right(dataset, dataset_folder, tmp_path):
+    """Rationale and answer name the state of the object that the box is on: all agree, none is right."""
+    lines = []
+    for sample in dataset.split("val"):
+        others = [s for s in dataset.frame_of(sample).objects if s.state and s.name != sample.subject]
+        if sample.kind != "state" or not others or others[0].state == sample.answer:
+            continue
+        text = render(f"its state is {others[0].state}", others[0].state, others[0].box_px)
+        lines.append({"id": sample.id, "text": text, "box_space": "source"})
+    path = tmp_path / "swapped.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    state = autopsy(dataset_folder, tmp_path / "out", path)["swapped"]["by_kind"]["state"]
+    assert len(lines) >= 3 and state["rationales"] == len(lines)
+    assert state["pairs"]["rationale_answer"]["value"] == 1 and state["pairs"]["rationale_box"]["value"] == 1
+    assert state["right"]["none"]["value"] == 1
+    assert state["wrong_referent"]["tools"]["broad"] > 0
+
+
+def test_systems_stand_side_by_side(dataset, dataset_folder, tmp_path, capsys):
+    paths = [planted(dataset, tmp_path / name, [pattern]) for name, pattern in (("a", PATTERNS[0]), ("b", "box"))]
+    found = autopsy(dataset_folder, tmp_path / "out", *paths)
+    assert list(found) == ["a", "b"]
+    assert found["a"]["right"][PATTERNS[0]]["value"] == found["b"]["right"]["box"]["value"] == 1
+    heading = next(line for line in capsys.readouterr().out.splitlines() if line.strip())
+    assert heading.split() == ["a", "b"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    shown = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    assert {tuple(one["rightParts"] for one in item["by"]) for item in shown["items"]} == {(PATTERNS[0], "box")}
+
+
+def test_a_file_without_rationales_is_refused(dataset, dataset_folder, tmp_path, capsys):
+    path = tmp_path / "direct.jsonl"
+    lines = [{"id": s.id, "answer": s.answer, "box_px": s.box_px} for s in dataset.split("val")]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    autopsy(dataset_folder, tmp_path / "out", path, expect=2)
+    assert "direct.jsonl: no prediction holds a rationale; give predictions with <think>" in capsys.readouterr().err
+
+
+def test_two_systems_of_one_name_are_refused():
+    with pytest.raises(SurgeryR1Error, match="several prediction files are called 'sft'"):
+        system_names((Path("a/sft/val/predictions.jsonl"), Path("b/sft/predictions.jsonl")))
+    assert system_names((Path("a/sft/val/predictions.jsonl"), Path("rft.jsonl"))) == ["sft", "rft"]
+
+
+def test_pairs_are_metrics():
+    from surgery_r1.evaluate.metrics import METRICS
+
+    assert set(PAIRS) <= set(METRICS)
