@@ -192,12 +192,14 @@ def test_curves_take_finite_numbers_and_the_last_of_a_step():
         {"step": 1, "loss": 2.0, "reward": float("nan"), "rewards/box/mean": 0.5, "rewards/box/std": 0.1, "note": "x"},
         {"step": 1, "loss": 1.5, "train_loss": 9.0},
         {"step": 2, "loss": float("inf"), "kl": 0.1, "dev/miou": 0.3, "dev/n": 10, "loss_ok": True},
+        {"step": 2, "dev/rationale_right": 0.8, "dev/rationale_unsupported": 0.1},
     ]
     assert panels(records) == {
         "loss": {"loss": [(1.0, 1.5)]},
         "reward parts": {"box": [(1.0, 0.5)]},
         "KL": {"kl": [(2.0, 0.1)]},
         "dev": {"miou": [(2.0, 0.3)]},
+        "agreement on dev": {"rationale_right": [(2.0, 0.8)]},
     }
 
 

@@ -107,6 +107,25 @@ def sft_run(dataset, tmp_path_factory):
     return out
 
 
+def test_agreement_on_dev_is_what_scoring_says(dataset, tmp_path):
+    """Where rationale, answer and box agree is logged at every evaluation, by the measures of the tables."""
+    from surgery_r1.evaluate.generation import GenerationOptions
+    from surgery_r1.evaluate.run import predict_and_score
+    from surgery_r1.train.dev import AGREEMENT
+
+    run = tmp_path / "run"
+    config = small(
+        sft_max_steps=6, sft_eval_every=6, sft_learning_rate=3e-3, eval_dev_samples=0, eval_max_new_tokens=48
+    )
+    fit("sft", config, dataset, run)
+    (logged,) = [r for r in records(run) if "dev/acc" in r]
+    scored = predict_and_score(run, dataset, "dev", tmp_path / "score", GenerationOptions(4, 48))
+    told = [name for name in AGREEMENT if scored[name] is not None]
+    assert {"answer_box", "wrong_referent_broad"} <= set(told)
+    for name in ("acc", "miou", "joint", *told):
+        assert logged[f"dev/{name}"] == pytest.approx(scored[name]), name
+
+
 def test_sft_files(sft_run, dataset):
     result = json.loads((sft_run / "result.json").read_text())
     assert result["steps"] == 4 and not result["stopped"] and result["held_off"] == []

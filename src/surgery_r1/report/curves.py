@@ -19,6 +19,8 @@ _MOST_POINTS = 400
 #: Panel and series of what a run logs, beside the parts of its reward.
 _PLACES = {"loss": ("loss", "loss"), "reward": ("reward", "reward"), "kl": ("KL", "kl")}
 _PLACES |= {f"dev/{name}": ("dev", name) for name in ("acc", "miou", "joint", "joint_at_iou50", "f_score")}
+_AGREEMENT = ("rationale_right", "rationale_answer", "rationale_contradicts", "answer_box", "wrong_referent_broad")
+_PLACES |= {f"dev/{name}": ("agreement on dev", name) for name in _AGREEMENT}
 
 Series = dict[str, list[tuple[float, float]]]
 
@@ -28,7 +30,7 @@ def panels(records: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
 
     Of a step that was logged twice, as by a run that was killed and resumed, the later record counts.
     """
-    titles = ("loss", "reward", "reward parts", "KL", "dev")
+    titles = ("loss", "reward", "reward parts", "KL", "dev", "agreement on dev")
     found: dict[str, dict[str, dict[float, float]]] = {title: {} for title in titles}
     for record in records:
         for key, value in record.items():

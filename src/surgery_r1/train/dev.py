@@ -9,7 +9,9 @@ from surgery_r1.codec import read_reply
 from surgery_r1.data.dataset import Dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
+from surgery_r1.evaluate.metrics import summarise
 from surgery_r1.evaluate.predict import evenly_spaced, prompt_of
+from surgery_r1.evaluate.score import Scorer
 from surgery_r1.matching import Match, match
 from surgery_r1.models.load import Bundle
 from surgery_r1.models.processor import view_of
@@ -20,9 +22,17 @@ from surgery_r1.train.config import EvalConfig
 #: Values by name, all in [0, 1].
 Metrics = dict[str, float]
 
+#: What is logged beside the figures that a model is chosen by: whether rationale, answer and box agree.
+AGREEMENT = (
+    *("rationale_right", "rationale_answer", "rationale_contradicts", "rationale_unsupported"),
+    *("rationale_box", "answer_box", "wrong_referent_broad"),
+)
+
 
 def dev_evaluator(config: EvalConfig, dataset: Dataset, bundle: Bundle) -> Callable[[Any], Metrics]:
-    """A function model -> acc, miou, joint, joint_at_iou50 and parse_failure_rate on dev.
+    """A function model -> acc, miou, joint, joint_at_iou50 and parse_failure_rate on dev, and :data:`AGREEMENT`.
+
+    Of the latter what can be told: nothing of rationales where none is asked for.
 
     ``joint`` is the mean over questions of the IoU where the answer is right, else 0. In sets without boxes it is Acc.
 
@@ -43,7 +53,7 @@ def dev_evaluator(config: EvalConfig, dataset: Dataset, bundle: Bundle) -> Calla
         )
     options = GenerationOptions(config.batch_size, config.max_new_tokens, config.reasoning)
     prompts = [prompt_of(sample, dataset, reasoning=options.reasoning) for sample in samples]
-    space = bundle.info.box_space
+    space, scorer = bundle.info.box_space, Scorer(dataset)
 
     def evaluate(model: Any) -> Metrics:
         engine = TransformersEngine(model, bundle.processor, space, options)
@@ -55,6 +65,7 @@ def dev_evaluator(config: EvalConfig, dataset: Dataset, bundle: Bundle) -> Calla
         ]
         matches = [match(prediction, s.accepted) for prediction, s in zip(predictions, samples, strict=True)]
         n = len(matches)
+        scored = summarise([scorer.line(s, prediction) for s, prediction in zip(samples, predictions, strict=True)])
         return {
             "acc": sum(m.answer_right for m in matches) / n,
             "miou": sum(m.iou or 0.0 for m in matches) / n,
@@ -66,6 +77,7 @@ def dev_evaluator(config: EvalConfig, dataset: Dataset, bundle: Bundle) -> Calla
                 for p, m in zip(predictions, matches, strict=True)
             )
             / n,
+            **{name: value for name in AGREEMENT if (value := scored[name]) is not None},
         }
 
     return evaluate
