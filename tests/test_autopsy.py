@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from surgery_r1.cli import main
 from surgery_r1.cli.autopsy import system_names
-from surgery_r1.codec import render
+from surgery_r1.codec import Prediction, begin, render
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.autopsy import PAIRS, PATTERNS
+from surgery_r1.evaluate.compare import load_scores
+from surgery_r1.evaluate.interventions import Interventions
+from surgery_r1.evaluate.predict import prompt_of
+from surgery_r1.models.encode import PromptEncoder
 
 FAR = (0.0, 0.0, 3.0, 3.0)
 
@@ -110,3 +115,74 @@ def test_pairs_are_metrics():
     from surgery_r1.evaluate.metrics import METRICS
 
     assert set(PAIRS) <= set(METRICS)
+
+
+# ------------------------------------------------------------------------------------- another rationale in its mouth
+
+
+@pytest.fixture
+def lines(dataset, dataset_folder, tmp_path):
+    autopsy(dataset_folder, tmp_path / "out", planted(dataset, tmp_path / "sft", [PATTERNS[0]]))
+    return load_scores(tmp_path / "out" / "scores" / "sft")
+
+
+def test_rationales_are_exchanged_for_ones_that_end_elsewhere(dataset, lines):
+    made = Interventions(dataset, lines, seed=3)
+    for name in ("swapped", "changed"):
+        imposed = made.imposed(name)
+        assert len(imposed) > 10
+        for one in imposed:
+            assert one.conclusion != one.line.conclusion and one.rationale.endswith(one.conclusion)
+        assert (
+            imposed
+            == Interventions(dataset, lines, seed=3).imposed(name)
+            != Interventions(dataset, lines).imposed(name)
+        )
+    swapped = made.imposed("swapped")
+    assert {(other.reasoning, other.kind) for other in lines} >= {(one.rationale, one.line.kind) for one in swapped}
+    assert [one.rationale for one in made.imposed("own")] == [line.reasoning for line in lines]
+    assert {one.rationale for one in made.imposed("off")} == {None}
+
+
+def test_what_followed_is_counted(dataset, lines):
+    """A model that repeats itself whatever is put in its mouth, and one that says what was put there."""
+    made = Interventions(dataset, lines)
+    imposed = made.imposed("swapped")
+    deaf = [Prediction(one.rationale, one.line.answer, one.line.box_px) for one in imposed]
+    found = made.counted(imposed, deaf)
+    assert (found["answer_follows"]["value"], found["answer_kept"]["value"], found["box_kept"]["value"]) == (0, 1, 1)
+    assert found["n"] + found["left_out"] == len(lines) and found["answer_right"]["value"] == 1
+    obedient = [Prediction(one.rationale, one.conclusion, FAR) for one in imposed]
+    found = made.counted(imposed, obedient)
+    assert (found["answer_follows"]["value"], found["answer_kept"]["value"], found["box_kept"]["value"]) == (1, 0, 0)
+    assert sum(one["n"] for one in found["by_kind"].values()) == found["n"]
+    low, high = found["answer_follows"]["ci95"]
+    assert 0 < low < high == 1
+
+
+def test_the_model_goes_on_from_what_was_put_in_its_mouth(tiny, dataset):
+    encoder = PromptEncoder(tiny.processor, tiny.info.box_space)
+    prompt = prompt_of(dataset.split("val")[0], dataset)
+    start = begin("its state is Idle")
+    (plain,), _ = encoder.tokens([prompt])
+    (told,), _ = encoder.tokens([replace(prompt, reply_start=start)])
+    added = tiny.processor.tokenizer(start, add_special_tokens=False)["input_ids"]
+    assert list(told.ids) == [*plain.ids, *added]
+    assert encoder.token_count(replace(prompt, reply_start=start)) == len(told.ids)
+    with pytest.raises(SurgeryR1Error, match="the start of the reply holds the control token"):
+        encoder.tokens([replace(prompt, reply_start="<|im_end|>")])
+
+
+def test_interventions_by_command(dataset, dataset_folder, tmp_path, capsys):
+    path = planted(dataset, tmp_path / "base", [PATTERNS[0]])
+    more = ("--model", "tiny", "--limit", "6", "--max-new-tokens", "8")
+    found = autopsy(dataset_folder, tmp_path / "out", path, *more)["base"]["interventions"]
+    # The base was never taught to answer without a rationale.
+    assert list(found) == ["own", "swapped", "changed"]
+    assert found["own"]["n"] == 6 and found["swapped"]["n"] + found["swapped"]["left_out"] == 6
+    assert "Another rationale in its mouth:" in capsys.readouterr().out
+    lines = [json.loads(line) | {"weights_sha256": "0" * 64} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    autopsy(dataset_folder, tmp_path / "out", path, *more, expect=2)
+    assert "but the predictions were made with 000000000000" in capsys.readouterr().err
+    autopsy(dataset_folder, tmp_path / "out", path, path, "--model", "tiny", expect=2)

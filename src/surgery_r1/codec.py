@@ -92,6 +92,15 @@ def to_px(box_model: Sequence[float], space: str, view: View) -> Box:
     return box_model[0] * sx, box_model[1] * sy, box_model[2] * sx, box_model[3] * sy
 
 
+def begin(rationale: str) -> str:
+    """A reply up to the end of its rationale, for a model to go on from.
+
+    >>> begin("it is seen top left")
+    '<think>it is seen top left</think>'
+    """
+    return f"<think>{rationale}</think>"
+
+
 def render(reasoning: str | None, answer: str | None, box_model: Sequence[int] | None) -> str:
     """The reply that a model is trained to write; parts that are None are left out.
 
@@ -108,7 +117,7 @@ def render(reasoning: str | None, answer: str | None, box_model: Sequence[int] |
     """
     parts = []
     if reasoning is not None:
-        parts.append(f"<think>{reasoning}</think>")
+        parts.append(begin(reasoning))
     if answer is not None:
         parts.append(f"<answer>{answer}</answer>")
     if box_model is not None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from surgery_r1._util.files import dump_json, write_json
+from surgery_r1._util.files import dump_json, read_json, write_json
+from surgery_r1._util.progress import ProgressBar
 from surgery_r1.cli.output import format_table, say
 from surgery_r1.errors import SurgeryR1Error
+
+if TYPE_CHECKING:
+    from surgery_r1.data.dataset import Dataset
 
 
 @dataclass
@@ -29,18 +34,32 @@ class Autopsy:
     """Where the images lie now, if they moved."""
     no_frames: bool = False
     """Leave every picture of a frame out of the report, so that it may be passed on."""
+    model: str | None = None
+    """Also exchange rationales in the mouth of the model that has written the (one) file: do answer and box follow?"""
+    limit: int = 0
+    """With --model: ask only that many questions, evenly spread (0: all)."""
+    seed: int = 0
+    """With --model: of which rationales are exchanged."""
+    batch_size: int = 16
+    """With --model: prompts per batch."""
+    max_new_tokens: int = 256
+    """With --model: upper bound of a reply, in tokens."""
     json: bool = False
     """Print autopsy.json instead of a table."""
 
     def run(self) -> int:
         """Exit status 0."""
         from surgery_r1.data.dataset import open_dataset
-        from surgery_r1.evaluate.autopsy import autopsy, autopsy_rows
+        from surgery_r1.evaluate.autopsy import autopsy, autopsy_rows, intervention_rows
         from surgery_r1.evaluate.compare import load_scores
         from surgery_r1.evaluate.score import score_predictions
         from surgery_r1.report import write_report
 
         names = system_names(self.predictions)
+        if self.model is not None and len(names) > 1:
+            raise SurgeryR1Error(
+                "--model goes with one prediction file", fix="name the file that this model has written"
+            )
         dataset = open_dataset(self.data, images=self.images, check_images=not self.no_frames)
         found, folders = {}, [self.out / "scores" / name for name in names]
         for name, folder, path in zip(names, folders, self.predictions, strict=True):
@@ -49,15 +68,38 @@ class Autopsy:
                 found[name] = autopsy(load_scores(folder))
             except SurgeryR1Error as error:
                 raise SurgeryR1Error(error.what, where=path, fix=error.fix) from None
+        if self.model is not None:
+            found[names[0]]["interventions"] = self._interventions(self.model, dataset, folders[0])
         write_json(self.out / "autopsy.json", {"split": self.split, "dataset_hash": dataset.hash, "systems": found})
         write_report(folders, self.out / "report.html", dataset=dataset, frames=not self.no_frames)
         if self.json:
             say(dump_json(found, indent=2))
         else:
             say(format_table(autopsy_rows(found)))
+            if self.model is not None:
+                say("\nAnother rationale in its mouth:")
+                say(format_table(intervention_rows(found[names[0]]["interventions"])))
             say(f"{self.out / 'autopsy.json'}: also by question kind and by tool")
             say(f"{self.out / 'report.html'}: every case")
         return 0
+
+    def _interventions(self, model: str, dataset: Dataset, scores: Path) -> dict[str, Any]:
+        from surgery_r1.evaluate.compare import load_scores
+        from surgery_r1.evaluate.generation import GenerationOptions
+        from surgery_r1.evaluate.interventions import intervene
+
+        made_with = read_json(scores / "metrics.json")["predicted_with"]
+        with ProgressBar("exchanging rationales", "replies") as progress:
+            return intervene(
+                model,
+                dataset,
+                load_scores(scores),
+                GenerationOptions(self.batch_size, self.max_new_tokens),
+                weights_sha256=made_with.get("weights_sha256"),
+                limit=self.limit,
+                seed=self.seed,
+                progress=progress,
+            )
 
 
 def system_names(paths: tuple[Path, ...]) -> list[str]:

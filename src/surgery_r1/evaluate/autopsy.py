@@ -126,3 +126,20 @@ def autopsy_rows(entries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         shown = [f"{number(one[key])} {format_interval(one['ci95'].get(key))}".strip() for one in found]
         rows.append([f"wrong referent, {part}, {key}", *shown])
     return rows
+
+
+def intervention_rows(interventions: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Cells of a table with a row for each intervention.
+
+    Args:
+        interventions: see :func:`surgery_r1.evaluate.interventions.intervene`.
+    """
+    columns = ("answer_follows", "answer_kept", "answer_right", "box_follows", "box_kept")
+
+    def cell(share: Mapping[str, Any] | None) -> str:
+        return "-" if share is None else f"{number(share['value'])} {format_interval(share['ci95'])}"
+
+    rows = [["rationale", *(name.replace("_", " ") for name in columns), "n", "left out"]]
+    for name, found in interventions.items():
+        rows.append([name, *(cell(found.get(column)) for column in columns), str(found["n"]), str(found["left_out"])])
+    return rows

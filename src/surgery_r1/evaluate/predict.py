@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from surgery_r1 import prompts
 from surgery_r1._util.files import atomic_write, dump_json, read_jsonl, readable, write_jsonl
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from surgery_r1.models.load import ModelInfo
     from surgery_r1.records import Sample
 
+T = TypeVar("T")
 
 #: What a writer of predictions is said to do, in errors of others who want the same file.
 PREDICTING = "predicting"
@@ -49,7 +50,7 @@ def prompt_of(sample: Sample, dataset: Dataset, *, reasoning: bool = True, task:
     return Prompt((dataset.image_path(sample),), prompts.user_text(sample.question, task, reasoning))
 
 
-def evenly_spaced(samples: Sequence[Sample], count: int) -> list[Sample]:
+def evenly_spaced(samples: Sequence[T], count: int) -> list[T]:
     """``count`` of ``samples``, evenly spread; all of them for 0 or too large a count.
 
     >>> evenly_spaced("abcdef", 3)

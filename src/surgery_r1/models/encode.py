@@ -29,10 +29,15 @@ class MemoryImage:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question to a model: one or more images and the text that follows them."""
+    """A question to a model: one or more images and the text that follows them.
+
+    Attributes:
+        reply_start: put in the model's mouth: it goes on from there. See :func:`surgery_r1.codec.begin`.
+    """
 
     images: tuple[Path | MemoryImage, ...]
     text: str
+    reply_start: str = ""
 
 
 def load_image(path: Path | MemoryImage) -> Image.Image:
@@ -106,13 +111,15 @@ class PromptEncoder:
         self._chat = lru_cache(maxsize=4096)(self._render)
         self._text_length = lru_cache(maxsize=4096)(self._count_text)
 
-    def _render(self, text: str, images: int) -> str:
-        control = next((token for token in self.processor.tokenizer.all_special_tokens if token in text), None)
-        if control is not None:
-            raise SurgeryR1Error(f"the question holds the control token {control}", fix="leave it out")
-        return self.processor.apply_chat_template(
+    def _render(self, text: str, images: int, reply_start: str) -> str:
+        for what, written in (("question", text), ("start of the reply", reply_start)):
+            control = next((token for token in self.processor.tokenizer.all_special_tokens if token in written), None)
+            if control is not None:
+                raise SurgeryR1Error(f"the {what} holds the control token {control}", fix="leave it out")
+        chat = self.processor.apply_chat_template(
             prompts.messages(text, self.box_space, images), tokenize=False, add_generation_prompt=True
         )
+        return str(chat) + reply_start
 
     def __call__(self, batch: Sequence[Prompt]) -> dict[str, Any]:
         """Left-padded tensors for ``generate``: input_ids and attention_mask (batch, length), pixel_values, grids.
@@ -144,10 +151,12 @@ class PromptEncoder:
         views = [view_of(self.processor, *_dimensions(shown)) for shown in prompt.images]
         # Each image's placeholder is one of the tokens of the text.
         added = sum((view.input_width // side) * (view.input_height // side) - 1 for view in views)
-        return self._text_length(prompt.text, len(prompt.images)) + added
+        return self._text_length(prompt.text, len(prompt.images), prompt.reply_start) + added
 
-    def _count_text(self, text: str, images: int) -> int:
-        return len(self.processor.tokenizer(self._chat(text, images), add_special_tokens=False)["input_ids"])
+    def _count_text(self, text: str, images: int, reply_start: str) -> int:
+        return len(
+            self.processor.tokenizer(self._chat(text, images, reply_start), add_special_tokens=False)["input_ids"]
+        )
 
     def tokens(self, batch: Sequence[Prompt]) -> tuple[list[PromptTokens], dict[Any, ImagePatches]]:
         """Tokens of each prompt, and each distinct image of the batch once.
@@ -160,9 +169,10 @@ class PromptEncoder:
         grids = processed["image_grid_thw"]
         patches = torch.split(processed["pixel_values"], grids.prod(-1).tolist())
         images = {path: ImagePatches(*parts) for path, *parts in zip(unique, patches, grids, strict=True)}
+        chats = [self._chat(p.text, len(p.images), p.reply_start) for p in batch]
         texts = [
-            expand_images(self._chat(p.text, len(p.images)), [images[path].grid for path in p.images], self.processor)
-            for p in batch
+            expand_images(chat, [images[path].grid for path in prompt.images], self.processor)
+            for chat, prompt in zip(chats, batch, strict=True)
         ]
         ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [PromptTokens(row, prompt.images) for row, prompt in zip(ids, batch, strict=True)], images

@@ -1,0 +1,218 @@
+"""Another rationale is put in a model's mouth: does its answer follow, and does its box?
+
+A rationale that can be exchanged without any effect explains nothing. After Lanham et al. 2023, "Measuring faithfulness
+in chain-of-thought reasoning" (arXiv 2307.13702), for a reply of three parts; which rationales are exchanged and what
+is counted is ours.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery_r1 import codec
+from surgery_r1._util.progress import Progress
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.evaluate.agreement import AgreementReader, answer_fits_box
+from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
+from surgery_r1.evaluate.intervals import block_ids, share
+from surgery_r1.evaluate.predict import evenly_spaced, prompt_of
+from surgery_r1.evaluate.score_record import ScoreRecord
+from surgery_r1.geometry import iou
+from surgery_r1.matching import IOU_RIGHT
+from surgery_r1.models.load import from_pretrained
+from surgery_r1.models.load import weights_sha256 as hash_of_weights
+from surgery_r1.models.processor import view_of
+from surgery_r1.models.sharing.vision_features import keep_frozen_features
+
+if TYPE_CHECKING:
+    from surgery_r1.data.dataset import Dataset
+
+#: What is put in the model's mouth: its own rationale (nothing should change), one that it gave to another question of
+#: the kind and that ends at another answer, its own with that answer exchanged, or none at all.
+INTERVENTIONS = ("own", "swapped", "changed", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Imposed:
+    """A rationale for a question: ``line`` is what the model said by itself; both None where none is asked for."""
+
+    line: ScoreRecord
+    rationale: str | None
+    conclusion: str | None
+
+
+def intervene(
+    model: str | Path,
+    dataset: Dataset,
+    lines: Sequence[ScoreRecord],
+    options: GenerationOptions,
+    *,
+    weights_sha256: str | None,
+    limit: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Every intervention of :data:`INTERVENTIONS` on a model's own replies: name -> :meth:`Interventions.counted`.
+
+    ``off`` is left out for a model that was not trained to reply without a rationale.
+
+    Args:
+        model: a run, a model folder or ``tiny``; the one that has written ``lines``.
+        weights_sha256: of the weights that have written them, as their prediction file says; None where it does not.
+        limit: take only that many questions, evenly spread (0: all).
+
+    Raises:
+        SurgeryR1Error: when the model has other weights than the one that has written the lines.
+    """
+    bundle = from_pretrained(model)
+    mine = hash_of_weights(bundle.folder)
+    if weights_sha256 not in (None, mine):
+        raise SurgeryR1Error(
+            f"has weights {str(mine)[:12]}, but the predictions were made with {str(weights_sha256)[:12]}",
+            where=str(model),
+            fix="name the model that has written the predictions, or predict again",
+        )
+    keep_frozen_features(bundle.model)
+    engine = TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)
+    made = Interventions(dataset, evenly_spaced(lines, limit), seed)
+    todo = {name: made.imposed(name) for name in INTERVENTIONS if name != "off" or bundle.info.direct_answers}
+    total, found = sum(map(len, todo.values())), {}
+    done = 0
+    for name, imposed in todo.items():
+        readings = []
+        for start in range(0, len(imposed), options.batch_size):
+            part = imposed[start : start + options.batch_size]
+            readings += made.ask(engine, part)
+            done += len(part)
+            if progress is not None:
+                progress(done, total)
+        found[name] = made.counted(imposed, readings)
+    return found
+
+
+class Interventions:
+    """Puts rationales into the mouth of a model that has answered a dataset's questions.
+
+    Args:
+        lines: its own replies, scored; those without a rationale that concludes something are left out.
+        seed: of which rationales are exchanged.
+    """
+
+    def __init__(self, dataset: Dataset, lines: Sequence[ScoreRecord], seed: int = 0) -> None:
+        self._dataset = dataset
+        self._reader = AgreementReader(dataset)
+        self._lines = [line for line in lines if line.reasoning and line.conclusion and not line.failed]
+        self._seed = seed
+
+    def imposed(self, name: str) -> list[Imposed]:
+        """What an intervention of :data:`INTERVENTIONS` says for each question for which it can be made."""
+        made = []
+        for line in self._lines:
+            if name == "own":
+                made.append(Imposed(line, line.reasoning, line.conclusion))
+            elif name == "off":
+                made.append(Imposed(line, None, None))
+            else:
+                other = self._swapped(line) if name == "swapped" else self._changed(line)
+                made += [other] if other is not None else []
+        return made
+
+    def _rng(self, line: ScoreRecord) -> random.Random:
+        return random.Random(f"{self._seed}:{line.id}")
+
+    def _swapped(self, line: ScoreRecord) -> Imposed | None:
+        """A rationale of another frame that ends at another answer, or None where the model gave none."""
+        others = [
+            other
+            for other in self._lines
+            if (other.kind, other.source) == (line.kind, line.source)
+            and other.frame_id != line.frame_id
+            and other.conclusion != line.conclusion
+        ]
+        if not others:
+            return None
+        chosen = self._rng(line).choice(others)
+        return Imposed(line, chosen.reasoning, chosen.conclusion)
+
+    def _changed(self, line: ScoreRecord) -> Imposed | None:
+        """The own rationale with the last mention of what it ends at exchanged for another class of the kind."""
+        assert line.reasoning is not None and line.conclusion is not None
+        classes = self._dataset.answers[line.source][line.kind]
+        others = [name for name in classes if name != line.conclusion]
+        form = re.compile(r"[\s_-]".join(map(re.escape, re.split(r"[\s_-]", line.conclusion))), re.I)
+        mentions = list(form.finditer(line.reasoning))
+        if not others or not mentions:
+            return None
+        last, other = mentions[-1], self._rng(line).choice(others)
+        rationale = line.reasoning[: last.start()] + other + line.reasoning[last.end() :]
+        sample = self._dataset.samples[line.id]
+        claims = self._reader.claims(rationale, sample, self._dataset.frame_of(sample))
+        # Where it does not end at the other answer, as when that is a part of a longer name, nothing was exchanged.
+        return Imposed(line, rationale, other) if claims.conclusion == other else None
+
+    def ask(self, engine: TransformersEngine, imposed: Sequence[Imposed]) -> list[codec.Prediction]:
+        """What the model says after each rationale, boxes in source pixels."""
+        prompts = []
+        for one in imposed:
+            prompt = prompt_of(self._dataset.samples[one.line.id], self._dataset, reasoning=one.rationale is not None)
+            prompts.append(prompt if one.rationale is None else replace(prompt, reply_start=codec.begin(one.rationale)))
+        texts = [text for batch in engine.generate(prompts) for text in batch]
+        encoder = engine.encoder
+        return [
+            codec.read_reply(prompt.reply_start + text, encoder.box_space, view_of(encoder.processor, *size))
+            for prompt, text, size in zip(
+                prompts, texts, [(one.line.width, one.line.height) for one in imposed], strict=True
+            )
+        ]
+
+    def counted(self, imposed: Sequence[Imposed], readings: Sequence[codec.Prediction]) -> dict[str, Any]:
+        """What followed: shares with 95 % intervals, of all and by question kind.
+
+        Returns:
+            ``n`` (questions; ``left_out``: for which the intervention could not be made), and of them
+            ``answer_follows`` (the answer is where the rationale put in the mouth ends), ``answer_kept`` (it is what
+            the model said by itself), ``answer_right``, ``box_kept`` (an IoU of at least .5 with the model's own box),
+            ``box_follows`` (the box fits where the rationale ends, see
+            :func:`surgery_r1.evaluate.agreement.answer_fits_box`; of those where that can be told). Each is
+            ``{"value", "ci95", "n"}``, its value in [0, 1]; what cannot be told is absent.
+        """
+        pairs = list(zip(imposed, readings, strict=True))
+        kinds = dict.fromkeys(one.line.kind for one in imposed)
+        return {
+            **self._shares(pairs),
+            "left_out": len(self._lines) - len(imposed),
+            "by_kind": {kind: self._shares([p for p in pairs if p[0].line.kind == kind]) for kind in kinds},
+        }
+
+    def _shares(self, pairs: Sequence[tuple[Imposed, codec.Prediction]]) -> dict[str, Any]:
+        flags: dict[str, list[tuple[ScoreRecord, bool]]] = {}
+        for one, reading in pairs:
+            for name, flag in self._flags(one, reading).items():
+                flags.setdefault(name, []).append((one.line, flag))
+        found: dict[str, Any] = {"n": len(pairs)}
+        for name, told in flags.items():
+            estimate = share([flag for _, flag in told], block_ids([line for line, _ in told]))
+            found[name] = {"value": estimate.value, "ci95": [estimate.low, estimate.high], "n": len(told)}
+        return found
+
+    def _flags(self, one: Imposed, reading: codec.Prediction) -> Mapping[str, bool]:
+        line, sample = one.line, self._dataset.samples[one.line.id]
+        flags = {
+            "answer_kept": reading.answer == line.answer,
+            "answer_right": reading.answer in {answer for answer, _ in sample.accepted},
+        }
+        if line.box_px is not None:
+            flags["box_kept"] = reading.box_px is not None and iou(reading.box_px, line.box_px) >= IOU_RIGHT
+        if one.conclusion is not None:
+            flags["answer_follows"] = reading.answer == one.conclusion
+            concluded = replace(reading, answer=one.conclusion)
+            frame = self._dataset.frame_of(sample)
+            fits = answer_fits_box(concluded, sample, frame, self._reader.rule(sample))
+            if fits is not None:
+                flags["box_follows"] = fits
+        return flags
