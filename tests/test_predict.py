@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from small import small
 
+from surgery_r1.cli import main
 from surgery_r1.codec import CODEC_VERSION, View, read_reply, render, to_model
 from surgery_r1.demo import Demo
 from surgery_r1.errors import SurgeryR1Error
@@ -374,8 +375,9 @@ def test_ask_refuses(dataset, tmp_path, question, message):
 # ---------------------------------------------------------------------------------------------------------- demo
 
 
-def tiny_demo(out, **changes) -> Demo:
+def tiny_demo(out, seed=0, **changes) -> Demo:
     config = small(sft_max_steps=2, rft_max_steps=2, eval_max_new_tokens=12, eval_batch_size=32)
+    config = replace(config, seed=seed)
     return Demo(out, config, size=(160, 128), frames=30, **{"say": lambda _: None, **changes})
 
 
@@ -408,7 +410,16 @@ def test_demo_end_to_end(tmp_path):
     assert (out / "scores" / "rft" / "val" / "predictions.jsonl").stat().st_mtime_ns == before
     assert "\n".join(said).count("already trained") == 4
     with pytest.raises(SurgeryR1Error, match="demo with other settings; give --fresh"):
-        tiny_demo(out, seed=1).run()
+        tiny_demo(out, size=(168, 128)).run()
+
+
+def test_the_seed_of_a_demo_is_that_of_scenes_and_of_both_stages(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(Demo, "run", lambda demo: seen.update(demo=demo) or {})
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--seed", "7"]) == 0
+    assert seen["demo"].config.seed == 7
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--set", "seed=5"]) == 0
+    assert seen["demo"].config.seed == 5
 
 
 def test_demo_stops_when_training_was_stopped(tmp_path, monkeypatch, dataset_folder, scenes):

@@ -44,8 +44,7 @@ class Demo:
 
     Args:
         out: folder for scenes, dataset, runs, scores and report.
-        config: what to train.
-        seed: of the scenes.
+        config: what to train; its seed is that of the scenes too.
         size: of the frames in pixels.
         frames: frames in all per domain; None draws the full sets.
         controls: also run RFT with random rewards, and SFT continued for as many steps as RFT.
@@ -54,7 +53,6 @@ class Demo:
 
     out: Path
     config: TrainConfig
-    seed: int = 0
     size: tuple[int, int] = (320, 256)
     frames: int | None = None
     controls: bool = False
@@ -100,7 +98,12 @@ class Demo:
     def _same_settings(self) -> None:
         """Finished parts are kept, so all must come from the same settings."""
         path = self.out / "settings.json"
-        settings = {"seed": self.seed, "size": list(self.size), "frames": self.frames, "config": self.config.to_json()}
+        settings = {
+            "seed": self.config.seed,
+            "size": list(self.size),
+            "frames": self.frames,
+            "config": self.config.to_json(),
+        }
         if path.is_file() and read_json(path) != json.loads(dump_json(settings)):
             raise SurgeryR1Error(
                 "holds a demo with other settings", where=self.out, fix="give --fresh, or another --out"
@@ -128,7 +131,7 @@ class Demo:
             return
         with ProgressBar("   drawing", "frames") as progress:
             made = make_scenes(
-                folder, domain=domain, seed=self.seed, size=self.size, frames=self.frames, progress=progress
+                folder, domain=domain, seed=self.config.seed, size=self.size, frames=self.frames, progress=progress
             )
         self.say(f"   {made['frames']:,} frames, {made['questions']:,} questions: {folder}")
 
@@ -240,18 +243,21 @@ def run_demo(
     *,
     config: str = "tiny",
     overrides: Sequence[str] = (),
+    seed: int | None = None,
     fresh: bool,
     **settings: Any,
 ) -> dict[str, Any]:
     """The demo with a config by name; ``fresh`` first removes what an earlier demo wrote (:data:`PARTS`).
 
     Args:
+        seed: of scenes, SFT and RFT alike, in place of the config's.
         settings: as :class:`Demo` takes them.
 
     Raises:
         SurgeryR1Error: when the config or its overrides are wrong (nothing is removed then), and as :meth:`Demo.run`.
     """
-    demo = Demo(out, load_config(config, overrides), **settings)
+    chosen = load_config(config, overrides)
+    demo = Demo(out, chosen if seed is None else replace(chosen, seed=seed), **settings)
     if fresh:
         for part in (out / name for name in PARTS):
             if part.is_dir():

@@ -21,8 +21,8 @@ class DemoCommand:
     """A shipped config by name, or a TOML file."""
     set: Overrides = ()
     """Change values of the config, written as in TOML: --set rft.max_steps=20 sft.learning_rate=1e-4."""
-    seed: int = 0
-    """Seed of the scenes."""
+    seed: int | None = None
+    """Seed of the scenes and of both training stages; by default the config's."""
     frames: int | None = None
     """Frames per domain; the full sets (2,007 and 97) by default."""
     controls: bool = False
