@@ -38,9 +38,12 @@ class Events(TrainerCallback):
         self.job = job
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        if "gradients" in self.job and state.global_step == 0 and ranks.index() == 0:
-            found = {name: p.grad.contiguous() for name, p in model.named_parameters() if p.grad is not None}
-            save_file(found, self.job["gradients"])
+        if "gradients" in self.job and state.global_step == 0:
+            grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            # Of weights in parts, a call of all ranks.
+            found = {name: getattr(g, "full_tensor", lambda g=g: g)().contiguous() for name, g in grads.items()}
+            if ranks.index() == 0:
+                save_file(found, self.job["gradients"])
 
     def on_step_begin(self, args, state, control, **_):
         number, rank, step = self.job.get("signal", (0, -1, -1))
