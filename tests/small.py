@@ -16,6 +16,7 @@ def small(**changes) -> TrainConfig:
         "eval": {"dev_samples": 4, "batch_size": 4, "max_new_tokens": 24},
         "lora": {"rank": 4},
         "ranks": {},
+        "model": {},
     }
     base["rft"] |= {"max_completion": 24, "learning_rate": 1e-3}
     for name, value in changes.items():

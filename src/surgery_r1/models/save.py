@@ -17,9 +17,7 @@ from surgery_r1.models.quiet import without_progress_bars
 _HOW_IT_WAS_LOADED = ("is_local", "local_files_only")
 
 
-def save_model(
-    model: Any, processor: Any, info: ModelInfo, folder: Path, state: dict[str, Any] | None = None
-) -> None:
+def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path, state: dict[str, Any] | None = None) -> None:
     """Save a model (or LoRA adapter), its processor and ``surgery_r1.json`` as a plain HF folder.
 
     The folder is written beside its place and swapped in. A kill leaves the old one or the new one; in the moment

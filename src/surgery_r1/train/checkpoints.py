@@ -17,7 +17,7 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.info import INFO_FILE, ModelInfo
 from surgery_r1.models.quiet import without_progress_bars
 from surgery_r1.models.save import recover, refuse_empty
-from surgery_r1.train import ranks, shards
+from surgery_r1.train import ranks, shards, zero
 from surgery_r1.train.callbacks import DevCallback
 from surgery_r1.train.log_state import RestoreLogs, restore_logs, save_logs
 from surgery_r1.train.run_folder import prune_metrics
@@ -86,8 +86,9 @@ def resumable(kind: type) -> type:
         def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
             """The trainer writes its state after this: a checkpoint that has it has all of this too."""
             with contextlib.ExitStack() as stack:
-                if shards.spread(self.model):
-                    stack.enter_context(overriding(self.accelerator, "get_state_dict", shards.whole_state))
+                if shards.spread(self.model) or self.is_deepspeed_enabled:
+                    state = lambda *_: shards.whole_state(self.model)  # noqa: E731
+                    stack.enter_context(overriding(self.accelerator, "get_state_dict", state))
                 super().save_model(output_dir, _internal_call)
             if output_dir is not None and self.args.should_save:
                 refuse_empty(Path(output_dir))
@@ -100,6 +101,15 @@ def resumable(kind: type) -> type:
                 # transformers divides by the steps since the run was resumed.
                 logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
             super().log(logs, start_time)
+
+        def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+            plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+            if plugin is not None and plugin.zero_stage == 3:
+                zero.to_parts(self.model, plugin)
+            prepared = super()._prepare_for_training(*args, **kwargs)
+            if plugin is not None:
+                zero.remember(self.model, self.model_wrapped)
+            return prepared
 
         def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
             # transformers would write the weights of FSDP a second time, in a form that only FSDP reads.

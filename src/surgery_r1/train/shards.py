@@ -22,7 +22,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, pa
 
 from surgery_r1._util.overriding import overriding
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.train import ranks
+from surgery_r1.train import ranks, zero
 from surgery_r1.train.config import Shard
 
 #: Ways that leave no rank with all weights.
@@ -42,9 +42,14 @@ def asked_for(configured: Shard) -> Shard:
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise SurgeryR1Error(
-                "FSDP's first version is not supported", fix="launch with --fsdp_version 2, or set ranks.shard = 'fsdp2'"
+                "FSDP's first version is not supported",
+                fix="launch with --fsdp_version 2, or set ranks.shard = 'fsdp2'",
             )
         launched = "fsdp2"
+    stage = zero.launched_stage()
+    if stage not in (0, 2, 3):
+        raise SurgeryR1Error(f"ZeRO-{stage} is not supported", fix="launch with --zero_stage 2 or 3")
+    launched = {0: launched, 2: "zero2", 3: "zero3"}[stage]
     if "none" not in (configured, launched) and configured != launched:
         raise SurgeryR1Error(
             f"the config says ranks.shard = {configured!r}, the launcher {launched!r}", fix="say it in one place"
@@ -53,7 +58,7 @@ def asked_for(configured: Shard) -> Shard:
     if way != "none" and ranks.count() == 1:
         raise SurgeryR1Error(
             f"{way} spreads a model over several processes, and this is one alone",
-            fix="start one for each GPU: torchrun --nproc_per_node 2 -m surgery_r1 train ...; or set ranks.shard = 'none'",
+            fix="start one for each GPU: torchrun --nproc_per_node 2 -m surgery_r1 train ...; or set ranks.shard to none",
         )
     return way
 
@@ -72,12 +77,13 @@ def environment() -> Iterator[None]:
 
 @contextlib.contextmanager
 def first_loads(way: Shard) -> Iterator[None]:
-    """A model loaded inside the block has its weights on the first rank of a machine alone, where ``way`` spreads them.
+    """A model loaded inside the block has its weights on the first rank of a machine alone, if it is to be spread.
 
     It is transformers' own switch for FSDP; the others get them when the model is spread.
     """
     with environment():
-        if way == "fsdp2":
+        if way != "none":
+            zero.forget_settings()
             os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
         yield
 
@@ -94,15 +100,31 @@ def arranged(way: Shard, arguments: Any) -> Iterator[None]:
                 "cpu_ram_efficient_loading": True,
             }
             if arguments.device.type == "cpu":
-                _on_a_cpu(fsdp_plugin=FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args))
-        yield
+                plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
+                _on_a_cpu(DistributedType.FSDP, fsdp_plugin=plugin)
+        elif way != "none":
+            plugin = zero.plugin_for(2 if way == "zero2" else 3, arguments)
+            arguments.deepspeed_plugin = None if arguments.device.type == "cpu" else plugin
+            if arguments.device.type == "cpu":
+                _on_a_cpu(DistributedType.DEEPSPEED, deepspeed_plugin=plugin)
+        try:
+            yield
+        finally:
+            AcceleratorState._reset_state()
+            if way not in ("none", "fsdp2"):
+                zero.forget_settings()
 
 
-def _on_a_cpu(**plugins: Any) -> None:
+def _on_a_cpu(kind: DistributedType, **plugins: Any) -> None:
     """accelerate ignores plugins on a CPU; what it does with them does not depend on the device."""
     Accelerator(cpu=True, **plugins)
     for state in (PartialState._shared_state, AcceleratorState._shared_state):
-        state["distributed_type"] = DistributedType.FSDP
+        state["distributed_type"] = kind
+    if kind == DistributedType.DEEPSPEED:
+        plugin = plugins["deepspeed_plugin"]
+        plugin.set_mixed_precision("no")
+        plugin.select(_from_accelerator_state=True)
+        plugins = {"deepspeed_plugins": AcceleratorState._shared_state.get("deepspeed_plugins") or plugin}
     AcceleratorState._shared_state |= plugins
 
 
@@ -115,12 +137,22 @@ def _units(model: Any) -> list[Any]:
 
 def spread(model: Any) -> bool:
     """Whether this rank has only a part of the model's weights."""
-    return bool(_units(model))
+    return bool(_units(model)) or zero.spread(model)
 
 
 @contextlib.contextmanager
 def whole(model: Any) -> Iterator[None]:
     """Every rank has all weights inside the block, for forward passes without gradients; it need not do as many."""
+    if zero.spread(model):
+        with zero.whole(model):
+            yield
+    else:
+        with _fsdp_whole(model):
+            yield
+
+
+@contextlib.contextmanager
+def _fsdp_whole(model: Any) -> Iterator[None]:
     units = _units(model)
     groups = [group for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups]
     before = [group.post_forward_mesh_info for group in groups]
@@ -152,18 +184,20 @@ def whole_state(model: Any) -> dict[str, torch.Tensor] | None:
     """
     if not spread(model):
         return None
+    if zero.spread(model):
+        return zero.whole_state(model)
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(
         full_state_dict=True, cpu_offload=True, ignore_frozen_params=hasattr(model, "peft_config")
     )
-    state = get_model_state_dict(model, options=options)
+    state: dict[str, Any] = get_model_state_dict(model, options=options)
     # Gathered twice, where one tensor has two names.
     return {name: tensor for name, tensor in state.items() if name not in model.all_tied_weights_keys}
 
 
-def load_whole_state(model: Any, state: dict[str, torch.Tensor]) -> None:
-    """Give the model the weights that :func:`whole_state` had, known to the first rank alone."""
+def load_whole_state(model: Any, state: dict[str, Any]) -> None:
+    """Give a model of FSDP2 the weights that :func:`whole_state` had, known to the first rank alone."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     options = StateDictOptions(

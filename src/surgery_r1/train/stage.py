@@ -85,8 +85,6 @@ def train(
 
 def _refuse_layout(config: TrainConfig, arguments: Any) -> None:
     """What would train in a way that nobody has asked for, or not at all."""
-    for name in (name for name in ("fsdp", "deepspeed") if getattr(arguments, name)):
-        raise SurgeryR1Error(f"{name!r} is passed through to TRL", fix="leave it out, and set ranks.shard")
     if config.ranks.shard in shards.SPREAD_WEIGHTS and (config.model.vision_cache or config.model.offload_vision):
         raise SurgeryR1Error(
             f"model.vision_cache and model.offload_vision need a whole vision tower; {config.ranks.shard} spreads it",
