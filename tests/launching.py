@@ -52,7 +52,7 @@ def apart(ours: dict, theirs: dict) -> float:
 
 
 #: A rank's own state, the form of the optimiser's, and what DeepSpeed keeps for itself.
-_OWN = re.compile(r"(rng_state|log_state)(_\d+)?(?=\.)|optimizer\.\w+$|.*/(global_step\d+.*|latest|zero_to_fp32\.py)$")
+_OWN = re.compile(r"(rng_state|log_state)(_\d+)?(?=\.)|optimizer\.\w+$|.*/(global_step\d+.*|latest|zero_to_\w+\.py)$")
 
 
 def names(run: Path) -> list[str]:

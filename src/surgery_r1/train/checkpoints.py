@@ -106,10 +106,7 @@ def resumable(kind: type) -> type:
             plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
             if plugin is not None and plugin.zero_stage == 3:
                 zero.to_parts(self.model, plugin)
-            prepared = super()._prepare_for_training(*args, **kwargs)
-            if plugin is not None:
-                zero.remember(self.model, self.model_wrapped)
-            return prepared
+            return super()._prepare_for_training(*args, **kwargs)
 
         def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
             # transformers would write the weights of FSDP a second time, in a form that only FSDP reads.

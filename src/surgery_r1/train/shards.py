@@ -58,7 +58,7 @@ def asked_for(configured: Shard) -> Shard:
     if way != "none" and ranks.count() == 1:
         raise SurgeryR1Error(
             f"{way} spreads a model over several processes, and this is one alone",
-            fix="start one for each GPU: torchrun --nproc_per_node 2 -m surgery_r1 train ...; or set ranks.shard to none",
+            fix="start one for each GPU: torchrun --nproc_per_node 2 -m surgery_r1 train ..., or leave it out",
         )
     return way
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
-from weakref import WeakKeyDictionary, ref
 
 import torch
 import transformers.generation.utils
@@ -22,9 +21,6 @@ from surgery_r1.train import ranks
 
 #: What this project's config owns: rows of a pass, passes of a step, clipping.
 _OURS = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping")
-
-#: Model -> the engine around it, which a model does not know.
-_ENGINES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 def launched_stage() -> int:
@@ -79,7 +75,7 @@ def spread(model: Any) -> bool:
 
 
 def to_parts(model: Any, plugin: Any) -> None:
-    """Spread the weights of the first rank, for ZeRO-3, one after the other: DeepSpeed moves them all to a GPU first."""
+    """Spread the weights of the first rank, for ZeRO-3, one by one; DeepSpeed itself moves them all to a GPU first."""
     import deepspeed
 
     settings = dict(plugin.deepspeed_config)
@@ -89,28 +85,33 @@ def to_parts(model: Any, plugin: Any) -> None:
     deepspeed.zero.Init(module=model, config_dict_or_path=settings)
 
 
-def remember(model: Any, engine: Any) -> None:
-    """The ``engine`` that DeepSpeed has made around ``model``."""
-    _ENGINES[model] = ref(engine)
-
-
 @contextlib.contextmanager
 def whole(model: Any) -> Iterator[None]:
     """As :func:`surgery_r1.train.shards.whole`, for ZeRO-3."""
     import deepspeed
-    from trl.models.utils import add_hooks, remove_hooks
 
-    engine = _ENGINES[model]() if model in _ENGINES else None
     with contextlib.ExitStack() as stack:
         # transformers' generate would wait for the other ranks after every token.
         asks = (transformers.generation.utils, "is_deepspeed_zero3_enabled", lambda: False)
         stack.enter_context(overriding(*asks))
         stack.enter_context(deepspeed.zero.GatheredParameters(list(model.parameters())))
-        if engine is not None:
-            # They fetch weights before a layer and let them go after it.
-            remove_hooks(engine)
-            stack.callback(add_hooks, engine)
+        stack.enter_context(_without_hooks(model))
         yield
+
+
+@contextlib.contextmanager
+def _without_hooks(model: Any) -> Iterator[None]:
+    """DeepSpeed's fetch weights before a layer, let them go after it, and wait for the other ranks in every pass."""
+    taken = []
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            taken.append((hooks, dict(hooks)))
+            hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, own in taken:
+            hooks.update(own)
 
 
 def whole_state(model: Any) -> dict[str, torch.Tensor]:
