@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
+from functools import cache
 
 import pytest
 import torch
@@ -83,36 +84,53 @@ def test_a_whole_model_stays_as_it_is(tiny):
 # ------------------------------------------------------------------------------------------------- two processes
 
 
+UNEVEN = {"sft": {"sft_rows_per_frame": 0}, "rft": {}}
+SHORT = {"eval_dev_samples": 3, "sft_max_steps": 3, "sft_eval_every": 1, "sft_trl": {"logging_steps": 1}}
+SHORT |= {"rft_max_steps": 2, "rft_eval_every": 1}
+
+
+@pytest.fixture(scope="module")
+def of_one_process(dataset_folder, tmp_path_factory):
+    """Functions that make the runs of one process, each once: on uneven rows, and a short whole one."""
+    folder = tmp_path_factory.mktemp("one")
+
+    @cache
+    def on_uneven_rows(stage_name):
+        return uneven(folder, f"uneven_{stage_name}", 1, stage_name, dataset_folder, **UNEVEN[stage_name])
+
+    @cache
+    def short(stage_name, lora):
+        out = folder / f"{stage_name}_{lora}"
+        return trained(folder, 1, stage=stage_name, data=dataset_folder, lora=lora, out=out, changes=SHORT)
+
+    return on_uneven_rows, short
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    ("stage_name", "changes", "divided"),
-    [("sft", {"sft_rows_per_frame": 0}, {"sft_micro_batch": 1}), ("rft", {}, {"rft_micro_batch": 2})],
-    ids=["sft", "rft"],
-)
-def test_parts_learn_what_a_whole_model_does(dataset_folder, tmp_path, way, stage_name, changes, divided):
+@pytest.mark.parametrize("stage_name", ["sft", "rft"])
+def test_parts_learn_what_a_whole_model_does(of_one_process, dataset_folder, tmp_path, way, stage_name):
     """Rows and completions of 20 and 200 tokens, two passes of each of two processes, plain SGD."""
-    whole, expected = uneven(tmp_path, "whole", 1, stage_name, dataset_folder, **changes)
-    run, gradients = uneven(tmp_path, "parts", 2, stage_name, dataset_folder, **changes, **divided, ranks_shard=way)
-    assert apart(gradients, expected) < 1e-5
+    whole, expected = of_one_process[0](stage_name)
+    micro = {f"{stage_name}_micro_batch": 1 if stage_name == "sft" else 2}
+    changes = {**UNEVEN[stage_name], **micro, "ranks_shard": way}
+    run, gradients = uneven(tmp_path, "parts", 2, stage_name, dataset_folder, **changes)
+    # DeepSpeed has used and dropped them when the trainer tells of a step; weights after plain SGD are their sum.
+    if way == "fsdp2":
+        assert apart(gradients, expected) < 1e-5
     assert losses(run) == pytest.approx(losses(whole), rel=1e-5, abs=1e-6)
     assert len(losses(run)) == 20
     assert apart(weights(run / "best"), weights(whole / "best")) < 1e-4
-
-
-SHORT = {"eval_dev_samples": 3, "sft_max_steps": 3, "sft_eval_every": 1, "sft_trl": {"logging_steps": 1}}
-SHORT |= {"rft_max_steps": 2, "rft_eval_every": 1}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("stage_name", ["sft", "rft"])
-def test_whole_runs(dataset_folder, tmp_path, way, lora, stage_name):
+def test_whole_runs(of_one_process, dataset_folder, tmp_path, way, lora, stage_name):
     """Files, tensors and export of one process; after a stop and ``--resume``, the run that was not stopped."""
-    job = {"stage": stage_name, "data": dataset_folder, "lora": lora}
-    one = trained(tmp_path, 1, out=tmp_path / "one", changes=SHORT, **job)
-    job["changes"] = {**SHORT, "ranks_shard": way}
+    one = of_one_process[1](stage_name, lora)
+    job = {"stage": stage_name, "data": dataset_folder, "lora": lora, "changes": {**SHORT, "ranks_shard": way}}
     run = trained(tmp_path, 2, out=tmp_path / "run", **job)
     refuse_empty(run / "best")
     assert names(one) == names(run)
