@@ -2,7 +2,8 @@
 
 JOB is a JSON file: ``stage``, ``data`` (a dataset folder), ``out``, ``changes`` (of :func:`small.small`), and what the
 test wants to happen: ``lora``, ``base``, ``resume``, ``uneven`` (rows or completions of 20 and 200 tokens, and the
-gradients of the first step to ``gradients``), ``signal`` = [signal, rank, step], ``fail`` = [rank, step].
+gradients of the first step to ``gradients``), ``signal`` = [signal, rank, step], ``fail`` = [rank, step],
+``crash`` = [rank, step].
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Events(TrainerCallback):
             os.kill(os.getpid(), getattr(signal, number))
         if [ranks.index(), state.global_step] == self.job.get("fail"):
             raise SurgeryR1Error("a frame cannot be read", where="frame003.png", fix="copy it again")
+        if [ranks.index(), state.global_step] == self.job.get("crash"):
+            raise KeyError("a mistake of ours, which nobody catches")
 
 
 def uneven_rows(dataset):
