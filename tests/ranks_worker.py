@@ -2,7 +2,8 @@
 
 JOB is a JSON file: ``stage``, ``data`` (a dataset folder), ``out``, ``changes`` (of :func:`small.small`), and what the
 test wants to happen: ``lora``, ``base``, ``resume``, ``uneven`` (rows or completions of 20 and 200 tokens, and the
-gradients of the first step to ``gradients``), ``signal`` = [signal, rank, step], ``fail`` = [rank, step].
+gradients of the first step to ``gradients``), ``signal`` = [signal, rank, step], ``fail`` = [rank, step],
+``crash`` = [rank, step].
 """
 
 from __future__ import annotations
@@ -38,9 +39,12 @@ class Events(TrainerCallback):
         self.job = job
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        if "gradients" in self.job and state.global_step == 0 and ranks.index() == 0:
-            found = {name: p.grad.contiguous() for name, p in model.named_parameters() if p.grad is not None}
-            save_file(found, self.job["gradients"])
+        if "gradients" in self.job and state.global_step == 0:
+            grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            # Of weights in parts, a call of all ranks.
+            found = {name: getattr(g, "full_tensor", lambda g=g: g)().contiguous() for name, g in grads.items()}
+            if ranks.index() == 0:
+                save_file(found, self.job["gradients"])
 
     def on_step_begin(self, args, state, control, **_):
         number, rank, step = self.job.get("signal", (0, -1, -1))
@@ -48,6 +52,8 @@ class Events(TrainerCallback):
             os.kill(os.getpid(), getattr(signal, number))
         if [ranks.index(), state.global_step] == self.job.get("fail"):
             raise SurgeryR1Error("a frame cannot be read", where="frame003.png", fix="copy it again")
+        if [ranks.index(), state.global_step] == self.job.get("crash"):
+            raise KeyError("a mistake of ours, which nobody catches")
 
 
 def uneven_rows(dataset):

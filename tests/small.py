@@ -15,6 +15,8 @@ def small(**changes) -> TrainConfig:
         "rft": {"prompts": 2, "generations": 4, "max_steps": 4, "eval_every": 2, "warmup_steps": 0},
         "eval": {"dev_samples": 4, "batch_size": 4, "max_new_tokens": 24},
         "lora": {"rank": 4},
+        "ranks": {},
+        "model": {},
     }
     base["rft"] |= {"max_completion": 24, "learning_rate": 1e-3}
     for name, value in changes.items():

@@ -8,19 +8,15 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from launching import apart, launch, losses, names, records, trained, uneven, weights
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.export import export
 from surgery_r1.train import ranks, stage
 from surgery_r1.train.step_shares import StandIns, StepBatches, passes, without_targets
-
-WORKER = Path(__file__).with_name("ranks_worker.py")
-
 
 # ------------------------------------------------------------------------------------------------ in one process
 
@@ -98,15 +94,6 @@ def test_gpus_that_would_idle_are_refused(dataset, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_sharded_weights_are_refused(dataset, tmp_path, monkeypatch):
-    from small import small
-
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(SurgeryR1Error, match=r"FSDP is not supported yet"):
-        stage.train("sft", small(), dataset, tmp_path / "run")
-    assert not list(tmp_path.iterdir())
-
-
 def test_questions_that_fill_no_step_are_an_error(dataset, tmp_path):
     from small import small
 
@@ -130,63 +117,6 @@ def test_a_loss_that_weighs_tokens_by_process_is_refused(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------- two processes
-
-
-def launch(tmp_path: Path, count: int, **job) -> subprocess.CompletedProcess:
-    """Run :mod:`ranks_worker` in ``count`` processes."""
-    path = tmp_path / "job.json"
-    path.write_text(json.dumps({name: str(v) if isinstance(v, Path) else v for name, v in job.items()}))
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(count)] if count > 1 else []
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(WORKER.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(WORKER), str(path)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
-def trained(tmp_path: Path, count: int, **job) -> Path:
-    done = launch(tmp_path, count, **job)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Path(job["out"])
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
-
-
-def records(run: Path) -> list[dict]:
-    """metrics.jsonl, times aside."""
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if "time" not in k and "per_second" not in k} for line in lines]
-
-
-def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in records(run) if "loss" in line]
-
-
-def apart(ours: dict, theirs: dict) -> float:
-    """Largest difference of any tensor, by the size of theirs."""
-    assert ours and ours.keys() == theirs.keys()
-    return max(((ours[n] - theirs[n]).norm() / theirs[n].norm().clamp(min=1e-12)).item() for n in theirs)
-
-
-#: Plain SGD without clipping: what is learned is the gradient itself.
-SGD = {"optim": "sgd", "max_grad_norm": 0, "logging_steps": 1, "lr_scheduler_type": "constant"}
-UNEVEN_SFT = {"sft_batch_size": 4, "sft_max_steps": 20, "sft_eval_every": 20, "sft_learning_rate": 1e-3}
-UNEVEN_SFT |= {"sft_flips": [], "sft_direct_answers": False, "sft_tasks": ["cot"], "sft_trl": SGD}
-UNEVEN_RFT = {"rft_prompts": 4, "rft_generations": 2, "rft_max_steps": 20, "rft_eval_every": 20}
-UNEVEN_RFT |= {"rft_max_completion": 200, "rft_learning_rate": 1e-3, "rft_trl": SGD}
-DEV = {"eval_dev_samples": 2, "eval_max_new_tokens": 4, "eval_choose": "last"}
-
-
-def uneven(tmp_path: Path, name: str, count: int, stage_name: str, data: Path, **changes) -> tuple[Path, dict]:
-    """A run on rows or completions of 20 and 200 tokens, and the gradients of its first step."""
-    rewards = tmp_path / "rewards.py"
-    rewards.write_text("def length(text, truth):\n    return sum(map(ord, text)) % 7 / 7\n")
-    whole = {**(UNEVEN_SFT if stage_name == "sft" else UNEVEN_RFT), **DEV, **changes}
-    if stage_name == "rft":
-        whole["rft_rewards"] = {f"{rewards}:length": 1.0}
-    job = {"stage": stage_name, "data": data, "uneven": True, "changes": whole}
-    out = trained(tmp_path, count, out=tmp_path / name, gradients=tmp_path / f"{name}.grads", **job)
-    return out, load_file(tmp_path / f"{name}.grads")
 
 
 @pytest.mark.slow
@@ -222,11 +152,7 @@ def two_ranks(dataset_folder, tmp_path_factory):
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(two_ranks, dataset_folder, tmp_path):
     one = trained(tmp_path, 1, stage="sft", data=dataset_folder, out=tmp_path / "run", changes=WHOLE)
-    own = re.compile(r"(rng_state|log_state)(_\d)?\.")
-    names = [
-        sorted({own.sub(r"\1.", str(path.relative_to(run))) for path in run.rglob("*")}) for run in (one, two_ranks)
-    ]
-    assert names[0] == names[1]
+    assert names(one) == names(two_ranks)
     mine, theirs = records(two_ranks), records(one)
     assert [record.keys() for record in mine] == [record.keys() for record in theirs]
     for record, other in zip(mine, theirs, strict=True):

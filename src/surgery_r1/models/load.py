@@ -233,6 +233,7 @@ def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attent
         model, report = loaded
         # transformers fills what a checkpoint lacks with random numbers and only warns.
         _refuse_missing(report["missing_keys"])
+        _make_room(model)
         if folder != base:
             from peft import PeftModel, get_peft_model_state_dict
             from safetensors.torch import load_file
@@ -242,6 +243,27 @@ def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attent
             _refuse_missing(set(get_peft_model_state_dict(model)) - found)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(target)
+
+
+def _make_room(model: Any) -> None:
+    """Give main memory to weights that were not loaded, as where another process will send them.
+
+    accelerate tells parameters apart by where they lie, and weights without memory all lie at the same place. Pages
+    that nobody writes take none.
+    """
+    import torch
+
+    names = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
+    for name in names:
+        owner, _, own = name.rpartition(".")
+        module = model.get_submodule(owner)
+        tensor = torch.empty_like(getattr(module, own), device="cpu")
+        if own in module._parameters:
+            module._parameters[own] = torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        else:
+            module._buffers[own] = tensor
+    if names:
+        model.tie_weights()
 
 
 def _refuse_missing(names: Iterable[str]) -> None:

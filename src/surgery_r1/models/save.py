@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery_r1._util.files import read_json, write_json
-from surgery_r1.errors import explained
+from surgery_r1.errors import SurgeryR1Error, explained
 from surgery_r1.models.info import ModelInfo
 from surgery_r1.models.processor import PROCESSORS
 from surgery_r1.models.quiet import without_progress_bars
@@ -17,14 +17,17 @@ from surgery_r1.models.quiet import without_progress_bars
 _HOW_IT_WAS_LOADED = ("is_local", "local_files_only")
 
 
-def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> None:
+def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path, state: dict[str, Any] | None = None) -> None:
     """Save a model (or LoRA adapter), its processor and ``surgery_r1.json`` as a plain HF folder.
 
     The folder is written beside its place and swapped in. A kill leaves the old one or the new one; in the moment
     between the two renames the old one lies at ``<folder>.old``, from where :func:`recover` brings it back.
 
+    Args:
+        state: weights to save, by their names in ``model``; None takes the model's own.
+
     Raises:
-        SurgeryR1Error: when the disk is full or cannot be written.
+        SurgeryR1Error: when the disk is full or cannot be written, or a tensor would be empty.
     """
     partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
     # safetensors reports a full disk as an exception type of its own.
@@ -35,7 +38,8 @@ def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> Non
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with without_progress_bars():
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, state_dict=state)
+        refuse_empty(partial)
         save_description(processor, model.config.model_type, info, partial)
         for path in partial.iterdir():
             # safetensors writes for the owner alone; the one who serves a model may be another user.
@@ -44,6 +48,25 @@ def save_model(model: Any, processor: Any, info: ModelInfo, folder: Path) -> Non
             folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_empty(folder: Path) -> None:
+    """Look at the weight files of a folder.
+
+    Raises:
+        SurgeryR1Error: for a tensor without numbers, as of a model whose weights lie elsewhere.
+    """
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="np") as tensors:
+            empty = [name for name in tensors.keys() if 0 in tensors.get_slice(name).get_shape()]  # noqa: SIM118
+        if empty:
+            raise SurgeryR1Error(
+                f"{len(empty)} tensors would be saved empty, such as {empty[0]}",
+                where=path,
+                fix="go on from the last checkpoint with ranks.shard = 'none', and report this",
+            )
 
 
 def recover(folder: Path) -> None:

@@ -140,8 +140,8 @@ class DevCallback(TrainerCallback):
 
     def _keep(self, state: Any, model: Any) -> None:
         if self.best_step == state.global_step and self.kept_step != self.best_step:
-            if state.is_world_process_zero:
-                self.keep(model, self.best_step)
+            # A call of all ranks: each has a part of a model that is spread.
+            self.keep(model, self.best_step)
             self.kept_step = self.best_step
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import transformers.trainer
 from transformers import TrainerState
 
 from surgery_r1._util.files import read_json
+from surgery_r1._util.overriding import overriding
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.info import INFO_FILE, ModelInfo
 from surgery_r1.models.quiet import without_progress_bars
-from surgery_r1.models.save import recover
-from surgery_r1.train import ranks
+from surgery_r1.models.save import recover, refuse_empty
+from surgery_r1.train import ranks, shards, zero
 from surgery_r1.train.callbacks import DevCallback
 from surgery_r1.train.log_state import RestoreLogs, restore_logs, save_logs
 from surgery_r1.train.run_folder import prune_metrics
@@ -82,8 +85,13 @@ def resumable(kind: type) -> type:
 
         def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
             """The trainer writes its state after this: a checkpoint that has it has all of this too."""
-            super().save_model(output_dir, _internal_call)
+            with contextlib.ExitStack() as stack:
+                if shards.spread(self.model) or self.is_deepspeed_enabled:
+                    state = lambda *_: shards.whole_state(self.model)  # noqa: E731
+                    stack.enter_context(overriding(self.accelerator, "get_state_dict", state))
+                super().save_model(output_dir, _internal_call)
             if output_dir is not None and self.args.should_save:
+                refuse_empty(Path(output_dir))
                 self.describe(Path(output_dir), self.state.global_step)
             if output_dir is not None:
                 save_logs(self, Path(output_dir))
@@ -94,21 +102,46 @@ def resumable(kind: type) -> type:
                 logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
             super().log(logs, start_time)
 
-        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            from transformers import AutoModelForImageTextToText
+        def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+            plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+            if plugin is not None and plugin.zero_stage == 3:
+                zero.to_parts(self.model, plugin)
+            return super()._prepare_for_training(*args, **kwargs)
 
-            target = model or self.model
-            if hasattr(target, "peft_config"):
+        def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+            # transformers would write the weights of FSDP a second time, in a form that only FSDP reads.
+            with overriding(transformers.trainer, "save_fsdp_model", lambda *_, **__: None):
+                super()._save_optimizer_and_scheduler(output_dir)
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            target, folder = model or self.model, Path(resume_from_checkpoint)
+            if shards.spread(target):
+                shards.load_whole_state(target, _saved_state(target, folder) if ranks.index() == 0 else {})
+            elif hasattr(target, "peft_config"):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
-                return
-            with without_progress_bars():
-                loaded = AutoModelForImageTextToText.from_pretrained(
-                    resume_from_checkpoint, dtype=target.dtype, use_safetensors=True, local_files_only=True
-                )
-            target.load_state_dict(loaded.state_dict())
+            else:
+                target.load_state_dict(_saved_state(target, folder))
 
     Resumable.__name__ = Resumable.__qualname__ = kind.__name__
     return Resumable
+
+
+def _saved_state(model: Any, checkpoint: Path) -> dict[str, Any]:
+    """The weights in a checkpoint by their names in ``model``; those of its adapter where it has one."""
+    if hasattr(model, "peft_config"):
+        from safetensors.torch import load_file
+
+        own = f".{model.active_adapter}.weight"
+        saved = load_file(checkpoint / "adapter_model.safetensors")
+        return {name.removesuffix(".weight") + own: tensor for name, tensor in saved.items()}
+    from transformers import AutoModelForImageTextToText
+
+    with without_progress_bars():
+        loaded = AutoModelForImageTextToText.from_pretrained(
+            checkpoint, dtype=model.dtype, use_safetensors=True, local_files_only=True
+        )
+    state: dict[str, Any] = loaded.state_dict()
+    return state
 
 
 def last_checkpoint(folder: Path, cycle: int = 1) -> Path | None:

@@ -15,6 +15,9 @@ from surgery_r1._util.toml_sources import read_sources
 from surgery_r1.geometry import FLIPS
 from surgery_r1.records import TASKS
 
+#: Ways to spread a model over processes.
+Shard = Literal["none", "fsdp2", "zero2", "zero3"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -149,6 +152,18 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class RanksConfig:
+    """``[ranks]``: several processes, each on a GPU of its own (docs/several_gpus.md).
+
+    Attributes:
+        shard: what is spread over them: ``none`` (each holds all), ``zero2`` (gradients and optimiser states),
+            ``fsdp2`` or ``zero3`` (weights too). The last three of these four need less memory and more network.
+    """
+
+    shard: Shard = "none"
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole config file."""
 
@@ -157,6 +172,7 @@ class TrainConfig:
     sft: SftConfig = field(default_factory=SftConfig)
     rft: RftConfig = field(default_factory=RftConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
     seed: Count = 0
     threads: Count = 0
     tracker: str = "none"

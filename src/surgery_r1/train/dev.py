@@ -16,7 +16,7 @@ from surgery_r1.matching import Match, match
 from surgery_r1.models.load import Bundle
 from surgery_r1.models.processor import view_of
 from surgery_r1.models.reply_forms import check_reply_form
-from surgery_r1.train import ranks
+from surgery_r1.train import ranks, shards
 from surgery_r1.train.config import EvalConfig
 
 #: Values by name, all in [0, 1].
@@ -58,7 +58,9 @@ def dev_evaluator(config: EvalConfig, dataset: Dataset, bundle: Bundle) -> Calla
     def evaluate(model: Any) -> Metrics:
         engine = TransformersEngine(model, bundle.processor, space, options)
         # Each rank asks a part of the questions; all count all replies.
-        texts = ranks.gathered([text for batch in engine.generate(ranks.share(prompts)) for text in batch])
+        with shards.whole(model):
+            mine = [text for batch in engine.generate(ranks.share(prompts)) for text in batch]
+        texts = ranks.gathered(mine)
         predictions = [
             read_reply(text, space, view_of(bundle.processor, s.width, s.height))
             for text, s in zip(texts, samples, strict=True)

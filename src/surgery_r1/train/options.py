@@ -43,6 +43,9 @@ _OWNED: dict[str, str] = {
 #: Options that come too late: the processes of a run join before a config is read (:mod:`surgery_r1.train.ranks`).
 _FIXED = ("ddp_backend", "ddp_timeout")
 
+#: Ways to spread a model that ``ranks.shard`` sets up, with what this project needs of them.
+_SPREAD = ("fsdp", "fsdp_config", "deepspeed")
+
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
@@ -116,6 +119,8 @@ def trl_arguments(
             raise SurgeryR1Error(f"[{table}] sets {name!r}", fix=f"set {_OWNED[name]} instead")
         if name in _FIXED:
             raise SurgeryR1Error(f"[{table}] sets {name!r}", fix="leave it out: the processes have joined already")
+        if name in _SPREAD:
+            raise SurgeryR1Error(f"[{table}] sets {name!r}", fix="set ranks.shard instead")
         if name in _PRIVATE and value != _PRIVATE[name] and not allowed.upload:
             held.append(name)
             warning = "[%s] %s = %r is not set: it may send data to another machine; give --allow-upload to set it"

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing import attention
@@ -15,7 +15,7 @@ from surgery_r1.train import ranks
 from surgery_r1.train.config import TrainConfig
 from surgery_r1.train.fit import FitOptions, TrainResult, fit
 from surgery_r1.train.options import Permissions, freeze, lora_of, trl_arguments
-from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
+from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer, WholeModelGRPOTrainer
 from surgery_r1.train.step_shares import passes
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def train_rft(
     trainer |= {"reward_funcs": trl_rewards(config.rft.rewards, seed=config.seed), "peft_config": lora_of(config)}
     if share:
         trainer["keep_order"] = config.rft.questions_per_frame > 1
-    kind = SharedFrameGRPOTrainer if share else GRPOTrainer
+    kind = SharedFrameGRPOTrainer if share else WholeModelGRPOTrainer
     cycle = generation_cycle(arguments)
     return fit("rft", kind, trainer, options, cycle, every=config.rft.eval_every, baseline=True)
 

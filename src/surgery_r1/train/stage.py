@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import parse_flag_from_env
 
 from surgery_r1._util.files import read_json, write_json
 from surgery_r1._util.offline import stay_offline
@@ -19,8 +19,8 @@ from surgery_r1.models.reply_forms import trained_further
 from surgery_r1.models.save import save_description, save_model
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
 from surgery_r1.rewards.custom import reward_files
-from surgery_r1.train import ranks
-from surgery_r1.train.config import ModelConfig, TrainConfig
+from surgery_r1.train import ranks, shards
+from surgery_r1.train.config import RanksConfig, TrainConfig
 from surgery_r1.train.datasets import rft_dataset, sft_dataset
 from surgery_r1.train.dev import dev_evaluator
 from surgery_r1.train.fit import FitOptions, TrainResult
@@ -28,6 +28,8 @@ from surgery_r1.train.options import Permissions
 from surgery_r1.train.rft import refuse_too_few, rft_arguments, train_rft
 from surgery_r1.train.run_folder import seed_everything, start_run
 from surgery_r1.train.sft import sft_arguments, train_sft
+
+logger = logging.getLogger(__name__)
 
 Stage = Literal["sft", "rft"]
 
@@ -70,8 +72,9 @@ def train(
     ranks.join()
     # First what needs no model and leaves no trace: a wrong option must not cost a load or a taken run folder.
     with ranks.told_once():
+        config = replace(config, ranks=RanksConfig(shards.asked_for(config.ranks.shard)))
         arguments, held_off = (sft_arguments if stage == "sft" else rft_arguments)(config, out, allowed)
-        _refuse_layout(arguments)
+        _refuse_layout(config, arguments)
     # One process writes the run folder; the others of a distributed run are part of it.
     with ranks.held_by_first(out, "training"), ranks.losing_nobody():
         result = _train(stage, config, dataset, out, arguments, base, include_dev, resume, allowed, quiet)
@@ -80,16 +83,12 @@ def train(
     return result
 
 
-def _refuse_layout(arguments: Any) -> None:
-    """What would train in a way that nobody has asked for, or end without a model."""
-    sharded = {
-        "FSDP": arguments.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"),
-        "DeepSpeed": arguments.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
-    }
-    for name in (name for name, asked in sharded.items() if asked):
+def _refuse_layout(config: TrainConfig, arguments: Any) -> None:
+    """What would train in a way that nobody has asked for, or not at all."""
+    if config.ranks.shard in shards.SPREAD_WEIGHTS and (config.model.vision_cache or config.model.offload_vision):
         raise SurgeryR1Error(
-            f"{name} is not supported yet: weights in parts can be neither evaluated nor kept",
-            fix="leave it out: every process then holds a whole copy of the model (DDP); LoRA needs the least memory",
+            f"model.vision_cache and model.offload_vision need a whole vision tower; {config.ranks.shard} spreads it",
+            fix="leave them out, or set ranks.shard = 'zero2'",
         )
     visible = arguments.n_gpu
     if visible > 1:
@@ -118,13 +117,13 @@ def _train(
         torch.set_num_threads(config.threads)
     seed_everything(config.seed)
     with ranks.told_once():
-        bundle = _load(config.model, base, allowed)
+        bundle = _load(config, base, allowed)
         # The next stage gets an adapter of its own on top of the merged weights.
         model = merged(bundle.model)
         rows = _training_rows(stage, config, dataset, bundle, include_dev)
         if stage == "rft":
             refuse_too_few(arguments, len(rows))
-        _keep_vision_features(model, config.model)
+        _keep_vision_features(model, config)
         info = _described(stage, config, dataset, bundle.info)
         evaluate = dev_evaluator(config.eval, dataset, replace(bundle, info=info))
     ranks.first(lambda: _start(stage, config, dataset, bundle, out, resume, rows=len(rows), include_dev=include_dev))
@@ -133,7 +132,8 @@ def _train(
         _keep_base(model, bundle, out)
 
     def keep(chosen: Any, step: int) -> None:
-        save_model(chosen, bundle.processor, replace(info, step=step), out / "best")
+        state = shards.whole_state(chosen)
+        ranks.first(lambda: save_model(chosen, bundle.processor, replace(info, step=step), out / "best", state))
 
     def describe(folder: Path, step: int) -> None:
         save_description(bundle.processor, model.config.model_type, replace(info, step=step), folder)
@@ -141,7 +141,8 @@ def _train(
     keep_last = include_dev or config.eval.choose == "last"
     options = FitOptions(out, evaluate, keep, describe, resume, quiet, keep_last)
     train_stage = train_sft if stage == "sft" else train_rft
-    return train_stage(config, arguments, model, bundle.processor, rows, options)
+    with shards.arranged(config.ranks.shard, arguments):
+        return train_stage(config, arguments, model, bundle.processor, rows, options)
 
 
 def _described(stage: Stage, config: TrainConfig, dataset: Dataset, start: ModelInfo) -> ModelInfo:
@@ -152,10 +153,13 @@ def _described(stage: Stage, config: TrainConfig, dataset: Dataset, start: Model
     return replace(taught, stage=stage, dataset_sha256=dataset.hash)
 
 
-def _load(config: ModelConfig, base: str | Path | None, allowed: Permissions) -> Bundle:
+def _load(config: TrainConfig, base: str | Path | None, allowed: Permissions) -> Bundle:
     names = ("dtype", "attention", "min_pixels", "max_pixels", "box_space")
-    settings: dict[str, Any] = {name: getattr(config, name) or None for name in names}
-    return from_pretrained(base or config.base, **settings, allow_hub=allowed.hub)
+    settings: dict[str, Any] = {name: getattr(config.model, name) or None for name in names}
+    # A model that will be spread goes to the GPUs in parts.
+    settings["device"] = None if config.ranks.shard == "none" else "cpu"
+    with shards.first_loads(config.ranks.shard):
+        return from_pretrained(base or config.model.base, **settings, allow_hub=allowed.hub)
 
 
 def _training_rows(stage: Stage, config: TrainConfig, dataset: Dataset, bundle: Bundle, include_dev: bool) -> Any:
@@ -168,11 +172,16 @@ def _training_rows(stage: Stage, config: TrainConfig, dataset: Dataset, bundle: 
     return rft_dataset(*shown, flips=config.rft.flips, include_dev=include_dev, seed=config.seed, **own)
 
 
-def _keep_vision_features(model: Any, config: ModelConfig) -> None:
-    if config.freeze_vision:
-        memory, disk = config.vision_memory_mib * 2**20, config.vision_cache_gib * 2**30
-        folder = Path(config.vision_cache) if config.vision_cache else None
-        keep_frozen_features(model, memory, folder=folder, offload=config.offload_vision, disk=disk)
+def _keep_vision_features(model: Any, config: TrainConfig) -> None:
+    if config.ranks.shard in shards.SPREAD_WEIGHTS:
+        # A rank that knows its frames would not send its part of the tower to those that do not.
+        if config.model.freeze_vision and ranks.index() == 0:
+            logger.warning("%s spreads the vision tower: a frame is read in every pass", config.ranks.shard)
+    elif config.model.freeze_vision:
+        own = config.model
+        memory, disk = own.vision_memory_mib * 2**20, own.vision_cache_gib * 2**30
+        folder = Path(own.vision_cache) if own.vision_cache else None
+        keep_frozen_features(model, memory, folder=folder, offload=own.offload_vision, disk=disk)
 
 
 def _start(

@@ -21,10 +21,19 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.models.sharing.attention import core, enable, enabled
 from surgery_r1.models.sharing.prefill import PromptTokens, prefill, prefix_length
+from surgery_r1.train import shards
 from surgery_r1.train.sharing.image_ids import ImageIds, image_ids_of
 
 
-class SharedFrameGRPOTrainer(GRPOTrainer):
+class WholeModelGRPOTrainer(GRPOTrainer):
+    """TRL's GRPOTrainer, which asks a model that is spread over ranks as a whole."""
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with shards.whole(self.model):
+            return super()._generate_single_turn(*args, **kwargs)
+
+
+class SharedFrameGRPOTrainer(WholeModelGRPOTrainer):
     """TRL's GRPOTrainer whose passes over a batch share what its rows share, with models that take prefix trees.
 
     Args:

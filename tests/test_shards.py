@@ -1,0 +1,168 @@
+"""A model in parts learns what a whole one does, and is asked, saved and resumed as a whole.
+
+Two processes on the CPU (gloo). The ways of DeepSpeed are tested where it is installed: ``make test-engines``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from functools import cache
+
+import pytest
+import torch
+from launching import apart, launch, losses, names, records, trained, uneven, weights
+from safetensors.torch import save_file
+from small import small
+
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models import from_pretrained
+from surgery_r1.models.export import export
+from surgery_r1.models.save import refuse_empty
+from surgery_r1.train import ranks, shards, stage
+
+deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed: make test-engines")
+WAYS = ["fsdp2", *(pytest.param(way, marks=deepspeed) for way in ("zero2", "zero3"))]
+
+
+# ------------------------------------------------------------------------------------------------ in one process
+
+
+@pytest.fixture
+def two(monkeypatch):
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+
+
+def test_the_launcher_may_say_how_a_model_is_spread(two, monkeypatch):
+    assert shards.asked_for("none") == "none"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SurgeryR1Error, match=r"FSDP's first version is not supported; launch with --fsdp_version 2"):
+        shards.asked_for("none")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert shards.asked_for("none") == shards.asked_for("fsdp2") == "fsdp2"
+    with pytest.raises(SurgeryR1Error, match=r"ranks.shard = 'zero2', the launcher 'fsdp2'; say it in one place"):
+        shards.asked_for("zero2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"ranks_shard": "fsdp2"},
+            r"fsdp2 spreads a model over several processes, .*; start one for each GPU: torchrun",
+        ),
+        ({"sft_trl": {"fsdp": True}}, r"\[sft.trl\] sets 'fsdp'; set ranks.shard instead"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused(dataset, tmp_path, changes, message):
+    with pytest.raises(SurgeryR1Error, match=message):
+        stage.train("sft", small(**changes), dataset, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kept_tower_must_be_whole(dataset, tmp_path, two):
+    config = small(ranks_shard="fsdp2", model_vision_cache=str(tmp_path / "features"))
+    with pytest.raises(SurgeryR1Error, match=r"need a whole vision tower; fsdp2 spreads it"):
+        stage._refuse_layout(config, stage.sft_arguments(config, tmp_path / "run", stage.Permissions())[0])
+
+
+def test_no_empty_tensor_is_written(tmp_path):
+    save_file({"a": torch.ones(2), "b.c": torch.ones(0)}, tmp_path / "model.safetensors")
+    with pytest.raises(SurgeryR1Error, match=r"model.safetensors: 1 tensors would be saved empty, such as b.c"):
+        refuse_empty(tmp_path)
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    refuse_empty(tmp_path)
+
+
+def test_a_whole_model_stays_as_it_is(tiny):
+    assert not shards.spread(tiny.model) and shards.whole_state(tiny.model) is None
+    with shards.whole(tiny.model):
+        pass
+
+
+# ------------------------------------------------------------------------------------------------- two processes
+
+
+UNEVEN = {"sft": {"sft_rows_per_frame": 0}, "rft": {}}
+SHORT = {"eval_dev_samples": 3, "sft_max_steps": 3, "sft_eval_every": 1, "sft_trl": {"logging_steps": 1}}
+SHORT |= {"rft_max_steps": 2, "rft_eval_every": 1}
+
+
+@pytest.fixture(scope="module")
+def of_one_process(dataset_folder, tmp_path_factory):
+    """Functions that make the runs of one process, each once: on uneven rows, and a short whole one."""
+    folder = tmp_path_factory.mktemp("one")
+
+    @cache
+    def on_uneven_rows(stage_name):
+        return uneven(folder, f"uneven_{stage_name}", 1, stage_name, dataset_folder, **UNEVEN[stage_name])
+
+    @cache
+    def short(stage_name, lora):
+        out = folder / f"{stage_name}_{lora}"
+        return trained(folder, 1, stage=stage_name, data=dataset_folder, lora=lora, out=out, changes=SHORT)
+
+    return on_uneven_rows, short
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("stage_name", ["sft", "rft"])
+def test_parts_learn_what_a_whole_model_does(of_one_process, dataset_folder, tmp_path, way, stage_name):
+    """Rows and completions of 20 and 200 tokens, two passes of each of two processes, plain SGD."""
+    whole, expected = of_one_process[0](stage_name)
+    micro = {f"{stage_name}_micro_batch": 1 if stage_name == "sft" else 2}
+    changes = {**UNEVEN[stage_name], **micro, "ranks_shard": way}
+    run, gradients = uneven(tmp_path, "parts", 2, stage_name, dataset_folder, **changes)
+    # DeepSpeed has used and dropped them when the trainer tells of a step; weights after plain SGD are their sum.
+    if way == "fsdp2":
+        assert apart(gradients, expected) < 1e-5
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-5, abs=1e-6)
+    assert len(losses(run)) == 20
+    assert apart(weights(run / "best"), weights(whole / "best")) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("stage_name", ["sft", "rft"])
+def test_whole_runs(of_one_process, dataset_folder, tmp_path, way, lora, stage_name):
+    """Files, tensors and export of one process; after a stop and ``--resume``, the run that was not stopped."""
+    one = of_one_process[1](stage_name, lora)
+    job = {"stage": stage_name, "data": dataset_folder, "lora": lora, "changes": {**SHORT, "ranks_shard": way}}
+    run = trained(tmp_path, 2, out=tmp_path / "run", **job)
+    refuse_empty(run / "best")
+    assert names(one) == names(run)
+    assert {n: (t.shape, t.dtype) for n, t in weights(run / "best").items()} == {
+        n: (t.shape, t.dtype) for n, t in weights(one / "best").items()
+    }
+    if stage_name == "sft":
+        assert losses(run) == pytest.approx(losses(one), rel=1e-3)
+        assert apart(weights(run / "best"), weights(one / "best")) < 1e-2
+    exported = export(run, tmp_path / "model")
+    assert not list(run.glob("*.partial")) and from_pretrained(exported).model is not None
+
+    stopped = trained(tmp_path, 2, out=tmp_path / "stopped", signal=["SIGTERM", 1, 0], **job)
+    result = json.loads((stopped / "result.json").read_text())
+    assert (result["stopped"], result["steps"]) == (True, 1)
+    trained(tmp_path, 2, out=stopped, resume=True, **job)
+    assert records(stopped) == records(run)
+    last = f"checkpoints/checkpoint-{SHORT[f'{stage_name}_max_steps']}"
+    for folder in ("best", last):
+        mine, theirs = weights(stopped / folder), weights(run / folder)
+        assert mine and all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("event", [{"signal": ["SIGKILL", 1, 1]}, {"fail": [1, 1]}], ids=["killed", "failed"])
+def test_one_that_ends_ends_all(dataset_folder, tmp_path, way, event):
+    started = time.monotonic()
+    job = {"stage": "sft", "data": dataset_folder, "out": tmp_path / "run"}
+    done = launch(tmp_path, 2, **job, changes={**SHORT, "ranks_shard": way}, **event)
+    assert done.returncode != 0 and time.monotonic() - started < 60
+    said = [line for line in done.stderr.splitlines() if line.startswith(("error:", "told:"))]
+    if "fail" in event:
+        assert said[0] == "error: frame003.png: a frame cannot be read; copy it again"
+    assert said[-1].startswith("told: another process of this run has ended")
