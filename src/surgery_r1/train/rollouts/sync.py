@@ -116,8 +116,7 @@ class FullSync(WeightSync):
         self._refuse_tied_on_cpu(tied)
 
     def _refuse_tied_on_cpu(self, tied: bool) -> None:
-        text = self._told("/server_info?config_format=json", None, "VLLM_SERVER_DEV_MODE=1")
-        device = json.loads(text)["vllm_config"].get("device_config", {}).get("device_type")
+        device = self._server.info().get("device_config", {}).get("device")
         if tied and device == "cpu":
             # Seen with 0.31.0: every tensor arrives, but for the packed copy that the output layer has of its own.
             raise SurgeryR1Error(

@@ -40,6 +40,7 @@ class ServerGRPOTrainer(GRPOTrainer):
         self._at_server: tuple[int, str] | None = None
         self._compared: dict[str, Any] | None = None
         self._before: dict[str, Any] = {}
+        self._lost = False
         super().__init__(*args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
@@ -49,11 +50,11 @@ class ServerGRPOTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
         if self._step % self.current_gradient_accumulation_steps == 0:
             self._before = self._counts()
-        try:
-            return self._sampled(prompt_ids)
-        except SurgeryR1Error:
-            self._keep_finished()
-            raise
+        # All processes fail where one does.
+        self._lost = True
+        replies = self._sampled(prompt_ids)
+        self._lost = False
+        return replies
 
     def _sampled(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
         """Tokens and log-probabilities of the completions, a row each, in the order of the prompts."""
@@ -112,7 +113,13 @@ class ServerGRPOTrainer(GRPOTrainer):
         return FullSync(*where, tied=tied)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
-        batch = super()._generate_and_score_completions(inputs)
+        try:
+            batch = super()._generate_and_score_completions(inputs)
+        except SurgeryR1Error:
+            # Out here, where the processor is the model's own again.
+            if self._lost:
+                self._keep_finished()
+            raise
         if "old_per_token_logps" in batch:
             # Several steps will use these rollouts: they are judged before the first.
             trained = batch["old_per_token_logps"]
