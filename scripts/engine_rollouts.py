@@ -18,7 +18,7 @@ from typing import Any
 
 from engine_servers import Server, lines, ours, served
 
-SFT_STEPS, STEPS, KEPT = 80, 10, 4
+SFT_STEPS, STEPS, KEPT = 160, 10, 4
 SETTINGS = [
     "rft.prompts=8", "rft.generations=8", f"rft.max_steps={STEPS}", f"rft.eval_every={STEPS}", "eval.dev_samples=20",
     "rft.max_completion=48", "eval.max_new_tokens=48",
@@ -28,7 +28,9 @@ WAYS = {
     "full weights": ["lora.enabled=false", "rft.learning_rate=8e-5"],
     "LoRA": ["lora.enabled=true", "lora.rank=8", "rft.learning_rate=1e-3"],
 }
-LORA_SERVER = ("--enable-lora", "--max-lora-rank", "8")
+#: On a CPU vLLM draws from seeds only where it reads prompts whole.
+WHOLE = ("--no-enable-chunked-prefill",)
+LORA_SERVER = ("--enable-lora", "--max-lora-rank", "8", *WHOLE)
 
 
 def prepare(dataset: Path, folder: Path) -> Path:
@@ -96,7 +98,7 @@ def compare(way: str, dataset: Path, model: Path, folder: Path, environment: Pat
     code, said = finished(train(dataset, model, folder / f"{stem}.trainer", way))
     if code:
         sys.exit(said)
-    more = LORA_SERVER if way == "LoRA" else ()
+    more = LORA_SERVER if way == "LoRA" else WHOLE
     with served("vllm serve", environment, model, folder / f"{stem}.log", *more) as server:
         code, said = finished(train(dataset, model, folder / f"{stem}.server", way, "--endpoint", server.endpoint))
     if code:

@@ -44,7 +44,7 @@ def serve(tmp_path, monkeypatch):
 def question(value: int = 0) -> Question:
     image = Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8))
     user = [{"type": "image", "image": image}, {"type": "text", "text": "Where?"}]
-    return Question([{"role": "system", "content": "Reply."}, {"role": "user", "content": user}], IDS, 7)
+    return Question([{"role": "system", "content": "Reply."}, {"role": "user", "content": user}], IDS, 7, (7, 8))
 
 
 def asked(endpoint: str, questions, count: int = 2, **limits):
@@ -62,6 +62,7 @@ def test_what_is_asked_and_what_comes_back(serve):
     settings = [request["settings"] for request in server.requests]
     assert len({each.pop("seed") for each in settings}) == 3
     whole = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0}
+    whole["logit_bias"] = {"7": -100, "8": -100}
     common = {
         "model": "served",
         "n": 2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,10 +141,15 @@ class Client:
 
         return self._retried(once)
 
-    def sample(self, model: str, messages: list[dict[str, Any]], count: int, seed: int) -> TokenGroup:
+    def sample(
+        self, model: str, messages: list[dict[str, Any]], count: int, seed: int | None, banned: Iterable[int] = ()
+    ) -> TokenGroup:
         """``count`` replies to a conversation as tokens, drawn from the whole distribution at the client's temperature.
 
         Whatever the model's folder at the server says of sampling (top-k, penalties, ...) is switched off.
+
+        Args:
+            banned: tokens that no reply may hold.
 
         Raises:
             SurgeryR1Error: as :meth:`ask`.
@@ -161,6 +167,7 @@ class Client:
                 top_p=1.0,
                 presence_penalty=0.0,
                 frequency_penalty=0.0,
+                logit_bias={str(token): -100 for token in banned},
                 extra_body={"return_token_ids": True, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
             )
             return read_tokens(done)

@@ -147,7 +147,19 @@ class PromptEncoder:
         return self._text_length(prompt.text, len(prompt.images)) + added
 
     def _count_text(self, text: str, images: int) -> int:
-        return len(self.processor.tokenizer(self._chat(text, images), add_special_tokens=False)["input_ids"])
+        return len(self._text_ids(text, images))
+
+    def _text_ids(self, text: str, images: int) -> list[int]:
+        ids: list[int] = self.processor.tokenizer(self._chat(text, images), add_special_tokens=False)["input_ids"]
+        return ids
+
+    def unexpanded(self, prompt: Prompt) -> list[int]:
+        """Tokens of a prompt with one for each image, for engines that expand images themselves.
+
+        Raises:
+            SurgeryR1Error: for a question that holds a control token.
+        """
+        return self._text_ids(prompt.text, len(prompt.images))
 
     def tokens(self, batch: Sequence[Prompt]) -> tuple[list[PromptTokens], dict[Any, ImagePatches]]:
         """Tokens of each prompt, and each distinct image of the batch once.

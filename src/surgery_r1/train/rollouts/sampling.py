@@ -83,7 +83,7 @@ def open_sampling(config: RftConfig, arguments: Any, options: RolloutOptions | N
     _refuse_other_draws(arguments)
     server = RolloutServer(options.server, config.max_completion, config.temperature)
     run = ranks.first(lambda: f"surgery-r1-{secrets.token_hex(4)}")
-    ranks.first(server.meet)
+    server.seeded = ranks.first(server.meet)
     return Sampling(server, options.sync or out / "sync", run, config.gap_bound)
 
 

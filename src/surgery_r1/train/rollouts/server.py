@@ -41,11 +41,13 @@ class Question:
         messages: of the conversation, with images in memory: ``{"type": "image", "image": Image}``.
         ids: its tokens as the trainer has them, every image expanded.
         image_token: that images consist of.
+        banned: tokens that no reply may hold: the model would look for an image behind them.
     """
 
     messages: Sequence[dict[str, Any]]
     ids: Sequence[int]
     image_token: int
+    banned: tuple[int, ...] = ()
 
     def count(self, ids: Sequence[int]) -> str:
         """The size of a prompt in words."""
@@ -73,26 +75,32 @@ class RolloutServer:
         self.client = Client(endpoint, options.endpoint, limits, _NAMES, options.key)
         self._wanted = options.served_model
         self._met = False
+        #: Whether draws can be repeated: see :meth:`meet`.
+        self.seeded = True
 
     @property
     def name(self) -> str:
         """What errors call it."""
         return self.client.name
 
-    def meet(self) -> None:
-        """Notice what can be noticed before a model is loaded.
+    def meet(self) -> bool:
+        """Notice what can be noticed before a model is loaded; whether the server can draw from seeds.
 
         Raises:
             SurgeryR1Error: for a server that cannot be reached, has another model than the one that was named, or tells
                 other log-probabilities than those of what it samples.
         """
         self.base()
-        mode = self.info().get("model_config", {}).get("logprobs_mode", "")
+        info = self.info()
+        mode = info.get("model_config", {}).get("logprobs_mode", "")
         if self.temperature != 1 and mode.startswith("raw"):
             raise SurgeryR1Error(
                 f"rft.temperature = {self.temperature:g}, but {self.name} tells log-probabilities at temperature 1",
                 fix="start it with --logprobs-mode processed_logprobs",
             )
+        # Seen with 0.31.0: a prompt that is read in two parts ends the engine ("CPU Generator does not use offset").
+        cpu = info.get("device_config", {}).get("device") == "cpu"
+        return not (cpu and info.get("scheduler_config", {}).get("enable_chunked_prefill", True))
 
     def info(self) -> dict[str, Any]:
         """vLLM's configuration; empty where the server does not tell it (VLLM_SERVER_DEV_MODE=1)."""
@@ -133,8 +141,8 @@ class RolloutServer:
         def ask(numbered: tuple[int, Question, list[dict[str, Any]]]) -> list[TokenReply]:
             number, question, messages = numbered
             # vLLM counts the seeds of a group up from this one.
-            drawn = random.Random(f"{seed}:{number}").getrandbits(31)
-            return self._checked(question, self.client.sample(model, messages, count, drawn), count)
+            drawn = random.Random(f"{seed}:{number}").getrandbits(31) if self.seeded else None
+            return self._checked(question, self.client.sample(model, messages, count, drawn, question.banned), count)
 
         asked = [(i, question, _with_urls(question.messages, urls)) for i, question in enumerate(questions)]
         alone = 0 if self._met else 1
