@@ -41,7 +41,7 @@ def rollouts(result: dict[str, Any]) -> Iterator[str]:
 
 
 def adapters(result: dict[str, Any]) -> Iterator[str]:
-    yield "| identical of 100 | adapter and merged, both served | merged: served and ours | adapter served, ours | base |"
+    yield "| identical of 100 | adapter and merged, served | merged, served and ours | adapter served and ours | base |"
     yield "|---|---|---|---|---|"
     for row in result["rows"]:
         counts = (row[name] for name in ("adapter_as_merged", "merged_as_ours", "adapter_as_ours", "ours_as_base"))

@@ -281,6 +281,23 @@ def test_work_that_has_begun_comes_out_when_other_work_fails():
     assert (0, 0) in done and (2, 2) in done and len(done) < 10 and stopped
 
 
+def test_vllm_in_this_process_needs_vllm_and_no_server(dataset_folder, tmp_path, capsys):
+    common = ["predict", "--model", str(TINY_BASE), "--data", str(dataset_folder), "--split", "val"]
+    common += ["--out", str(tmp_path / "p.jsonl"), "--engine", "vllm"]
+    if importlib.util.find_spec("vllm") is None:
+        fails(capsys, main(common), r"--engine vllm: vLLM cannot be imported here .* pip install vllm .* --endpoint")
+    fails(capsys, main([*common, "--endpoint", "http://127.0.0.1:9/v1"]), "--engine vllm with --endpoint")
+
+
+def test_engines_that_expand_images_get_one_token_for_each(tiny, dataset):
+    encoder, prompt = PromptEncoder(tiny.processor, "norm100"), prompt_of(dataset.split("val")[0], dataset)
+    short, token = encoder.unexpanded(prompt), tiny.processor.image_token_id
+    whole = list(encoder.tokens([prompt])[0][0].ids)
+    at = short.index(token)
+    assert short.count(token) == 1 and whole.count(token) > 1
+    assert short == [*whole[:at], token, *whole[at + whole.count(token) :]]
+
+
 def test_the_page_shows_the_last_result_of_the_real_engines(monkeypatch):
     root = Path(__file__).parents[1]
     monkeypatch.syspath_prepend(root / "scripts")

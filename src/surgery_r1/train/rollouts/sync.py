@@ -32,6 +32,7 @@ class WeightSync(ABC):
 
     def __init__(self, server: RolloutServer, folder: Path, run: str) -> None:
         self._server, self._folder, self._run = server, folder.resolve(), run
+        self._ours = not folder.exists()
 
     def put(self, write: Callable[[Path], None], step: int) -> str:
         """Bring the weights of a step to the server; the name under which it has them.
@@ -65,7 +66,7 @@ class WeightSync(ABC):
         for path in self._folder.glob(f"{self._run}-*"):
             if path != but:
                 shutil.rmtree(path, ignore_errors=True)
-        if but is None and self._folder.is_dir() and not any(self._folder.iterdir()):
+        if but is None and self._ours and self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
 
     @abstractmethod
