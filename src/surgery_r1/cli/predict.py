@@ -43,6 +43,8 @@ class PredictCommand:
     """Ask for answer and box without reasoning, of a model that was trained so too (sft.direct_answers)."""
     limit: int = 0
     """Predict only that many questions, evenly spread; scoring counts the others as wrong."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What generates in this process: our own engine on transformers, or vLLM where it is installed."""
     allow_hub: bool = False
     """Allow downloads from the model hub."""
     endpoint: str | None = None
@@ -75,7 +77,7 @@ class PredictCommand:
             how: dict[str, Any] = {"limit": self.limit, "allow_hub": self.allow_hub, "progress": progress}
             asked = (self.model, dataset, self.split, self.out, options)
             if self.endpoint is None:
-                done = predict_with_model(*asked, dtype=self.dtype, **how)
+                done = predict_with_model(*asked, dtype=self.dtype, engine=self.engine, **how)
             else:
                 done = predict_with_endpoint(self._server(self.endpoint), *asked, **how)
         say(f"{done:,} questions predicted: {self.out}")
@@ -87,6 +89,8 @@ class PredictCommand:
         alone = [flag for flag, is_given in given.items() if is_given]
         if self.endpoint is None and alone:
             raise SurgeryR1Error(f"{alone[0]} without --endpoint", fix="name the server with --endpoint")
+        if self.endpoint is not None and self.engine != "transformers":
+            raise SurgeryR1Error(f"--engine {self.engine} with --endpoint", fix="leave one of them out")
         if self.endpoint is not None and self.dtype != "auto":
             fix = "leave --dtype out, and start the server with it"
             raise SurgeryR1Error(f"--dtype {self.dtype} with --endpoint: the server decides", fix=fix)

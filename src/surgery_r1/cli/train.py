@@ -7,7 +7,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import tyro
 
@@ -15,6 +15,10 @@ from surgery_r1._util.files import dump_json
 from surgery_r1._util.offline import stay_offline
 from surgery_r1.cli.output import say
 from surgery_r1.cli.overrides import Overrides, in_order
+from surgery_r1.errors import SurgeryR1Error
+
+if TYPE_CHECKING:
+    from surgery_r1.train.rollouts.sampling import RolloutOptions
 
 
 @dataclass(kw_only=True)
@@ -46,6 +50,10 @@ class _Train:
 
     stage: ClassVar[Literal["sft", "rft"]]
 
+    def _rollouts(self) -> RolloutOptions | None:
+        """The server that samples rollouts, if one does."""
+        return None
+
     def run(self) -> int:
         """Exit status 0; errors are raised."""
         from dataclasses import replace
@@ -74,6 +82,7 @@ class _Train:
             resume=self.resume,
             allowed=Permissions(hub=self.allow_hub, upload=self.allow_upload),
             quiet=self.json,
+            rollouts=self._rollouts(),
         )
         first = ranks.index() == 0
         ranks.leave()
@@ -88,6 +97,54 @@ class _Train:
         return 0
 
 
+@dataclass(kw_only=True)
+class TrainSft(_Train):
+    """Stage one: supervised fine-tuning with TRL's SFTTrainer."""
+
+    stage = "sft"
+
+
+@dataclass(kw_only=True)
+class TrainRft(_Train):
+    """Stage two: GRPO with rule-based rewards with TRL's GRPOTrainer. Start it with --model RUN_OF_SFT."""
+
+    endpoint: str | None = None
+    """With rft.rollouts = "server": the vLLM server that samples rollouts, such as http://127.0.0.1:8000/v1."""
+    sync: Path | None = None
+    """With --endpoint: the folder through which weights go to the server, on a disk that both see; --out/sync."""
+    served_model: str = ""
+    """With --endpoint: the model's name there; by default the only one."""
+    timeout: float = 600.0
+    """With --endpoint: seconds that a request may take."""
+    retries: int = 6
+    """With --endpoint: how often a request that failed is sent again, with growing pauses."""
+    allow_remote_frames: bool = False
+    """With --endpoint: frames may go to another machine."""
+
+    stage = "rft"
+
+    def _rollouts(self) -> RolloutOptions | None:
+        from surgery_r1.evaluate.endpoint import KEY_VARIABLE, ServerOptions
+        from surgery_r1.train.rollouts.sampling import RolloutOptions
+
+        given = {"--sync": self.sync is not None, "--served-model": bool(self.served_model)}
+        given["--allow-remote-frames"] = self.allow_remote_frames
+        alone = [flag for flag, is_given in given.items() if is_given]
+        if self.endpoint is None and alone:
+            raise SurgeryR1Error(f"{alone[0]} without --endpoint", fix="name the server with --endpoint")
+        if self.endpoint is None:
+            return None
+        server = ServerOptions(
+            self.endpoint,
+            served_model=self.served_model,
+            key=os.environ.get(KEY_VARIABLE, ""),
+            allow_remote=self.allow_remote_frames,
+            timeout=self.timeout,
+            retries=self.retries,
+        )
+        return RolloutOptions(server, self.sync)
+
+
 def _told_once() -> AbstractContextManager[None]:
     """An error inside the block is told by one process, where a launcher has started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -100,20 +157,6 @@ def _told_once() -> AbstractContextManager[None]:
         # What is worth a warning is so for all.
         logging.getLogger("surgery_r1").setLevel(logging.ERROR)
     return ranks.told_once()
-
-
-@dataclass(kw_only=True)
-class TrainSft(_Train):
-    """Stage one: supervised fine-tuning with TRL's SFTTrainer."""
-
-    stage = "sft"
-
-
-@dataclass(kw_only=True)
-class TrainRft(_Train):
-    """Stage two: GRPO with rule-based rewards with TRL's GRPOTrainer. Start it with --model RUN_OF_SFT."""
-
-    stage = "rft"
 
 
 @dataclass

@@ -35,7 +35,7 @@ _MEANING: dict[str, str] = {
 class Engine(Protocol):
     """What :func:`predict` needs of an engine."""
 
-    #: What lines call it: ``transformers`` (in this process) or ``endpoint``.
+    #: What lines call it: ``transformers`` and ``vllm`` (in this process) or ``endpoint``.
     name: str
     encoder: Any
 

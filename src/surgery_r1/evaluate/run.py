@@ -13,7 +13,8 @@ from surgery_r1.evaluate.endpoint import EndpointEngine, ServerOptions, find_ser
 from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
 from surgery_r1.evaluate.predict import PREDICTING, predict, refuse_existing
 from surgery_r1.evaluate.score import score_predictions
-from surgery_r1.models.load import engine_sha256, from_pretrained, weights_sha256
+from surgery_r1.evaluate.vllm_engine import VllmEngine, refuse_without_vllm
+from surgery_r1.models.load import Bundle, engine_sha256, from_pretrained, weights_sha256
 from surgery_r1.models.reply_forms import check_reply_form
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
 
@@ -28,6 +29,7 @@ def predict_with_model(
     limit: int = 0,
     dtype: str = "auto",
     name: str | None = None,
+    engine: str = "transformers",
     allow_hub: bool = False,
     progress: Progress | None = None,
 ) -> int:
@@ -38,21 +40,22 @@ def predict_with_model(
         limit: predict only that many questions, evenly spread (0: all).
         dtype: of the weights, see :func:`surgery_r1.models.load.from_pretrained`.
         name: what the lines call the model; its path by default.
+        engine: ``transformers``, our own, or ``vllm`` in this process.
 
     Raises:
-        SurgeryR1Error: for no such model, one that was not trained to reply as ``options`` ask, or as
-            :func:`surgery_r1.evaluate.predict.predict`.
+        SurgeryR1Error: for no such model, an engine that is not installed, a model that was not trained to reply as
+            ``options`` ask, or as :func:`surgery_r1.evaluate.predict.predict`.
     """
     options = options or GenerationOptions()
     _refuse_taken(out)
-    bundle = from_pretrained(model, dtype=dtype, allow_hub=allow_hub)
+    if engine == "vllm":
+        refuse_without_vllm()
+    bundle = from_pretrained(model, dtype=dtype, allow_hub=allow_hub, with_model=engine != "vllm")
     check_reply_form(bundle.info, options.reasoning, model)
-    keep_frozen_features(bundle.model)
-    engine = TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)
     return predict(
         dataset,
         split,
-        engine,
+        VllmEngine(bundle, options, dtype) if engine == "vllm" else _own_engine(bundle, options),
         bundle.info,
         out,
         model_name=name or str(model),
@@ -63,6 +66,11 @@ def predict_with_model(
         limit=limit,
         progress=progress,
     )
+
+
+def _own_engine(bundle: Bundle, options: GenerationOptions) -> TransformersEngine:
+    keep_frozen_features(bundle.model)
+    return TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)
 
 
 def _refuse_taken(out: Path) -> None:

@@ -154,9 +154,20 @@ class PromptEncoder:
         return self._text_length(prompt.text, len(prompt.images), prompt.reply_start) + added
 
     def _count_text(self, text: str, images: int, reply_start: str) -> int:
-        return len(
-            self.processor.tokenizer(self._chat(text, images, reply_start), add_special_tokens=False)["input_ids"]
-        )
+        return len(self._text_ids(text, images, reply_start))
+
+    def _text_ids(self, text: str, images: int, reply_start: str) -> list[int]:
+        chat = self._chat(text, images, reply_start)
+        ids: list[int] = self.processor.tokenizer(chat, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def unexpanded(self, prompt: Prompt) -> list[int]:
+        """Tokens of a prompt with one for each image, for engines that expand images themselves.
+
+        Raises:
+            SurgeryR1Error: for a question that holds a control token.
+        """
+        return self._text_ids(prompt.text, len(prompt.images), prompt.reply_start)
 
     def tokens(self, batch: Sequence[Prompt]) -> tuple[list[PromptTokens], dict[Any, ImagePatches]]:
         """Tokens of each prompt, and each distinct image of the batch once.

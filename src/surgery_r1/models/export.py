@@ -51,24 +51,34 @@ def _greedy(folder: Path) -> None:
 
 def _write_adapter(bundle: Bundle, folder: Path, allow_hub: bool) -> AdapterFacts:
     """The adapter's weights as they are, its settings with modules by their own names and a base that others find."""
-    from safetensors import safe_open
-
     source = bundle.folder
     if not (source / _SETTINGS).is_file():
         raise SurgeryR1Error("holds no adapter: all weights were trained", where=source, fix="leave out --adapter-only")
-    settings = read_json(source / _SETTINGS)
-    with safe_open(source / _WEIGHTS, framework="np") as tensors:
-        modules = sorted({name.removeprefix("base_model.model.").split(".lora_")[0] for name in tensors.keys()})  # noqa: SIM118
     base = base_of(source, allow_hub)
-    facts = AdapterFacts(
-        base=_name_for_others(base), rank=settings["r"], tower=any(".visual." in name for name in modules)
-    )
-    shutil.copyfile(source / _WEIGHTS, folder / _WEIGHTS)
-    # Some engines read a pattern of modules letter by letter; names are read by all.
-    changed = {"base_model_name_or_path": facts.base, "target_modules": modules, "inference_mode": True}
-    write_json(folder / _SETTINGS, {**settings, **changed})
+    for name in (_WEIGHTS, _SETTINGS):
+        shutil.copyfile(source / name, folder / name)
+    name = _name_for_others(base)
+    modules = name_modules(folder, base_model_name_or_path=name)
     save_description(bundle.processor, read_json(base / "config.json")["model_type"], bundle.info, folder)
-    return facts
+    rank = read_json(folder / _SETTINGS)["r"]
+    return AdapterFacts(base=name, rank=rank, tower=any(".visual." in module for module in modules))
+
+
+def name_modules(folder: Path, **settings: str) -> list[str]:
+    """Let the settings of an adapter folder name each module that it changes; these names.
+
+    Some engines read a pattern of modules letter by letter; names are read by all.
+
+    Args:
+        settings: to change with them.
+    """
+    from safetensors import safe_open
+
+    with safe_open(folder / _WEIGHTS, framework="np") as tensors:
+        modules = sorted({name.removeprefix("base_model.model.").split(".lora_")[0] for name in tensors.keys()})  # noqa: SIM118
+    changed = {**settings, "target_modules": modules, "inference_mode": True}
+    write_json(folder / _SETTINGS, {**read_json(folder / _SETTINGS), **changed})
+    return modules
 
 
 def _name_for_others(base: Path) -> str:

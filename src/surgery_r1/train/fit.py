@@ -13,6 +13,7 @@ from transformers import PrinterCallback
 from surgery_r1.train.callbacks import DevCallback, Recorder, StopOnSignal
 from surgery_r1.train.checkpoints import resumable, resume_point, run_trainer
 from surgery_r1.train.dev import Metrics
+from surgery_r1.train.rollouts.sampling import Sampling
 from surgery_r1.train.run_folder import metrics_writer
 
 
@@ -28,6 +29,7 @@ class FitOptions:
         resume: go on from the last checkpoint.
         quiet: no progress bar.
         keep_last: keep the last evaluated model instead of the best one, and never stop early.
+        sampling: the server that samples rollouts; None where the trainer does.
     """
 
     out: Path
@@ -37,6 +39,7 @@ class FitOptions:
     resume: bool = False
     quiet: bool = False
     keep_last: bool = False
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from surgery_r1.train import ranks
 from surgery_r1.train.config import TrainConfig
 from surgery_r1.train.fit import FitOptions, TrainResult, fit
 from surgery_r1.train.options import Permissions, freeze, lora_of, trl_arguments
+from surgery_r1.train.rollouts.trainer import ServerGRPOTrainer, SharedFrameServerGRPOTrainer
 from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer, WholeModelGRPOTrainer
 from surgery_r1.train.step_shares import passes
 
@@ -44,6 +46,11 @@ def rft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
         **({"shuffle_dataset": False} if rft.questions_per_frame > 1 else {}),
         "logging_steps": 1,
     }
+    if rft.trl.get("use_vllm"):
+        raise SurgeryR1Error(
+            "rft.trl.use_vllm: TRL gives vLLM prompts whose image tokens are expanded, and vLLM expands them again",
+            fix="take rollouts from a vLLM server instead: --set rft.rollouts=server, and --endpoint URL",
+        )
     args, held = trl_arguments(GRPOConfig, "rft", ours, config, out, allowed)
     if args.loss_type == "bnpo" and accumulation * ranks.count() > 1:
         raise SurgeryR1Error(
@@ -69,14 +76,19 @@ def train_rft(
         prompts: from :func:`surgery_r1.train.datasets.rft_dataset`.
     """
     freeze(model, config)
+    sampling = options.sampling
     share = config.rft.share_frames and attention.enable(model)
     trainer = {"model": model, "args": arguments, "train_dataset": prompts, "processing_class": processor}
     trainer |= {"reward_funcs": trl_rewards(config.rft.rewards, seed=config.seed), "peft_config": lora_of(config)}
     if share:
         trainer["keep_order"] = config.rft.questions_per_frame > 1
-    kind = SharedFrameGRPOTrainer if share else WholeModelGRPOTrainer
+    kind: type[GRPOTrainer] = SharedFrameGRPOTrainer if share else WholeModelGRPOTrainer
+    if sampling is not None:
+        trainer["sampling"] = sampling
+        kind = SharedFrameServerGRPOTrainer if share else ServerGRPOTrainer
     cycle = generation_cycle(arguments)
-    return fit("rft", kind, trainer, options, cycle, every=config.rft.eval_every, baseline=True)
+    with contextlib.closing(sampling) if sampling is not None else contextlib.nullcontext():
+        return fit("rft", kind, trainer, options, cycle, every=config.rft.eval_every, baseline=True)
 
 
 def refuse_too_few(arguments: Any, questions: int) -> None:

@@ -26,6 +26,7 @@ from surgery_r1.train.dev import dev_evaluator
 from surgery_r1.train.fit import FitOptions, TrainResult
 from surgery_r1.train.options import Permissions
 from surgery_r1.train.rft import refuse_too_few, rft_arguments, train_rft
+from surgery_r1.train.rollouts.sampling import RolloutOptions, Sampling, open_sampling
 from surgery_r1.train.run_folder import seed_everything, start_run
 from surgery_r1.train.sft import sft_arguments, train_sft
 
@@ -51,6 +52,7 @@ def train(
     resume: bool = False,
     allowed: Permissions | None = None,
     quiet: bool = False,
+    rollouts: RolloutOptions | None = None,
 ) -> TrainResult:
     """Run one training stage into the run folder ``out``; ``out/best`` is the model that dev chose.
 
@@ -61,10 +63,11 @@ def train(
         resume: go on with the run in ``out``.
         allowed: what may leave the machine; nothing by default.
         quiet: no progress bar.
+        rollouts: the server that samples the rollouts of RFT, where the config says so.
 
     Raises:
-        SurgeryR1Error: for bad input, a run folder that is taken or that another process is training into, or nothing
-            to resume.
+        SurgeryR1Error: for bad input, a server that cannot be used, a run folder that is taken or that another process
+            is training into, or nothing to resume.
     """
     allowed = allowed or Permissions()
     # Also for callers from Python: TRL's trainers send telemetry unless they are told not to.
@@ -75,9 +78,10 @@ def train(
         config = replace(config, ranks=RanksConfig(shards.asked_for(config.ranks.shard)))
         arguments, held_off = (sft_arguments if stage == "sft" else rft_arguments)(config, out, allowed)
         _refuse_layout(config, arguments)
+    sampling = open_sampling(config, arguments, rollouts, out) if stage == "rft" else None
     # One process writes the run folder; the others of a distributed run are part of it.
     with ranks.held_by_first(out, "training"), ranks.losing_nobody():
-        result = _train(stage, config, dataset, out, arguments, base, include_dev, resume, allowed, quiet)
+        result = _train(stage, config, dataset, out, arguments, base, include_dev, resume, allowed, quiet, sampling)
         result = replace(result, held_off=tuple(held_off))
         ranks.first(lambda: write_json(out / "result.json", result.to_json()))
     return result
@@ -111,6 +115,7 @@ def _train(
     resume: bool,
     allowed: Permissions,
     quiet: bool,
+    sampling: Sampling | None,
 ) -> TrainResult:
     """:func:`train` with TRL's ``arguments``, into a run folder that nobody else writes."""
     if config.threads:
@@ -139,7 +144,7 @@ def _train(
         save_description(bundle.processor, model.config.model_type, replace(info, step=step), folder)
 
     keep_last = include_dev or config.eval.choose == "last"
-    options = FitOptions(out, evaluate, keep, describe, resume, quiet, keep_last)
+    options = FitOptions(out, evaluate, keep, describe, resume, quiet, keep_last, sampling)
     train_stage = train_sft if stage == "sft" else train_rft
     with shards.arranged(config.ranks.shard, arguments):
         return train_stage(config, arguments, model, bundle.processor, rows, options)

