@@ -8,6 +8,7 @@ import pytest
 
 from surgery_r1 import prompts
 from surgery_r1.bench import operations
+from surgery_r1.bench.compare import bench
 from surgery_r1.bench.shapes import Work, build_processor, questions, random_model
 from surgery_r1.cli import main
 from surgery_r1.errors import SurgeryR1Error
@@ -72,8 +73,43 @@ def test_what_cannot_be_run_is_refused():
         Work(prompt_tokens=10).of("rft").check()
     with pytest.raises(SurgeryR1Error, match="micro_batch = 24 cannot hold whole groups"):
         Work(questions=5, micro_batch=24).of("rft").check()
+    with pytest.raises(SurgeryR1Error, match="frames = 0"):
+        Work(frames=0).of("rft").check()
+    with pytest.raises(SurgeryR1Error, match="a whole step of 'sft'; give --whole with rft"):
+        bench("sft", Work(whole=True))
     with pytest.raises(SurgeryR1Error, match="unknown shape 'huge'"):
         Work(shape="huge").of("rft").check()
+
+
+def test_rollouts_are_counted_without_their_repeats():
+    """Two frames of 30 tokens with two questions of 80, three replies of 5 to each, by hand."""
+    work = Work(image_tokens=30, prompt_tokens=80, completion_tokens=5, frames=2, questions=2)
+    plain, ours = (operations.rollout_counts(work, shared, copies=3) for shared in (False, True))
+    assert plain == {"tokens": 12 * 114, "pairs": 12 * 114 * 115 // 2, "heads": 60, "images": 12}
+    # A frame once, 79 tokens of each question once, and of each reply the question's last token and four of its own.
+    assert ours["tokens"] == 2 * 30 + 4 * 79 + 12 * 5 and ours["images"] == 2 and ours["heads"] == 60
+    frame, question = 30 * 31 // 2, sum(range(31, 110))
+    assert ours["pairs"] == 2 * frame + 4 * question + 12 * sum(range(110, 115))
+
+
+@pytest.mark.slow
+def test_bench_of_a_whole_step(tmp_path, capsys, monkeypatch):
+    """Stock TRL and ours sample the same completions, and the record says what both took."""
+    monkeypatch.undo()  # processes talk over local sockets
+    out = tmp_path / "bench.json"
+    sizes = ["--completion-tokens", "6", "--frames", "2", "--generations", "4", "--micro-batch", "8"]
+    assert main(["bench", "rft", "--whole", "--shape", "tiny", *SMALL, *sizes, "--json", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert record["texts"] == 8 and record["texts_that_differ"] == 0
+    for key in ("plain", "ours"):
+        parts = record[key]
+        # Completions are no replay: they take time, and so does the optimiser.
+        assert parts["generation"] > 0 and parts["rewards"] > 0 and parts["optimiser"] > 0
+        assert parts["compared"] == parts["step"] > parts["generation"] + parts["backward"]
+        assert all(pair[f"{key}_cpu_s"] > 0 for pair in record["pairs"])
+    assert record["operations"]["plain"] / record["operations"]["ours"] == record["ratio_predicted"] > 1
+    assert record["ratio_cpu_median"] > 0 and len(record["load"]["before"]) == len(record["load"]["after"]) == 3
+    assert "CPU seconds" in capsys.readouterr().out
 
 
 @pytest.mark.slow

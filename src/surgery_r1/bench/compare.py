@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import platform
 import statistics
 from collections.abc import Callable
@@ -35,8 +36,11 @@ def bench(name: str, work: Work, pairs: int = 5, say: Callable[[str], None] = pr
     """
     work = work.of(name)
     work.check()
+    if work.whole and name != "rft":
+        raise SurgeryR1Error(f"a whole step of {name!r}", fix="give --whole with rft")
     if pairs < 1:
         raise SurgeryR1Error(f"pairs = {pairs}", fix="give 1 or more")
+    before = _load()
     workers = {variant: _Worker(name, work, variant) for variant in VARIANTS}
     try:
         for worker in workers.values():
@@ -55,24 +59,29 @@ def bench(name: str, work: Work, pairs: int = 5, say: Callable[[str], None] = pr
     finally:
         for worker in workers.values():
             worker.close()
-    return _record(name, work, times, facts)
+    return _record(name, work, times, facts, {"before": before, "after": _load()})
 
 
-def _record(name: str, work: Work, times: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
+def _load() -> list[float]:
+    """Processes that want a core, averaged over 1, 5 and 15 minutes; empty where the system does not count them."""
+    return list(os.getloadavg()) if hasattr(os, "getloadavg") else []
+
+
+def _record(
+    name: str, work: Work, times: list[dict[str, Any]], facts: dict[str, Any], load: dict[str, list[float]]
+) -> dict[str, Any]:
     ratios = [pair["baseline"]["compared"] / pair["optimised"]["compared"] for pair in times]
+    cpu = [pair["baseline"]["compared_cpu"] / pair["optimised"]["compared_cpu"] for pair in times]
     steps = [pair["baseline"]["step"] / pair["optimised"]["step"] for pair in times]
     operations = {
-        variant: generation(work, **facts[variant]["counts"])
-        if name == "predict"
-        else training(work, **facts[variant]["counts"], kept=variant == "optimised")
-        for variant in VARIANTS
+        variant: _operations(name, work, facts[variant]["counts"], kept=variant == "optimised") for variant in VARIANTS
     }
     parts = {
         variant: {part: statistics.median(pair[variant].get(part, 0.0) for pair in times) for part in times[0][variant]}
         for variant in VARIANTS
     }
     peak = next((rate for part, rate in PEAKS.items() if part in facts["baseline"]["machine"]["device"]), None)
-    made = work.questions * {"sft": work.rows, "rft": work.generations, "predict": 1}[name]
+    made = work.asked * {"sft": work.rows, "rft": work.generations, "predict": 1}[name]
     rates = {
         variant: {
             "samples_per_second": made / parts[variant]["compared"],
@@ -91,12 +100,21 @@ def _record(name: str, work: Work, times: list[dict[str, Any]], facts: dict[str,
         "name": name,
         "config": asdict(work),
         "machine": facts["baseline"]["machine"],
-        "pairs": [{f"{key}_s": pair[variant]["compared"] for variant, key in VARIANTS.items()} for pair in times],
+        "load": load,
+        "pairs": [
+            {
+                f"{key}{unit}": pair[variant][part]
+                for part, unit in (("compared", "_s"), ("compared_cpu", "_cpu_s"))
+                for variant, key in VARIANTS.items()
+            }
+            for pair in times
+        ],
         "ratio_median": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
         "ratio_predicted": operations["baseline"] / operations["optimised"],
         "ratio_step_median": statistics.median(steps),
+        "ratio_cpu_median": statistics.median(cpu),
         **by_variant(parts.__getitem__),
         "tokens": by_variant(lambda variant: facts[variant]["counts"]["tokens"]),
         "operations": by_variant(operations.__getitem__),
@@ -104,6 +122,17 @@ def _record(name: str, work: Work, times: list[dict[str, Any]], facts: dict[str,
         "peak_memory_bytes": by_variant(lambda variant: facts[variant]["peak"]),
         **_agreement(facts["baseline"]["output"], facts["optimised"]["output"]),
     }
+
+
+def _operations(name: str, work: Work, counts: dict[str, int], *, kept: bool) -> float:
+    """Operations of one run, counted from shapes."""
+    parts = {part: counts[part] for part in ("tokens", "pairs", "heads", "images")}
+    if name == "predict":
+        return generation(work, **parts)
+    if not work.whole:
+        return training(work, **parts, kept=kept)
+    rollouts = {part: counts[f"rollout_{part}"] for part in parts}
+    return generation(work, **rollouts) + training(work, **parts, kept=kept)
 
 
 def _agreement(baseline: list[Any], optimised: list[Any]) -> dict[str, Any]:
@@ -168,7 +197,7 @@ def _serve(pipe: Any, name: str, work: Work, variant: str) -> None:
                 return
             try:
                 if job is None:
-                    job = _job(name)(work, variant)
+                    job = _job(name, work.whole)(work, variant)
                     before = _start_peak(work.device)
                 if what == "run":
                     answer: Any = job.run()
@@ -180,11 +209,13 @@ def _serve(pipe: Any, name: str, work: Work, variant: str) -> None:
                 pipe.send(("error", traceback.format_exc(limit=-3)))
 
 
-def _job(name: str) -> Any:
+def _job(name: str, whole: bool) -> Any:
     from surgery_r1.bench.prediction import PredictionBenchmark
     from surgery_r1.bench.training import RftBenchmark, SftBenchmark
+    from surgery_r1.bench.whole import WholeRftBenchmark
 
-    return {"sft": SftBenchmark, "rft": RftBenchmark, "predict": PredictionBenchmark}[name]
+    rft = WholeRftBenchmark if whole else RftBenchmark
+    return {"sft": SftBenchmark, "rft": rft, "predict": PredictionBenchmark}[name]
 
 
 def _start_peak(device: str) -> int:
@@ -226,6 +257,7 @@ def _machine(work: Work) -> dict[str, Any]:
     cuda = work.device.startswith("cuda")
     return {
         "device": torch.cuda.get_device_name() if cuda else platform.machine(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -66,6 +66,27 @@ def tree_pairs(layout: TreeLayout) -> int:
     return total
 
 
+def rollout_counts(work: Work, shared: bool, copies: int) -> dict[str, int]:
+    """What :func:`generation` takes, of ``copies`` replies to every question.
+
+    Args:
+        shared: a frame is read once, and a question once up to its last token.
+    """
+    columns, rows = work.grid
+    new, frame = work.completion_tokens, columns * rows
+    prompt = frame + work.prompt_tokens
+    replies = work.asked * copies
+    # The last token of a reply is not fed back.
+    length = prompt + new - 1
+    tokens, pairs, images = replies * length, replies * row_pairs([length]), replies
+    if shared:
+        again, repeats = work.asked - work.frames, replies - work.asked
+        tokens -= again * frame + repeats * (prompt - 1)
+        pairs -= again * row_pairs([frame]) + repeats * row_pairs([prompt - 1])
+        images = work.frames
+    return {"tokens": tokens, "pairs": pairs, "heads": replies * new, "images": images}
+
+
 def passes(work: Work) -> float:
     """Forward and backward of a training pass, in forwards."""
     forward = 2 if work.checkpointing else 1

@@ -22,7 +22,8 @@ class Work:
         image_tokens: Tokens of the frame; rounded to a grid of about 5:4.
         prompt_tokens: Text tokens of a prompt, system text and chat marks included.
         completion_tokens: Tokens of a completion; 0: 128 for rft, 60 for sft, 32 for predict.
-        questions: Questions on the frame; 0: 1 for rft, 6 for sft and predict.
+        questions: Questions on a frame; 0: 1 for rft, 6 for sft and predict.
+        frames: Frames, each with as many questions.
         generations: Completions of a question (rft).
         rows: Training rows of a question (sft).
         micro_batch: Rows in a pass of the baseline; 0: one group (rft) or 6 rows (sft).
@@ -31,13 +32,15 @@ class Work:
         lora: Train an adapter of rank 16 instead of the language model.
         checkpointing: Recompute activations in the backward pass.
         threads: Threads of each process; 0: as many as torch takes.
+        whole: Of rft: time a whole step (generation, rewards, update, optimiser), not the update alone.
     """
 
-    shape: Literal["cpu", "3b", "7b"] = "cpu"
+    shape: Literal["tiny", "cpu", "3b", "7b"] = "cpu"
     image_tokens: int = 1280
     prompt_tokens: int = 150
     completion_tokens: int = 0
     questions: int = 0
+    frames: int = 1
     generations: int = 8
     rows: int = 3
     micro_batch: int = 0
@@ -46,6 +49,7 @@ class Work:
     lora: bool = False
     checkpointing: bool = False
     threads: int = 0
+    whole: bool = False
 
     def of(self, name: str) -> Work:
         """The same with the usual numbers of the benchmark ``name`` where there are zeros.
@@ -55,6 +59,11 @@ class Work:
         """
         tokens = self.completion_tokens or {"rft": 128, "sft": 60, "predict": 32}[name]
         return replace(self, completion_tokens=tokens, questions=self.questions or (1 if name == "rft" else 6))
+
+    @property
+    def asked(self) -> int:
+        """Questions on all frames."""
+        return self.frames * self.questions
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -70,14 +79,14 @@ class Work:
         """Raises SurgeryR1Error for what cannot be run."""
         if self.shape not in SHAPES:
             raise SurgeryR1Error(f"unknown shape {self.shape!r}", fix=f"use one of {', '.join(SHAPES)}")
-        for name in ("image_tokens", "completion_tokens", "questions", "generations", "rows"):
+        for name in ("image_tokens", "completion_tokens", "questions", "frames", "generations", "rows"):
             if getattr(self, name) < 1:
                 raise SurgeryR1Error(f"{name} = {getattr(self, name)}", fix="give 1 or more")
         if self.prompt_tokens < 80:
             raise SurgeryR1Error(
                 f"prompt_tokens = {self.prompt_tokens}", fix="give 80 or more: system text and chat marks take some 70"
             )
-        completions, micro = self.questions * self.generations, self.micro_batch
+        completions, micro = self.asked * self.generations, self.micro_batch
         if micro and (completions % micro or micro % self.generations):
             raise SurgeryR1Error(
                 f"micro_batch = {micro} cannot hold whole groups",
@@ -138,12 +147,12 @@ def build_processor(work: Work, *, deduplicate: bool) -> Any:
     return ImageOnlyQwen25VLProcessor(image, tokenizer, chat_template=tiny.CHAT_TEMPLATE)
 
 
-def frame(work: Work) -> Any:
+def frame(work: Work, seed: int = 0) -> Any:
     """A picture of smooth random colours, of the size that needs no resizing."""
     import numpy as np
     from PIL import Image
 
-    small = np.random.default_rng(0).integers(0, 255, (8, 10, 3), dtype=np.uint8)
+    small = np.random.default_rng(seed).integers(0, 255, (8, 10, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((work.grid[0] * 28, work.grid[1] * 28), Image.Resampling.BICUBIC)
 
 

@@ -47,14 +47,14 @@ class _TrainingBenchmark(Benchmark):
         trainer.model.train()
         return trainer
 
-    def _compared(self, seconds: float) -> float:
-        return self.clock.parts["log_probs"] + self.clock.parts["backward"]
+    def _compared(self, seconds: dict[str, float]) -> float:
+        return seconds["log_probs"] + seconds["backward"]
 
     def _counts(self, lengths: list[int], labels: int) -> dict[str, int]:
         """Counts of trees, or of the baseline's rows of these lengths."""
         if self.optimised:
             tokens = sum(layout.size for layout in self.layouts)
-            pairs, heads, images = sum(map(tree_pairs, self.layouts)), tokens, 1
+            pairs, heads, images = sum(map(tree_pairs, self.layouts)), tokens, self.work.frames
         else:
             tokens, pairs, images = sum(lengths), row_pairs(lengths), len(lengths)
             heads = tokens - images
@@ -72,7 +72,7 @@ class RftBenchmark(_TrainingBenchmark):
 
         from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
 
-        rows = work.questions * work.generations
+        rows = work.asked * work.generations
         self.micro = rows if self.optimised else (work.micro_batch or work.generations)
         arguments = GRPOConfig(
             **self._arguments(),
@@ -81,24 +81,44 @@ class RftBenchmark(_TrainingBenchmark):
             num_generations=work.generations,
             max_completion_length=work.completion_tokens,
             beta=0.0,
+            **self._options(),
         )
         asked = [prompt_messages(text, BOX_SPACE, "cot", True) for text in self.texts]
-        self.batch = [{"prompt": prompt, "images": [self.image]} for prompt in asked for _ in range(work.generations)]
+        self.batch = [
+            {"prompt": prompt, "images": [image], **self._columns()}
+            for image in self.images
+            for prompt in asked
+            for _ in range(work.generations)
+        ]
         self.replies = shapes.completions(work, rows, seed=1)
-
-        def reward(completions: list[Any], **_: Any) -> list[float | None]:
-            # Gold replies of which every other is spoiled: rewards vary within a group.
-            return [float(i % 2) for i in range(len(completions))]
-
         self.seen: dict[tuple[int, ...], list[float]] = {}
         self.trainer = trainer = self._trainer(
             SharedFrameGRPOTrainer if self.optimised else GRPOTrainer,
             "_generate_and_score_completions",
             args=arguments,
-            reward_funcs=[reward],
+            reward_funcs=self._rewards(),
             train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in asked]),
         )
         trainer.current_gradient_accumulation_steps = rows // self.micro
+        self._prepare(trainer)
+
+    def _options(self) -> dict[str, Any]:
+        """Options of TRL's config beside those of every benchmark."""
+        return {}
+
+    def _columns(self) -> dict[str, Any]:
+        """Columns of a row beside prompt and image."""
+        return {}
+
+    def _rewards(self) -> list[Callable[..., list[float | None]]]:
+        def reward(completions: list[Any], **_: Any) -> list[float | None]:
+            # Gold replies of which every other is spoiled: rewards vary within a group.
+            return [float(i % 2) for i in range(len(completions))]
+
+        return [reward]
+
+    def _prepare(self, trainer: Any) -> None:
+        """Let the trainer take the same completions in every run."""
         trainer._generate_single_turn = lambda *_, **__: (self.replies, None)
         self._note(trainer)
 
@@ -140,7 +160,8 @@ class SftBenchmark(_TrainingBenchmark):
 
         tokenizer = self.processor.tokenizer
         # The reply is followed by the end of its turn, two tokens.
-        texts = shapes.completions(work, work.questions * work.rows, seed=1)
+        per_frame = work.questions * work.rows
+        texts = shapes.completions(work, work.asked * work.rows, seed=1)
         replies = [tokenizer.decode(ids[:-2]) for ids in texts]
         # Rows of a question part where the reply is asked for, as those of a dataset do.
         kinds = [(task, reasoning) for reasoning in (True, False) for task in ("visual_qa", "grounding_qa", "cot")]
@@ -148,14 +169,26 @@ class SftBenchmark(_TrainingBenchmark):
             prompt_messages(text, BOX_SPACE, *kinds[number % len(kinds)])
             for text in self.texts
             for number in range(work.rows)
-        ]
+        ] * work.frames
         self.rows = [
-            {"prompt": prompt, "completion": [{"role": "assistant", "content": reply}], "images": [self.image]}
-            for prompt, reply in zip(asked, replies, strict=True)
+            {
+                "prompt": prompt,
+                "completion": [{"role": "assistant", "content": reply}],
+                "images": [self.images[number // per_frame]],
+            }
+            for number, (prompt, reply) in enumerate(zip(asked, replies, strict=True))
         ]
-        users = [user["content"] for _, user in asked]
-        self.pack = {"images": [self.image], "prompt": users, "completion": replies}
-        self.pack |= {"shown": [[0]] * len(users), "frame": ["frame"] * len(users)}
+        users = [user["content"] for _, user in asked[:per_frame]]
+        self.packs = [
+            {
+                "images": [image],
+                "prompt": users,
+                "completion": replies[number * per_frame : (number + 1) * per_frame],
+                "shown": [[0]] * per_frame,
+                "frame": [f"frame {number}"] * per_frame,
+            }
+            for number, image in enumerate(self.images)
+        ]
         self.micro = work.micro_batch or 6
         system = prompts.system_text(BOX_SPACE)
         self.trainer = self._trainer(
@@ -175,7 +208,7 @@ class SftBenchmark(_TrainingBenchmark):
 
     def _run(self) -> None:
         parts = (
-            [[self.pack]]
+            [self.packs]
             if self.optimised
             else [self.rows[i : i + self.micro] for i in range(0, len(self.rows), self.micro)]
         )

@@ -45,10 +45,11 @@ def _summary(record: dict) -> str:
         f"{record['ratio_min']:.2f} to {record['ratio_max']:.2f}); "
         f"counted operations say {record['ratio_predicted']:.2f}"
     ]
+    lines.append(f"CPU seconds: {record['ratio_cpu_median']:.2f} x fewer; load before: {_load(record)}")
     if record["ratio_step_median"] != record["ratio_median"]:
         lines.append(f"with preprocessing: {record['ratio_step_median']:.2f} x")
     for variant, key in VARIANTS.items():
-        parts = ", ".join(f"{k} {v:.2f}" for k, v in record[key].items() if k != "compared")
+        parts = ", ".join(f"{k} {v:.2f}" for k, v in record[key].items() if not k.startswith("compared"))
         lines.append(
             f"{variant:9} {record['tokens'][key]:,} tokens, peak {record['peak_memory_bytes'][key] / 2**20:,.0f} MiB, "
             f"{record['rates'][key]['samples_per_second']:.2f} samples/s; seconds: {parts}"
@@ -60,3 +61,8 @@ def _summary(record: dict) -> str:
         else f"largest difference {difference:.1e}"
     )
     return "\n".join(lines) + "\n" + dump_json(record["machine"])
+
+
+def _load(record: dict) -> str:
+    before = record["load"]["before"]
+    return f"{before[0]:.1f}" if before else "not known"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from surgery_r1.models.sharing.attention import core
+from surgery_r1.models.sharing.growing_cache import growing_cache
 
 
 class ImagePatches(NamedTuple):
@@ -64,6 +65,7 @@ def prefill(
         mm_token_type_ids=(ids == token).int(),
         pixel_values=torch.cat([image.patches for image in shown]).to(device),
         image_grid_thw=torch.stack([image.grid for image in shown]).to(device),
+        past_key_values=growing_cache(),
         use_cache=True,
         logits_to_keep=1,
     )
