@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing import attention

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trl import GRPOTrainer
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.export import name_modules
@@ -22,12 +21,12 @@ from surgery_r1.train.rollouts.gap import Gap, GapMeter
 from surgery_r1.train.rollouts.sampling import Sampling
 from surgery_r1.train.rollouts.server import Question, RolloutServer
 from surgery_r1.train.rollouts.sync import AdapterSync, FullSync, WeightSync
-from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer, frame_tokens
+from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer, WholeModelGRPOTrainer, frame_tokens
 
 logger = logging.getLogger(__name__)
 
 
-class ServerGRPOTrainer(GRPOTrainer):
+class ServerGRPOTrainer(WholeModelGRPOTrainer):
     """TRL's GRPOTrainer whose rollouts a server samples.
 
     Args:
