@@ -1,6 +1,7 @@
 # make demo   the paper's story on a laptop, offline after set-up: open demo/report.html at the end
 # make test   all quick tests; make test-slow the others
-# make test-engines   vLLM and transformers serve against our own engine, in .venv-engines (3.5 GB); no part of .ci/run
+# make test-engines   vLLM and transformers serve against our own engine, in .venv-engines (3.5 GB), and DeepSpeed's ZeRO,
+#                     in .venv-deepspeed (1.5 GB); no part of .ci/run
 # They set themselves up in .venv (Python 3.11 or newer, pip).
 
 PYTHON ?= python3
@@ -36,6 +37,8 @@ test-slow: setup
 test-engines: setup
 	PYTHON=$(BIN)/python scripts/setup_engines.sh
 	$(BIN)/python scripts/test_engines.py --models $(MODELS)
+	PYTHON=$(BIN)/python scripts/setup_deepspeed.sh
+	$(BIN)/python scripts/test_deepspeed.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -43,4 +46,4 @@ lint: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .venv-engines demo
+	rm -rf $(VENV) .venv-engines .venv-deepspeed demo

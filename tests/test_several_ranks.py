@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -92,6 +94,53 @@ def test_gpus_that_would_idle_are_refused(dataset, tmp_path, monkeypatch):
     with pytest.raises(SurgeryR1Error, match=r"2 GPUs are visible .*; start one for each: torchrun --nproc_per_node 2"):
         stage.train("sft", small(), dataset, tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_nobody_has_caught_holds_no_model_when_the_group_ends(monkeypatch):
+    """Freed after the group, under the interpreter's lock, it could wait for the group's threads for ever."""
+
+    class Model:
+        pass
+
+    def fail():
+        model = Model()
+        held.append(weakref.ref(model))
+        raise KeyError("a mistake")
+
+    held, at_the_end = [], []
+    try:
+        fail()
+    except KeyError as error:
+        sys.last_value, sys.last_traceback = error, error.__traceback__
+    assert held[0]() is not None
+    monkeypatch.setattr(ranks, "several", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: at_the_end.append(held[0]()))
+    ranks._hang_up()
+    assert at_the_end == [None]
+
+
+def test_a_file_that_never_comes_is_an_error(tmp_path, as_rank):
+    as_rank(1, 2)
+    path = tmp_path / "run.json"
+    with pytest.raises(SurgeryR1Error, match=r"run.json: process 1 does not see it 0.1 seconds after"):
+        ranks.wait_for(path, 0.1)
+    late = threading.Timer(0.3, path.touch)
+    late.start()
+    ranks.wait_for(path, 30)
+    late.join()
+
+
+def test_a_port_in_use_is_an_error(monkeypatch):
+    def refuse(*_, **__):
+        raise torch.distributed.DistNetworkError("The server socket has failed to listen\nsecond line")
+
+    monkeypatch.setattr("accelerate.PartialState", refuse)
+    monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(SurgeryR1Error, match=r"cannot meet at 127.0.0.1:29500 \(.*listen\); another run"):
+        ranks.join()
 
 
 def test_questions_that_fill_no_step_are_an_error(dataset, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -61,10 +62,19 @@ def test_what_cannot_be_spread_is_refused(dataset, tmp_path, changes, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_kept_tower_must_be_whole(dataset, tmp_path, two):
-    config = small(ranks_shard="fsdp2", model_vision_cache=str(tmp_path / "features"))
-    with pytest.raises(SurgeryR1Error, match=r"need a whole vision tower; fsdp2 spreads it"):
-        stage._refuse_layout(config, stage.sft_arguments(config, tmp_path / "run", stage.Permissions())[0])
+@pytest.mark.parametrize(
+    ("stage_name", "changes", "message"),
+    [
+        ("sft", {"model_vision_cache": "features"}, r"need a whole vision tower; fsdp2 spreads it"),
+        ("rft", {"rft_trl": {"beta": 0.1}}, r"rft.trl.beta = 0.1 needs a second model, which is not spread; set it to"),
+    ],
+)
+def test_what_spread_weights_do_not_go_with_is_refused(tmp_path, two, stage_name, changes, message):
+    config = small(ranks_shard="fsdp2", **changes)
+    config = replace(config, lora=replace(config.lora, enabled=False))
+    made = stage.sft_arguments if stage_name == "sft" else stage.rft_arguments
+    with pytest.raises(SurgeryR1Error, match=message):
+        stage._refuse_layout(config, made(config, tmp_path / "run", stage.Permissions())[0])
 
 
 def test_no_empty_tensor_is_written(tmp_path):

@@ -38,6 +38,9 @@ def resume_point(out: Path, dev: DevCallback, *, resume: bool, cycle: int = 1) -
         return checkpoint, records, info.step if info else None
 
     checkpoint, records, kept_step = ranks.first(brought_back)
+    if checkpoint:
+        with ranks.told_once():
+            ranks.wait_for(checkpoint / "trainer_state.json")
     dev.restore(records, kept_step)
     return str(checkpoint) if checkpoint else None
 

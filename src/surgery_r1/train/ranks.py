@@ -9,6 +9,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import os
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from surgery_r1._util.locks import held
-from surgery_r1.errors import OtherProcessFailed
+from surgery_r1.errors import OtherProcessFailed, SurgeryR1Error
 
 T = TypeVar("T")
 
@@ -32,7 +35,14 @@ def join() -> None:
     from torch.distributed import is_torchelastic_launched
 
     if is_torchelastic_launched() and not several():
-        PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+        try:
+            PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+        except dist.DistError as error:
+            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise SurgeryR1Error(
+                f"the processes cannot meet at {place} ({str(error).splitlines()[0]})",
+                fix="another run may hold the port: give torchrun --standalone on one machine, else --master_port",
+            ) from error
         atexit.register(_hang_up)
 
 
@@ -48,6 +58,9 @@ def leave() -> None:
 def _hang_up() -> None:
     """After an error, for the same reason. NCCL has no such threads; it would wait for those that wait for it."""
     if several() and dist.get_backend() == "gloo":
+        # The interpreter keeps what nobody has caught, and with it every object on the way.
+        for name in ("last_exc", "last_value", "last_traceback"):
+            vars(sys).pop(name, None)
         gc.collect()
         dist.destroy_process_group()
 
@@ -148,6 +161,23 @@ def gathered(mine: Sequence[T]) -> list[T]:
     parts: list[Any] = [None] * count()
     dist.all_gather_object(parts, list(mine))
     return [item for part in parts for item in part]
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    """Wait until a file of the first rank is seen here: a shared disk may show it late, and another disk never.
+
+    Raises:
+        SurgeryR1Error: after so many seconds.
+    """
+    end = time.monotonic() + seconds
+    while not path.is_file():
+        if time.monotonic() > end:
+            raise SurgeryR1Error(
+                f"process {index()} does not see it {seconds:g} seconds after the first process wrote it",
+                where=path,
+                fix="give an --out on a disk that all machines share",
+            )
+        time.sleep(0.1)
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

@@ -94,6 +94,16 @@ def _refuse_layout(config: TrainConfig, arguments: Any) -> None:
             f"model.vision_cache and model.offload_vision need a whole vision tower; {config.ranks.shard} spreads it",
             fix="leave them out, or set ranks.shard = 'zero2'",
         )
+    if config.ranks.shard != "none" and getattr(arguments, "use_vllm", False):
+        raise SurgeryR1Error(
+            f"rft.trl.use_vllm with ranks.shard = {config.ranks.shard!r} has not been tried",
+            fix="leave one of them out",
+        )
+    if config.ranks.shard != "none" and getattr(arguments, "beta", None) and not config.lora.enabled:
+        raise SurgeryR1Error(
+            f"rft.trl.beta = {arguments.beta} needs a second model, which is not spread",
+            fix="set it to 0, or lora.enabled = true: without its adapter the model is the second one",
+        )
     visible = arguments.n_gpu
     if visible > 1:
         # It would copy the model to and fro at every step (``nn.DataParallel``).
@@ -132,12 +142,19 @@ def _train(
         info = _described(stage, config, dataset, bundle.info)
         evaluate = dev_evaluator(config.eval, dataset, replace(bundle, info=info))
     ranks.first(lambda: _start(stage, config, dataset, bundle, out, resume, rows=len(rows), include_dev=include_dev))
+    with ranks.told_once():
+        ranks.wait_for(out / "run.json")
     if config.lora.enabled:
         # An adapter names its base by path; a merged SFT model is kept beside it, so that the run is whole.
         _keep_base(model, bundle, out)
 
+    loaded_as = model.dtype
+
     def keep(chosen: Any, step: int) -> None:
         state = shards.whole_state(chosen)
+        if state is not None and not config.lora.enabled:
+            # Trained in float32 where passes are made in less.
+            state = {name: tensor.to(loaded_as) for name, tensor in state.items()}
         ranks.first(lambda: save_model(chosen, bundle.processor, replace(info, step=step), out / "best", state))
 
     def describe(folder: Path, step: int) -> None:
