@@ -26,6 +26,7 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.endpoint import ServerOptions
 from surgery_r1.models.load import from_pretrained
 from surgery_r1.train import stage
+from surgery_r1.train.rollouts import sync
 from surgery_r1.train.rollouts.gap import GapMeter
 from surgery_r1.train.rollouts.sampling import Sampling
 from surgery_r1.train.rollouts.server import Question, RolloutServer
@@ -128,6 +129,32 @@ def test_the_gap_is_over_all_tokens_of_a_step(caplog):
     assert "do all weights reach the server?" in caplog.text
     meter.add(torch.tensor([[float("nan")]]), torch.tensor([[-1.0]]), torch.tensor([[1]]))
     assert np.isnan(meter.take(lambda mine: mine).mean)
+
+
+def test_a_disk_that_shows_files_late_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(sync, "_PAUSES", (0.0,) * 5)
+    told, loaded = [(404, "No adapter found for x")] * 2 + [(200, "")], []
+
+    class Late:
+        name = "--endpoint http://here/v1"
+
+        def control(self, path, body):
+            loaded.append(body)
+            return told.pop(0)
+
+        def models(self):
+            return [{"id": loaded[-1]["lora_name"], "root": loaded[-1]["lora_path"]}]
+
+    server = Late()
+    server.client = server
+    weights = sync.AdapterSync(server, tmp_path / "sync", "run", tower=False)
+    assert weights.put(lambda folder: (folder / "adapter").write_text("x"), 3) == "run-3"
+    assert len(loaded) == 3 and (tmp_path / "sync" / "run-000003" / "adapter").is_file()
+    told += [(404, "No adapter found for y")] * 9
+    with pytest.raises(SurgeryR1Error, match="reads the folder of --sync"):
+        weights.put(lambda folder: None, 4)
+    weights.close()
+    assert not (tmp_path / "sync").exists()
 
 
 class SecondModel:
@@ -258,6 +285,10 @@ def test_a_server_that_does_not_take_weights_stops_the_run(tiny, trained, tmp_pa
     done = len(trained.steps)
     assert 1 <= done < 4 and (tmp_path / "run" / "checkpoints" / f"checkpoint-{done}").is_dir()
     assert "keeps the" in caplog.text
+    # With a bound that allows more the run goes on from there.
+    assert (
+        len(trained(SecondModel(Path(tiny.folder)), "run", rft_learning_rate=3e-2, rft_gap_bound=9.0, resume=True)) == 4
+    )
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.train.rollouts.server import START, RolloutServer
 
+#: Seconds between looks for a folder on a shared disk.
+_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 _CACHES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
 
 
@@ -81,13 +84,19 @@ class WeightSync(ABC):
             SurgeryR1Error: then.
         """
 
-    def _told(self, path: str, body: dict[str, Any] | None, needs: str) -> str:
+    def _told(self, path: str, body: dict[str, Any] | None, needs: str, late: str | None = None) -> str:
         """What the server says to a request that must succeed.
 
         Args:
             needs: what it must be started with to take it.
+            late: what it says where a shared disk does not show it the folder yet; it is asked again then.
         """
         status, text = self._server.client.control(path, body)
+        for pause in _PAUSES if late else ():
+            if str(late) not in text:
+                break
+            time.sleep(pause)
+            status, text = self._server.client.control(path, body)
         if status in (404, 405) and "not found" in text.lower():
             raise SurgeryR1Error(f"{self._server.name} has no {path}", fix=f"start it with {needs}: {START}")
         if status != 200:
@@ -159,7 +168,8 @@ class AdapterSync(WeightSync):
 
     def _load(self, folder: Path, version: str) -> str:
         needs = "--enable-lora --max-lora-rank RANK and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
-        self._told("/v1/load_lora_adapter", {"lora_name": version, "lora_path": str(folder)}, needs)
+        body = {"lora_name": version, "lora_path": str(folder)}
+        self._told("/v1/load_lora_adapter", body, needs, late="No adapter found")
         before, self._loaded = self._loaded, (version, folder)
         self.check()
         if before is not None:
