@@ -4,10 +4,10 @@
     python scripts/make_model_folder.py qwen2_5_vl_7b OUT --config-only
 
 The model has learned nothing: the folder is for what its shape costs, in memory and time (``surgery-r1 train --plan``,
-``scripts/run_true_shapes.py``). Weights are bfloat16, drawn by the seed and the tensor's name, and written in shards, so
-that memory holds one of them at a time; tensors have the published names. The vocabulary has as many rows as the
-published one, of which the tiny tokenizer knows the first thousand. ``--config-only`` leaves the weights out, which is
-enough for a plan.
+``scripts/run_true_shapes.py``). Weights are bfloat16, drawn by the seed and the tensor's name, and written in shards,
+so that memory holds one of them at a time; tensors have the published names. The vocabulary has as many rows as the
+published one, of which the tiny tokenizer knows the first thousand. ``--config-only`` leaves the weights out, which
+is enough for a plan.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2VLImageProcessorPil, Qwen3VLConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+)
 from transformers.core_model_loading import revert_weight_conversion
 
 from surgery_r1._util.files import write_json
@@ -38,17 +44,32 @@ _QWEN2_5_TEXT = {"max_position_embeddings": 128000, "rms_norm_eps": 1e-6, "hidde
 _QWEN2_5_TOWER = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112}
 #: ``config.json`` of Qwen/Qwen3-VL-8B-Instruct.
 _QWEN3_TEXT = {
-    **{"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "vocab_size": 151936},
-    **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 262144},
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "vocab_size": 151936,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 262144,
     "rope_parameters": {
-        **{"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+        "rope_type": "default",
+        "rope_theta": 5e6,
+        "mrope_section": [24, 20, 20],
         "mrope_interleaved": True,
     },
 }
 _QWEN3_TOWER = {
-    **{"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "patch_size": 16},
-    **{"spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 4096},
-    **{"num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24]},
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "out_hidden_size": 4096,
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": [8, 16, 24],
 }
 
 MODELS = ("qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_8b")
@@ -88,8 +109,6 @@ def write_folder(name: str, out: Path, *, weights: bool = True, seed: int = 0) -
         raise SystemExit(f"{out} is not empty")
     out.mkdir(parents=True, exist_ok=True)
     bare = tiny.TINY_BASE
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(bare, local_files_only=True)
     config = config_of(name, tokenizer)
     config.save_pretrained(out)

@@ -18,6 +18,9 @@ from surgery_r1.cli.overrides import Overrides, in_order
 from surgery_r1.errors import SurgeryR1Error
 
 if TYPE_CHECKING:
+    from surgery_r1.data.dataset import Dataset
+    from surgery_r1.train.config import TrainConfig
+    from surgery_r1.train.options import Permissions
     from surgery_r1.train.rollouts.sampling import RolloutOptions
 
 
@@ -46,7 +49,17 @@ class _Train:
     allow_upload: bool = False
     """Allow trackers and options that send metrics, weights or completions to another machine."""
     json: bool = False
-    """Print the result as JSON, without a progress bar."""
+    """Print the result (or the plan) as JSON, without a progress bar."""
+    plan: bool = False
+    """Print what the run needs (parameters, memory by part, the largest micro-batch that fits), and start nothing."""
+    memory: float | None = None
+    """With --plan: GiB that a process may use; by default those of the visible GPU."""
+    device: Literal["cpu", "cuda"] | None = None
+    """With --plan: plan for a GPU or without one; by default as this machine has."""
+    processes: int | None = None
+    """With --plan: processes that will train together, one for each GPU."""
+    step_seconds: float | None = None
+    """With --plan: seconds of a step as measured, for the hours of the run."""
 
     stage: ClassVar[Literal["sft", "rft"]]
 
@@ -61,6 +74,7 @@ class _Train:
         from surgery_r1.data.dataset import open_dataset
         from surgery_r1.train.config import load_config
 
+        self._check_plan_options()
         stay_offline(self.allow_hub)
         with _told_once():
             config = load_config(self.config, in_order(self.set))
@@ -68,8 +82,28 @@ class _Train:
                 config = replace(config, seed=self.seed)
             dataset = open_dataset(self.data, images=self.images)
 
-        from surgery_r1.train import ranks
         from surgery_r1.train.options import Permissions
+
+        allowed = Permissions(hub=self.allow_hub, upload=self.allow_upload)
+        if self.plan:
+            self._show_plan(config, dataset, allowed)
+            return 0
+        return self._train(config, dataset, allowed)
+
+    def _check_plan_options(self) -> None:
+        for name in ("memory", "device", "processes", "step_seconds"):
+            if getattr(self, name) is not None and not self.plan:
+                flag = f"--{name.replace('_', '-')}"
+                raise SurgeryR1Error(f"{flag} is for a plan", fix="add --plan, or leave it out")
+
+    def _show_plan(self, config: TrainConfig, dataset: Dataset, allowed: Permissions) -> None:
+        from surgery_r1.cli.plan import show_plan
+
+        own = {name: getattr(self, name) for name in ("include_dev", "memory", "device", "processes", "step_seconds")}
+        show_plan(self.stage, config, dataset, base=self.model, allowed=allowed, json=self.json, **own)
+
+    def _train(self, config: TrainConfig, dataset: Dataset, allowed: Permissions) -> int:
+        from surgery_r1.train import ranks
         from surgery_r1.train.stage import train
 
         result = train(
@@ -80,7 +114,7 @@ class _Train:
             base=self.model,
             include_dev=self.include_dev,
             resume=self.resume,
-            allowed=Permissions(hub=self.allow_hub, upload=self.allow_upload),
+            allowed=allowed,
             quiet=self.json,
             rollouts=self._rollouts(),
         )

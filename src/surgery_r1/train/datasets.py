@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from surgery_r1.data.dataset import Dataset
     from surgery_r1.records import Sample
+    from surgery_r1.train.config import TrainConfig
 
 
 def prompt_messages(question: str, box_space: str, task: str, reasoning: bool) -> list[dict[str, str]]:
@@ -44,6 +45,18 @@ def prompt_and_completion(
     completion = [{"role": "assistant", "content": codec.render(reasoning, answer, box)}]
     task = prompts.task_without_box(task, has_box=box is not None)
     return prompt_messages(question, box_space, task, reasoning is not None), completion
+
+
+def training_rows(
+    stage: str, config: TrainConfig, dataset: Dataset, processor: Any, box_space: str, include_dev: bool
+) -> HFDataset:
+    """The rows that SFT trains on, or the prompts that RFT asks, as a config says."""
+    shown = dataset, processor, box_space
+    if stage == "sft":
+        own: dict[str, Any] = {"tasks": config.sft.tasks, "direct_answers": config.sft.direct_answers}
+        return sft_dataset(*shown, flips=config.sft.flips, include_dev=include_dev, seed=config.seed, **own)
+    own = {"reasoning": config.rft.reasoning, "questions_per_frame": config.rft.questions_per_frame}
+    return rft_dataset(*shown, flips=config.rft.flips, include_dev=include_dev, seed=config.seed, **own)
 
 
 def sft_dataset(

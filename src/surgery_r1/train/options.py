@@ -107,7 +107,7 @@ def trl_arguments(
     }
     # Every weight that is trained has a part in every pass.
     options: dict[str, Any] = {"ddp_find_unused_parameters": False}
-    options |= {"use_cpu": not cuda, "bf16": cuda, "gradient_checkpointing": cuda, "disable_tqdm": True}
+    options |= {"use_cpu": not cuda, **precision_of({}, cuda), "disable_tqdm": True}
     options |= {name: value for name, value in _PRIVATE.items() if name in known} | ours
     held: list[str] = []
     for name, value in settings.trl.items():
@@ -128,6 +128,12 @@ def trl_arguments(
         else:
             options[name] = value
     return _refusable(kind, options, table), held
+
+
+def precision_of(table: dict[str, Any], gpu: bool) -> dict[str, bool]:
+    """Mixed precision and checkpointing: on with a GPU, off without, unless the pass-through table says otherwise."""
+    checkpointing = table.get("activation_checkpointing", table.get("gradient_checkpointing", gpu))
+    return {"bf16": bool(table.get("bf16", gpu)), "gradient_checkpointing": bool(checkpointing)}
 
 
 def _refusable(kind: type, options: dict[str, Any], table: str) -> Any:

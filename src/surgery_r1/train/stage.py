@@ -21,10 +21,12 @@ from surgery_r1.models.sharing.vision_features import keep_frozen_features
 from surgery_r1.rewards.custom import reward_files
 from surgery_r1.train import ranks, shards
 from surgery_r1.train.config import RanksConfig, TrainConfig
-from surgery_r1.train.datasets import rft_dataset, sft_dataset
+from surgery_r1.train.datasets import training_rows
 from surgery_r1.train.dev import dev_evaluator
 from surgery_r1.train.fit import FitOptions, TrainResult
 from surgery_r1.train.options import Permissions
+from surgery_r1.train.planning.plan import Plan
+from surgery_r1.train.planning.stage import plan_stage, telling_what_fits, this_machine
 from surgery_r1.train.rft import refuse_too_few, rft_arguments, train_rft
 from surgery_r1.train.rollouts.sampling import RolloutOptions, Sampling, open_sampling
 from surgery_r1.train.run_folder import seed_everything, start_run
@@ -79,8 +81,14 @@ def train(
         arguments, held_off = (sft_arguments if stage == "sft" else rft_arguments)(config, out, allowed)
         _refuse_layout(config, arguments)
     sampling = open_sampling(config, arguments, rollouts, out) if stage == "rft" else None
+    machine = this_machine()
+
+    def smaller() -> Plan:
+        start: dict[str, Any] = {"base": base, "include_dev": include_dev, "allowed": allowed}
+        return plan_stage(stage, config, dataset, machine, failed=True, **start)
+
     # One process writes the run folder; the others of a distributed run are part of it.
-    with ranks.held_by_first(out, "training"), ranks.losing_nobody():
+    with ranks.held_by_first(out, "training"), ranks.losing_nobody(), telling_what_fits(smaller):
         result = _train(stage, config, dataset, out, arguments, base, include_dev, resume, allowed, quiet, sampling)
         result = replace(result, held_off=tuple(held_off))
         ranks.first(lambda: write_json(out / "result.json", result.to_json()))
@@ -135,7 +143,7 @@ def _train(
         bundle = _load(config, base, allowed)
         # The next stage gets an adapter of its own on top of the merged weights.
         model = merged(bundle.model)
-        rows = _training_rows(stage, config, dataset, bundle, include_dev)
+        rows = training_rows(stage, config, dataset, bundle.processor, bundle.info.box_space, include_dev)
         if stage == "rft":
             refuse_too_few(arguments, len(rows))
         _keep_vision_features(model, config)
@@ -182,16 +190,6 @@ def _load(config: TrainConfig, base: str | Path | None, allowed: Permissions) ->
     settings["device"] = None if config.ranks.shard == "none" else "cpu"
     with shards.first_loads(config.ranks.shard):
         return from_pretrained(base or config.model.base, **settings, allow_hub=allowed.hub)
-
-
-def _training_rows(stage: Stage, config: TrainConfig, dataset: Dataset, bundle: Bundle, include_dev: bool) -> Any:
-    """The rows that SFT trains on, or the prompts that RFT asks (a ``datasets.Dataset``)."""
-    shown = dataset, bundle.processor, bundle.info.box_space
-    if stage == "sft":
-        own: dict[str, Any] = {"tasks": config.sft.tasks, "direct_answers": config.sft.direct_answers}
-        return sft_dataset(*shown, flips=config.sft.flips, include_dev=include_dev, seed=config.seed, **own)
-    own = {"reasoning": config.rft.reasoning, "questions_per_frame": config.rft.questions_per_frame}
-    return rft_dataset(*shown, flips=config.rft.flips, include_dev=include_dev, seed=config.seed, **own)
 
 
 def _keep_vision_features(model: Any, config: TrainConfig) -> None:
