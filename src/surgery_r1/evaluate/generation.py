@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgery_r1.models.encode import Prompt, PromptEncoder
-from surgery_r1.models.sharing.attention import can_share
+from surgery_r1.models.sharing.attention import can_share, core, enable
 from surgery_r1.models.sharing.prefill import prefill, prefix_length
 
 
@@ -61,6 +61,9 @@ class TransformersEngine:
     ):
         self.model = model
         self.share_frames = share_frames and can_share(model)
+        # The same attention, which also takes what rows share once. Another implementation was asked for by name.
+        if self.share_frames and core(model).config.get_text_config()._attn_implementation == "sdpa":
+            enable(model)
         self.encoder = PromptEncoder(processor, box_space)
         self.options = options or GenerationOptions()
 
@@ -90,7 +93,7 @@ class TransformersEngine:
             groups.setdefault(prefix_length(prompt, self.encoder.processor.image_token_id), []).append(i)
         texts = [""] * len(batch)
         for group in groups.values():
-            inputs = prefill(self.model, [tokens[i] for i in group], images, pad)
+            inputs = prefill(self.model, [tokens[i] for i in group], images, pad, share=True)
             for i, text in zip(group, self._continue(inputs), strict=True):
                 texts[i] = text
         return texts

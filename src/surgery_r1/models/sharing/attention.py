@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models.sharing.growing_cache import SharedKeys
 from surgery_r1.models.sharing.prefix_tree import TreeLayout
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,58 @@ def _merge(out: Any, lse: Any, part: Any, part_lse: Any) -> None:
     lse.copy_(total)
 
 
+def _shared_attention(query: Any, key: SharedKeys, value: Any, mask: Any, scale: float) -> Any:
+    """Attention of rows to beginnings that they share, read once for all of them, and to the rest of each row.
+
+    Args:
+        query: (rows, H, n, d).
+        value: (rows, K, own tokens, d).
+        mask: (rows, 1, n, tokens) of True where a query sees a key; None where it sees all of them, of its own tokens
+            up to itself.
+
+    Returns:
+        (rows, H, n, d).
+    """
+    rows, heads, n, width = query.shape
+    groups, begun = value.shape[1], key.shared.shape[2]
+    beginnings, most = key.sharers.of_shared.shape
+    # Queries of all rows with one beginning, and of all heads with one key, stand side by side.
+    by_group = query.view(rows, groups, heads // groups, n, width)
+    side = by_group[key.sharers.of_shared].transpose(1, 2).reshape(beginnings, groups, -1, width)
+    seen = None
+    if mask is not None and not mask[:, :, -1, :begun].all():
+        # What is padded in a beginning is padded for all of its rows.
+        first = mask[key.sharers.of_shared[:, 0], :, -1:, :begun]
+        seen = _additive(first, query.dtype).expand(-1, 1, side.shape[2], -1)
+    out, lse = _flash(side, key.shared, key.shared_values, 0.0, False, attn_mask=seen, scale=scale)
+    precise = torch.promote_types(query.dtype, torch.float32)
+    out, lse = (
+        part.reshape(beginnings, groups, most, heads // groups, n, -1)
+        .transpose(1, 2)
+        .flatten(0, 1)[key.sharers.of_row]
+        .reshape(rows * groups, heads // groups, n, -1)
+        .to(precise)
+        for part in (out, lse.unsqueeze(-1))
+    )
+    own = key.own.shape[2]
+    shape = (rows * groups, heads // groups, own, width)
+    own_key, own_value = (part.flatten(0, 1).unsqueeze(1).expand(shape) for part in (key.own, value))
+    own_mask = None
+    if mask is not None:
+        own_mask = _additive(mask[..., begun:], query.dtype).expand(rows, groups, n, own).reshape(-1, 1, n, own)
+    part, part_lse = _flash(
+        by_group.flatten(0, 1), own_key, own_value, 0.0, mask is None and n > 1, attn_mask=own_mask, scale=scale
+    )
+    lse = lse.squeeze(-1)
+    _merge(out, lse, part, part_lse.to(precise))
+    return out.to(query.dtype).view(query.shape)
+
+
+def _additive(mask: Any, dtype: torch.dtype) -> Any:
+    """A mask of True and False as one to add. It is finite: a query that sees nothing of one part is no NaN."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
 @lru_cache(maxsize=8)
 def _block_mask(layout: TreeLayout, device: torch.device) -> Any:
     """The tree as a mask for flex attention: a token is seen by its own node from it on, and by the descendants."""
@@ -145,12 +198,17 @@ def tree_attention(
     """Attention function for transformers: a prefix tree where the forward got ``tree``, else plain SDPA.
 
     Args:
-        query, key, value: (1, heads, N, d), keys and values with as many heads or fewer.
+        query, key, value: (1, heads, N, d), keys and values with as many heads or fewer. In generation key may be a
+            :class:`surgery_r1.models.sharing.growing_cache.SharedKeys`.
         tree: layout of the packed sequence.
 
     Returns:
         Output (1, N, heads, d), and None for the weights.
     """
+    if isinstance(key, SharedKeys):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        out = _shared_attention(query.to(value.dtype), key, value, attention_mask, scale)
+        return out.transpose(1, 2).contiguous(), None
     if tree is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs

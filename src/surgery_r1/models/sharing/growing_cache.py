@@ -1,12 +1,15 @@
-"""A cache of keys and values with room behind them: a token is written where it belongs, and nothing is copied.
+"""Caches of keys and values for generation: tokens are written where they belong, and what rows share stands once.
 
 transformers' dynamic cache copies all keys and values for every token. Its static cache does not, but attention then
-runs over the whole room. This one gives attention what the dynamic cache gives, to the last bit.
+runs over the whole room. :func:`growing_cache` gives attention what the dynamic cache gives, to the last bit.
+:func:`shared_cache` gives it a shared beginning and the rest apart, which :mod:`surgery_r1.models.sharing.attention`
+reads; results are the same to rounding.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -15,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 ROOM = 64
 
 
-class _GrowingLayer(DynamicLayer):
+class GrowingLayer(DynamicLayer):
     """Keys and values (rows, heads, tokens, d) of one layer: views of tensors with room for more tokens."""
 
     def __init__(self) -> None:
@@ -26,7 +29,7 @@ class _GrowingLayer(DynamicLayer):
         """Add keys and values of further tokens; those of all tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
+        start = DynamicLayer.get_seq_length(self)
         stop = start + key_states.shape[-2]
         rooms = self._rooms
         # Selecting or repeating rows makes new tensors.
@@ -41,6 +44,68 @@ class _GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
 
+class Sharers(NamedTuple):
+    """Which rows share a beginning.
+
+    Attributes:
+        of_shared: (beginnings, most rows of one): numbers of their rows; a beginning of fewer rows has its first row
+            several times.
+        of_row: (rows,): where a row stands in ``of_shared``, flattened.
+    """
+
+    of_shared: torch.Tensor
+    of_row: torch.Tensor
+
+
+class SharedKeys(NamedTuple):
+    """What attention gets instead of keys: those of the shared beginnings, and of the rest of each row.
+
+    Attributes:
+        shared, shared_values: (beginnings, heads, tokens, d).
+        own: (rows, heads, further tokens, d); the values that belong to them are given as values.
+    """
+
+    shared: torch.Tensor
+    shared_values: torch.Tensor
+    own: torch.Tensor
+    sharers: Sharers
+
+
+class _SharedLayer(GrowingLayer):
+    """Keys and values of one layer behind beginnings that rows share. Its own keys and values are the rest."""
+
+    def __init__(self, begun: DynamicLayer, sharers: Sharers) -> None:
+        super().__init__()
+        self._begun = begun
+        self._sharers = sharers
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Add keys and values of further tokens; :class:`SharedKeys` of all of them, and the values of the rest."""
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return SharedKeys(self._begun.keys, self._begun.values, keys, self._sharers), values
+
+    def get_seq_length(self) -> int:
+        return self._begun.get_seq_length() + super().get_seq_length()
+
+
 def growing_cache() -> Cache:
-    """An empty cache for generation, without gradients."""
-    return Cache(layer_class_to_replicate=_GrowingLayer)
+    """An empty cache for generation without gradients."""
+    return Cache(layer_class_to_replicate=GrowingLayer)
+
+
+def shared_cache(cache: Cache, rows: Sequence[int]) -> Cache:
+    """A cache of as many rows as ``rows``, of which row i begins with row ``rows[i]`` of ``cache``.
+
+    It can be read by :func:`surgery_r1.models.sharing.attention.tree_attention` alone, and its rows cannot be chosen
+    anew, as beam search does.
+    """
+    of_shared: list[list[int]] = [[] for _ in range(cache.layers[0].keys.shape[0])]
+    for number, shared in enumerate(rows):
+        of_shared[shared].append(number)
+    most = max(map(len, of_shared))
+    device = cache.layers[0].keys.device
+    of_row = torch.tensor([shared * most + of_shared[shared].index(number) for number, shared in enumerate(rows)])
+    # Every beginning has a row.
+    padded = torch.tensor([numbers + numbers[:1] * (most - len(numbers)) for numbers in of_shared])
+    sharers = Sharers(padded.to(device), of_row.to(device))
+    return Cache(layers=[_SharedLayer(layer, sharers) for layer in cache.layers])

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from surgery_r1.models.sharing.attention import core
-from surgery_r1.models.sharing.growing_cache import growing_cache
+from surgery_r1.models.sharing.attention import core, enabled
+from surgery_r1.models.sharing.growing_cache import growing_cache, shared_cache
 
 
 class ImagePatches(NamedTuple):
@@ -38,7 +38,13 @@ def prefix_length(prompt: PromptTokens, image_token: int) -> int:
 
 @torch.no_grad()
 def prefill(
-    model: Any, prompts: Sequence[PromptTokens], images: Mapping[Any, ImagePatches], pad: int, width: int = 0
+    model: Any,
+    prompts: Sequence[PromptTokens],
+    images: Mapping[Any, ImagePatches],
+    pad: int,
+    width: int = 0,
+    *,
+    share: bool = False,
 ) -> dict[str, Any]:
     """Read what the prompts share; arguments for ``model.generate``, one row a prompt, padded before the question.
 
@@ -47,6 +53,8 @@ def prefill(
         images: every image that the prompts name.
         pad: the padding token.
         width: pad to at least that many tokens.
+        share: let decoding read what rows share once for all of them, where the model takes prefix trees and runs on
+            a CPU; else each row gets a copy. The sums of attention are then taken in another order.
 
     Returns:
         input_ids and attention_mask (rows, L), and past_key_values that hold less than L tokens. The first L columns
@@ -72,8 +80,9 @@ def prefill(
     cache, deltas = output.past_key_values, base.model.rope_deltas
     number = {prefix: i for i, prefix in enumerate(prefixes)}
     distinct = list(dict.fromkeys((tuple(p.ids), p.images) for p in prompts))
-    select(cache, [number[ids[:size], keys] for ids, keys in distinct])
-    deltas = deltas[[number[ids[:size], keys] for ids, keys in distinct]]
+    begins = [number[ids[:size], keys] for ids, keys in distinct]
+    cache = _continued(model, cache, begins, share=share and len(distinct) == len(prompts))
+    deltas = deltas[begins]
     length = max(width, *(len(ids) for ids, _ in distinct))
     padded = [[*ids[:size], *[pad] * (length - len(ids)), *ids[size:]] for ids, _ in distinct]
     seen = [[1] * size + [0] * (length - len(ids)) + [1] * (len(ids) - size) for ids, _ in distinct]
@@ -94,12 +103,17 @@ def prefill(
             cache = output.past_key_values
         place = {prompt: i for i, prompt in enumerate(distinct)}
         rows = [place[tuple(p.ids), p.images] for p in prompts]
-        select(cache, rows)
+        cache = _continued(model, cache, rows, share=share)
         tokens, mask, deltas = tokens[rows], mask[rows], deltas[rows]
     base.model.rope_deltas = deltas
     return {"input_ids": tokens, "attention_mask": mask, "past_key_values": cache}
 
 
-def select(cache: Any, rows: Sequence[int]) -> None:
-    """Let row i of a cache be what its row ``rows[i]`` was."""
-    cache.batch_select_indices(torch.tensor(rows, device=cache.layers[0].keys.device))
+def _continued(model: Any, cache: Any, rows: Sequence[int], *, share: bool) -> Any:
+    """A cache whose row i goes on from row ``rows[i]`` of ``cache``: shared where that saves something, else copied."""
+    keys = cache.layers[0].keys
+    # Two parts cost more than one where few rows share.
+    if share and keys.device.type == "cpu" and enabled(model) and len(rows) >= 2 * len(keys):
+        return shared_cache(cache, rows)
+    cache.batch_select_indices(torch.tensor(rows, device=keys.device))
+    return cache
