@@ -1,6 +1,7 @@
 # make demo   the paper's story on a laptop, offline after set-up: open demo/report.html at the end
 # make test   all quick tests; make test-slow the others
 # make test-engines   vLLM and transformers serve against our own engine, in .venv-engines (3.5 GB); no part of .ci/run
+# make gpu    on a machine with a GPU: all that docs/gpu.md has no figure for; begun again, it goes on
 # They set themselves up in .venv (Python 3.11 or newer, pip).
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 MODELS ?= tiny
 BIN := $(VENV)/bin
 
-.PHONY: setup demo demo-controls test test-slow test-engines lint clean
+.PHONY: setup demo demo-controls test test-slow test-engines gpu lint clean
 
 setup: $(VENV)/ready
 
@@ -36,6 +37,9 @@ test-slow: setup
 test-engines: setup
 	PYTHON=$(BIN)/python scripts/setup_engines.sh
 	$(BIN)/python scripts/test_engines.py --models $(MODELS)
+
+gpu: setup
+	$(BIN)/surgery-r1 gpu --out docs/gpu
 
 lint: setup
 	$(BIN)/ruff check .

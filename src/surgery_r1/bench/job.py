@@ -54,6 +54,12 @@ class Benchmark:
 
     def run(self) -> dict[str, float]:
         """Run once; seconds in all ("step"), of what is compared ("compared"), and by part."""
+        seconds = self.update()
+        self.model.zero_grad(set_to_none=True)
+        return {**self.clock.parts, "step": seconds, "compared": self._compared(seconds)}
+
+    def update(self) -> float:
+        """Run once, and leave the gradients; seconds in all."""
         self.clock.parts.clear()
         self.layouts.clear()
         # What was kept from the run before would make this one cheaper than a step of training.
@@ -63,9 +69,7 @@ class Benchmark:
             self.features.forget()
         start = self.clock.now()
         self._run()
-        seconds = self.clock.now() - start
-        self.model.zero_grad(set_to_none=True)
-        return {**self.clock.parts, "step": seconds, "compared": self._compared(seconds)}
+        return self.clock.now() - start
 
     def _run(self) -> None:
         raise NotImplementedError
