@@ -2,6 +2,7 @@
 # make test   all quick tests; make test-slow the others
 # make test-engines   vLLM and transformers serve against our own engine, in .venv-engines (3.5 GB), and DeepSpeed's ZeRO,
 #                     in .venv-deepspeed (1.5 GB); no part of .ci/run
+# make gpu    on a machine with a GPU: all that docs/gpu.md has no figure for; begun again, it goes on
 # They set themselves up in .venv (Python 3.11 or newer, pip).
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 MODELS ?= tiny
 BIN := $(VENV)/bin
 
-.PHONY: setup demo demo-controls test test-slow test-engines lint clean
+.PHONY: setup demo demo-controls test test-slow test-engines gpu lint clean
 
 setup: $(VENV)/ready
 
@@ -39,6 +40,9 @@ test-engines: setup
 	$(BIN)/python scripts/test_engines.py --models $(MODELS)
 	PYTHON=$(BIN)/python scripts/setup_deepspeed.sh
 	$(BIN)/python scripts/test_deepspeed.py
+
+gpu: setup
+	$(BIN)/surgery-r1 gpu --out docs/gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -7,14 +7,15 @@
 #
 #   ENDOVIS18=... FRAMES=... ENDOVIS17=... runs/endovis18_7b.sh
 #
-# Run it again after a stop: what is finished is not done again. Prediction goes on where it was, a build begins anew;
-# a training stage that was stopped half-way goes on when its command is run by hand with --resume.
+# Run it again after a stop: what is finished is not done again. Prediction and training go on where they were, a build
+# begins anew. Variables of runs/stages.sh (NPROC, SET, ...) are passed on to it.
 set -euo pipefail
 
 ENDOVIS18=${ENDOVIS18:-data/EndoVis-18-VQLA}  # labels
 FRAMES=${FRAMES:-data/EndoVis-18}             # images of the challenge, anywhere below
 ENDOVIS17=${ENDOVIS17:-data/EndoVis-17-VQLA}  # labels and images
 CONFIG=${CONFIG:-qwen2_5_vl_7b}               # a shipped config, or a TOML file
+BASE=${BASE:-Qwen/Qwen2.5-VL-7B-Instruct}     # what the config trains, for the first row of the table
 DATASET=${DATASET:-runs/endovis/dataset}
 OUT=${OUT:-runs/endovis/$CONFIG}
 
@@ -37,19 +38,15 @@ surgery-r1 data check "$DATASET"
 # limits of its own folder, the trained models within those of the config.
 for split in val test; do
   [ -f "$OUT/base/$split/predictions.jsonl" ] ||
-    surgery-r1 predict --model Qwen/Qwen2.5-VL-7B-Instruct --data "$DATASET" --split "$split" --dtype bfloat16 \
+    surgery-r1 predict --model "$BASE" --data "$DATASET" --split "$split" --dtype bfloat16 \
       --out "$OUT/base/$split/predictions.jsonl" --allow-hub
   # See: the table of one row and the floor; not measured yet.
   surgery-r1 score "$OUT/base/$split/predictions.jsonl" --data "$DATASET" --split "$split" --out "$OUT/base/$split"
 done
 
-# SFT, stopped early when dev no longer improves. joint on dev, hours and memory: not measured yet.
-grep -qs '"stopped": *false' "$OUT/sft/result.json" ||
-  surgery-r1 train sft --config "$CONFIG" --data "$DATASET" --out "$OUT/sft" --allow-hub
-
-# RFT with format, answer, box and coherence. joint on dev, hours and memory: not measured yet.
-grep -qs '"stopped": *false' "$OUT/rft/result.json" ||
-  surgery-r1 train rft --config "$CONFIG" --data "$DATASET" --model "$OUT/sft" --out "$OUT/rft" --allow-hub
+# SFT, stopped early when dev no longer improves, then RFT with format, answer, box and coherence. joint on dev, hours and
+# memory: not measured yet; estimates, and the same on several GPUs, are in docs/recipes.md.
+CONFIG="$CONFIG" DATASET="$DATASET" OUT="$OUT" FLAGS="--allow-hub ${FLAGS:-}" "$(dirname "$0")/stages.sh"
 
 # Both models on val and on the cross-set: not measured yet.
 for stage in sft rft; do

@@ -1,40 +1,56 @@
 """Put a pretrained tiny base into the package, with its surgery_r1.json, log, config and sha256.
 
-python scripts/ship_tiny.py runs/pretrain scripts/pretrain_tiny.toml
+    python scripts/ship_tiny.py runs/pretrain scripts/pretrain_tiny.toml
+    python scripts/ship_tiny.py --again
+
+``--again`` ships the weights that the package has, after a change of the processor in ``models/tiny/architecture.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from surgery_r1._util.files import sha256_file
 from surgery_r1.models.load import from_pretrained, weights_sha256
-from surgery_r1.models.save import save_model
-from surgery_r1.models.tiny.architecture import BOX_SPACE, TINY_BASE
+from surgery_r1.models.save import save_description, save_model
+from surgery_r1.models.tiny.architecture import BOX_SPACE, MAX_PIXELS, MIN_PIXELS, TINY_BASE
 
 NOTES = Path(__file__).parent.parent / "docs" / "tiny_base"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("config", type=Path)
+    parser.add_argument("run", type=Path, nargs="?", help="folder of the pretraining")
+    parser.add_argument("config", type=Path, nargs="?", help="its settings")
     parser.add_argument("--checkpoint", default="final")
+    parser.add_argument("--again", action="store_true", help="the shipped weights, with the processor of the source")
     args = parser.parse_args()
-    source = args.run / args.checkpoint
-    bundle = from_pretrained(source, dtype="float32", box_space=BOX_SPACE, device="cpu")
-    from dataclasses import replace
-
-    info = replace(bundle.info, base_model="tiny", base_sha256=weights_sha256(source))
-    save_model(bundle.model, bundle.processor, info, TINY_BASE)
-    NOTES.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(args.run / "log.jsonl", NOTES / "pretrain_log.jsonl")
-    shutil.copyfile(args.config, NOTES / "pretrain_config.toml")
+    if args.again != (args.config is None):
+        parser.error("give a run and its config, or --again")
+    ship_again(TINY_BASE) if args.again else ship(args.run, args.config, args.checkpoint)
     listing = [f"{sha256_file(path)}  {path.name}" for path in sorted(TINY_BASE.iterdir())]
     (NOTES / "SHA256SUMS").write_text("\n".join(listing) + "\n")
     print("\n".join(listing))
+
+
+def ship(run: Path, config: Path, checkpoint: str) -> None:
+    """Model, processor and description of a pretraining, with its log and settings."""
+    source = run / checkpoint
+    bundle = from_pretrained(source, dtype="float32", box_space=BOX_SPACE, device="cpu")
+    info = replace(bundle.info, base_model="tiny", base_sha256=weights_sha256(source))
+    save_model(bundle.model, bundle.processor, info, TINY_BASE)
+    NOTES.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run / "log.jsonl", NOTES / "pretrain_log.jsonl")
+    shutil.copyfile(config, NOTES / "pretrain_config.toml")
+
+
+def ship_again(folder: Path) -> None:
+    """Processor and description anew, with the pixel limits of the source; the weights stay as they are."""
+    bundle = from_pretrained(folder, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, with_model=False)
+    save_description(bundle.processor, "qwen2_5_vl", bundle.info, folder)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ COMMANDS = (
         ("ask",),
         ("export",),
         ("bench",),
+        ("gpu",),
     ),
 )
 FLAGS = Path(__file__).with_name("flags.txt")

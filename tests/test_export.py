@@ -174,7 +174,7 @@ def test_verl_rows(dataset, expected, tmp_path, embed):
 def test_the_readme_says_which_limits_the_boxes_need(dataset, tmp_path, trainer):
     exported(dataset, tmp_path / "out", trainer)
     text = (tmp_path / "out/README.md").read_text()
-    assert f"# Rows for {trainer}" in text and "`norm100`" in text and "784" in text and "24600" in text
+    assert f"# Rows for {trainer}" in text and "`norm100`" in text and "784" in text and "25088" in text
 
 
 def test_a_question_with_a_media_placeholder_is_refused(dataset, tmp_path, monkeypatch, capsys):

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from surgery_r1 import prompts
+from surgery_r1._util.files import sha256_file
 from surgery_r1.codec import View
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models import ModelInfo, from_pretrained
@@ -95,6 +96,24 @@ def test_size_of_the_base(tiny):
 def test_base_has_thirty_image_tokens(tiny):
     inputs = encode(tiny, picture(320, 256))
     assert int((inputs["input_ids"] == tiny.processor.image_token_id).sum()) == 30
+
+
+def test_limits_of_the_base_are_whole_image_tokens(tiny):
+    """Engines that round limits to image tokens see what we see, and frames keep the size of earlier versions."""
+    assert tiny.info.min_pixels % 784 == 0 and tiny.info.max_pixels % 784 == 0
+    assert tiny.processor.image_processor.size == {"shortest_edge": 784, "longest_edge": tiny.info.max_pixels}
+    earlier = copy.deepcopy(tiny.processor)
+    earlier.image_processor.size = {"shortest_edge": 784, "longest_edge": 24_600}
+    # From the smallest frame that is drawn to the largest.
+    for width in range(160, 1285, 5):
+        size = width, round(width * 0.8)
+        assert view_of(tiny.processor, *size) == view_of(earlier, *size) == View(*size, 168, 140)
+
+
+def test_the_record_of_the_base_is_that_of_its_files():
+    record = (Path(__file__).parents[1] / "docs" / "tiny_base" / "SHA256SUMS").read_text()
+    files = sorted(path for path in TINY_BASE.iterdir() if path.is_file())
+    assert record == "".join(f"{sha256_file(path)}  {path.name}\n" for path in files)
 
 
 def test_one_line_in_a_fresh_process(tmp_path):

@@ -171,7 +171,7 @@ def test_the_largest_pass_of_rft_is_that_of_the_tree(dataset):
     processor, space = _shown()
     questions = training_rows("rft", config, dataset, processor, space, False).with_format(None)
     sizes = []
-    for pair in zip(range(0, len(questions)), range(1, len(questions)), strict=False):
+    for pair in zip(range(len(questions)), range(1, len(questions)), strict=False):
         rows = []
         for number in pair:
             row = questions[number]

@@ -55,6 +55,13 @@ class Benchmark:
 
     def run(self) -> dict[str, float]:
         """Run once; seconds in all ("step"), of what is compared ("compared", and "compared_cpu"), and by part."""
+        seconds, cpu_seconds = self.update()
+        self.model.zero_grad(set_to_none=True)
+        parts, cpu = {**self.clock.parts, "step": seconds}, {**self.clock.cpu, "step": cpu_seconds}
+        return {**parts, "compared": self._compared(parts), "compared_cpu": self._compared(cpu)}
+
+    def update(self) -> tuple[float, float]:
+        """Run once, and leave the gradients; seconds in all, of the clock and of the processor."""
         self.clock.parts.clear()
         self.clock.cpu.clear()
         self.layouts.clear()
@@ -65,10 +72,7 @@ class Benchmark:
             self.features.forget()
         start, before = self.clock.now(), time.process_time()
         self._run()
-        cpu = {**self.clock.cpu, "step": time.process_time() - before}
-        parts = {**self.clock.parts, "step": self.clock.now() - start}
-        self.model.zero_grad(set_to_none=True)
-        return {**parts, "compared": self._compared(parts), "compared_cpu": self._compared(cpu)}
+        return self.clock.now() - start, time.process_time() - before
 
     def _run(self) -> None:
         raise NotImplementedError

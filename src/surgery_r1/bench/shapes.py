@@ -95,7 +95,7 @@ class Work:
 
 
 def random_model(work: Work, tokenizer: Any) -> Any:
-    """The model of ``work.shape`` with random weights, on its device."""
+    """The model of ``work.shape`` with random weights, on its device. In every precision they are the same numbers."""
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -114,14 +114,16 @@ def random_model(work: Work, tokenizer: Any) -> Any:
     config.vision_config.window_size = 112
     config.vision_config.fullatt_block_indexes = full
     torch.manual_seed(0)
-    dtype = getattr(torch, work.dtype)
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(work.device):
-            model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa", dtype=dtype)
+            model = Qwen2_5_VLForConditionalGeneration._from_config(
+                config, attn_implementation="sdpa", dtype=torch.bfloat16
+            )
     finally:
         torch.set_default_dtype(before)
+    model.to(getattr(torch, work.dtype))
     model.model.visual.requires_grad_(False)
     return model
 

@@ -63,9 +63,13 @@ class _TrainingBenchmark(Benchmark):
 
 
 class RftBenchmark(_TrainingBenchmark):
-    """A GRPO step on replayed rollouts; what is compared is the update (log-probabilities, loss, backward)."""
+    """A GRPO step on replayed rollouts; what is compared is the update (log-probabilities, loss, backward).
 
-    def __init__(self, work: Work, variant: str) -> None:
+    Args:
+        micro: completions in a pass; 0: the usual number of the variant.
+    """
+
+    def __init__(self, work: Work, variant: str, micro: int = 0) -> None:
         super().__init__(work, variant)
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
@@ -73,7 +77,7 @@ class RftBenchmark(_TrainingBenchmark):
         from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
 
         rows = work.asked * work.generations
-        self.micro = rows if self.optimised else (work.micro_batch or work.generations)
+        self.micro = micro or (rows if self.optimised else (work.micro_batch or work.generations))
         arguments = GRPOConfig(
             **self._arguments(),
             per_device_train_batch_size=self.micro,

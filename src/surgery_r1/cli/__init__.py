@@ -21,6 +21,7 @@ from surgery_r1.cli.data import Build, Check, MakeScenes
 from surgery_r1.cli.data_export import ExportData
 from surgery_r1.cli.demo import DemoCommand
 from surgery_r1.cli.evaluate import Report, Score
+from surgery_r1.cli.gpu import Gpu
 from surgery_r1.cli.messages import shown_messages
 from surgery_r1.cli.predict import Ask, PredictCommand
 from surgery_r1.cli.train import Export, TrainRft, TrainSft
@@ -68,6 +69,7 @@ Command = (
     | Annotated[Ask, _named("ask")]
     | Annotated[Export, _named("export")]
     | Annotated[Bench, _named("bench")]
+    | Annotated[Gpu, _named("gpu")]
 )
 
 _DESCRIPTION = f"""Train, judge and run reasoning models on surgical frames (version {__version__}).
@@ -109,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _trains(args: list[str]) -> bool:
     """Whether a command needs the trainers; ``data export`` needs their data sets."""
-    return args[:1] in (["train"], ["demo"], ["bench"]) or args[:2] == ["data", "export"]
+    return args[:1] in (["train"], ["demo"], ["bench"], ["gpu"]) or args[:2] == ["data", "export"]
 
 
 def _run(args: list[str]) -> int:

@@ -149,6 +149,11 @@ def _additive(mask: Any, dtype: torch.dtype) -> Any:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
+def takes_flex(device: torch.device) -> bool:
+    """Whether a device computes prefix trees with flex attention; a CPU has the flash kernel above."""
+    return device.type != "cpu"
+
+
 @lru_cache(maxsize=8)
 def _block_mask(layout: TreeLayout, device: torch.device) -> Any:
     """The tree as a mask for flex attention: a token is seen by its own node from it on, and by the descendants."""
@@ -225,10 +230,8 @@ def tree_attention(
     # Under autocast rotary embeddings leave queries and keys in another precision than values.
     query, key = query.to(value.dtype), key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.device.type == "cpu":
-        out = _TreeAttention.apply(query, key, value, tree, scale)
-    else:
-        out = flex_tree_attention(query, key, value, tree, scale)
+    attend = flex_tree_attention if takes_flex(query.device) else _TreeAttention.apply
+    out = attend(query, key, value, tree, scale)
     return out.transpose(1, 2).contiguous(), None
 
 

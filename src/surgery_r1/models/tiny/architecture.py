@@ -14,8 +14,9 @@ TINY_BASE = Path(__file__).with_name("base")
 
 BOX_SPACE = "norm100"
 PATCH, MERGE = 14, 2
-#: 168 x 140 pixels for a 5:4 frame: 6 x 5 = 30 image tokens.
-MIN_PIXELS, MAX_PIXELS = 28 * 28, 24_600
+#: Multiples of the 28 x 28 pixels of an image token. A 5:4 frame becomes 168 x 140 pixels, 6 x 5 = 30 tokens: with a
+#: limit of 30 or 31 tokens it would lose a row, because its sides are rounded down one by one.
+MIN_PIXELS, MAX_PIXELS = 28 * 28, 32 * 28 * 28
 
 #: Qwen's special tokens, in its order.
 SPECIAL_TOKENS = (
