@@ -49,11 +49,10 @@ def adapters(result: dict[str, Any]) -> Iterator[str]:
 
 
 def teacher(result: dict[str, Any]) -> Iterator[str]:
-    yield "| server | replies | with `<think>` | rationales that pass | dropped |"
-    yield "|---|---|---|---|---|"
+    yield "| server | asked | replies | with `<think>` | refused | rationales that pass |"
+    yield "|---|---|---|---|---|---|"
     for row in result["rows"]:
-        dropped = sum(row["skipped"].values()) if row["skipped"] else 0
-        counts = (row["replies"], row["with_think"], row["rows"]["cot"], dropped)
+        counts = (row["asked"], row["replies"], row["with_think"], row["rejected"].get("refused", 0), row["accepted"])
         yield f"| `{row['server']}` | {' | '.join(map(str, counts))} |"
 
 

@@ -21,6 +21,8 @@ SERVERS = {
     "vllm serve": ("vllm serve", WHOLE),
     "vllm serve --reasoning-parser": ("vllm serve", (*WHOLE, "--reasoning-parser", "deepseek_r1")),
     "transformers serve": ("transformers serve", ()),
+    # Too short for some of the prompts: those requests are refused.
+    "vllm serve --max-model-len 590": ("vllm serve", (*WHOLE, "--max-model-len", "590")),
 }
 FRAMES = 14
 
@@ -43,6 +45,7 @@ def teacher(model: Path, folder: Path, environment: Path) -> Iterator[dict[str, 
             config = recipe(folder / f"{number}.toml", server.endpoint, str(model))
             ours("data", "build", folder / "scenes", "--config", config, "--out", out)
         manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        (counted,) = manifest["reasoning"].values()
         replies = lines(next(folder.glob(f"dataset{number}*repl*")))
         yield {
             "server": name,
@@ -50,8 +53,7 @@ def teacher(model: Path, folder: Path, environment: Path) -> Iterator[dict[str, 
             "with_think": sum("<think>" in reply["text"] and "</think>" in reply["text"] for reply in replies),
             "empty": sum(not reply["text"] for reply in replies),
             "counted_tokens": sum(bool(reply["completion_tokens"]) for reply in replies),
-            "skipped": manifest["skipped"],
-            "rows": manifest["rows"],
+            **{key: counted[key] for key in ("asked", "accepted", "dropped", "rejected")},
         }
 
 

@@ -104,8 +104,11 @@ class Job:
 
     def teacher(self) -> dict[str, Any]:
         rows = list(teacher(self.folder / "rollouts" / "start", self.folder / "teacher", self.environment))
-        # The same questions to the same model: what was thought is read wherever the server puts it.
-        return {"rows": rows, "good": all(row["replies"] == row["counted_tokens"] > 0 for row in rows)}
+        answered = all(row["replies"] + row["rejected"].get("refused", 0) == row["asked"] for row in rows)
+        read = all(row["counted_tokens"] == row["replies"] > row["empty"] for row in rows)
+        counted = all(row["accepted"] + row["dropped"] == row["asked"] for row in rows)
+        refused = [row["server"] for row in rows if "refused" in row["rejected"]]
+        return {"rows": rows, "good": answered and read and counted and refused == [rows[-1]["server"]]}
 
 
 def main() -> int:

@@ -67,7 +67,7 @@ class ServerGRPOTrainer(WholeModelGRPOTrainer):
             if any(prompt_ids[i : i + size] != [prompt_ids[i]] * size for i in first):
                 raise AssertionError("TRL no longer keeps the completions of a prompt together")
             image, banned = processor.image_token_id, frame_tokens(processor)
-            questions = [Question(self._prompt_of(i), prompt_ids[i], image, banned) for i in first]
+            questions = [Question(self._asked[i], prompt_ids[i], image, banned) for i in first]
             seed = f"{self.args.seed}:{step}:{self._step % self.args.gradient_accumulation_steps}:{ranks.index()}"
             groups = self._sampling.server.sample(name, questions, size, seed)
         ranks.first(self._sampling.check)
@@ -75,10 +75,6 @@ class ServerGRPOTrainer(WholeModelGRPOTrainer):
         self._metrics["train"]["sampler/seconds"].append(time.perf_counter() - middle)
         replies = [reply for group in groups for reply in group]
         return [list(reply.ids) for reply in replies], [list(reply.log_probs) for reply in replies]
-
-    def _prompt_of(self, row: int) -> list[dict[str, Any]]:
-        messages: list[dict[str, Any]] = self._asked[row]
-        return messages
 
     def _synced(self) -> str:
         """The model's name at the server, which has the weights of this step afterwards."""
