@@ -111,7 +111,7 @@ class PromptEncoder:
         self._chat = lru_cache(maxsize=4096)(self._render)
         self._text_length = lru_cache(maxsize=4096)(self._count_text)
 
-    def _render(self, text: str, images: int, reply_start: str) -> str:
+    def _render(self, text: str, images: int, reply_start: str = "") -> str:
         for what, written in (("question", text), ("start of the reply", reply_start)):
             control = next((token for token in self.processor.tokenizer.all_special_tokens if token in written), None)
             if control is not None:
