@@ -76,13 +76,13 @@ def write_page(result: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environment", type=Path, default=Path(".venv-deepspeed"), help="made by setup_deepspeed.sh")
-    parser.add_argument("--report", type=Path, help="a report that pytest has written (--junitxml), to run nothing")
+    parser.add_argument("--reports", type=Path, nargs="+", help="what pytest has written (--junitxml); runs nothing")
     parser.add_argument("--out", type=Path, default=Path("docs/deepspeed.json"))
     args = parser.parse_args()
     python = args.environment / "bin" / "python"
     if not python.is_file():
         sys.exit(f"{args.environment} is not there: run scripts/setup_deepspeed.sh")
-    found = rows(args.report) if args.report else tested(args.environment)
+    found = [row for report in args.reports for row in rows(report)] if args.reports else tested(args.environment)
     done = subprocess.run([str(python), "-c", VERSIONS, *PACKAGES], check=True, capture_output=True, text=True)
     result = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -70,13 +70,15 @@ UNEVEN_RFT |= {"rft_max_completion": 200, "rft_learning_rate": 1e-3, "rft_trl": 
 DEV = {"eval_dev_samples": 2, "eval_max_new_tokens": 4, "eval_choose": "last"}
 
 
-def uneven(tmp_path: Path, name: str, count: int, stage_name: str, data: Path, **changes) -> tuple[Path, dict]:
+def uneven(
+    tmp_path: Path, name: str, count: int, stage_name: str, data: Path, base: Path | str = "tiny", **changes
+) -> tuple[Path, dict]:
     """A run on rows or completions of 20 and 200 tokens, and the gradients of its first step."""
     rewards = tmp_path / "rewards.py"
     rewards.write_text("def length(text, truth):\n    return sum(map(ord, text)) % 7 / 7\n")
     whole = {**(UNEVEN_SFT if stage_name == "sft" else UNEVEN_RFT), **DEV, **changes}
     if stage_name == "rft":
         whole["rft_rewards"] = {f"{rewards}:length": 1.0}
-    job = {"stage": stage_name, "data": data, "uneven": True, "changes": whole}
+    job = {"stage": stage_name, "data": data, "base": base, "uneven": True, "changes": whole}
     out = trained(tmp_path, count, out=tmp_path / name, gradients=tmp_path / f"{name}.grads", **job)
     return out, load_file(tmp_path / f"{name}.grads")

@@ -20,7 +20,7 @@ from small import small
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models import from_pretrained
 from surgery_r1.models.export import export
-from surgery_r1.models.save import refuse_empty
+from surgery_r1.models.save import refuse_empty, save_model
 from surgery_r1.train import ranks, shards, stage
 
 deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed: make test-engines")
@@ -100,13 +100,36 @@ SHORT |= {"rft_max_steps": 2, "rft_eval_every": 1}
 
 
 @pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """The tiny base, and one whose output layer has weights of its own, as that of the 7B model."""
+    bundle = from_pretrained("tiny")
+    model, folder = bundle.model, tmp_path_factory.mktemp("base") / "untied"
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 0.01)
+    model.all_tied_weights_keys = {}
+    save_model(model, bundle.processor, bundle.info, folder)
+    assert {*weights(folder)} - {*weights(bundle.folder)} == {"lm_head.weight"}
+    return {"tied": bundle.folder, "untied": folder}
+
+
+def learned(run, base):
+    """What a run has added to each tensor of its base."""
+    start = weights(base)
+    return {
+        name: tensor - start[name] for name, tensor in weights(run / "best").items() if ".visual." not in f".{name}"
+    }
+
+
+@pytest.fixture(scope="module")
 def of_one_process(dataset_folder, tmp_path_factory):
     """Functions that make the runs of one process, each once: on uneven rows, and a short whole one."""
     folder = tmp_path_factory.mktemp("one")
 
     @cache
-    def on_uneven_rows(stage_name):
-        return uneven(folder, f"uneven_{stage_name}", 1, stage_name, dataset_folder, **UNEVEN[stage_name])
+    def on_uneven_rows(stage_name, base):
+        name = f"uneven_{stage_name}_{base.name}"
+        return uneven(folder, name, 1, stage_name, dataset_folder, base, **UNEVEN[stage_name])
 
     @cache
     def short(stage_name, lora):
@@ -118,19 +141,25 @@ def of_one_process(dataset_folder, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("stage_name", ["sft", "rft"])
-def test_parts_learn_what_a_whole_model_does(of_one_process, dataset_folder, tmp_path, way, stage_name):
+@pytest.mark.parametrize(("stage_name", "head"), [("sft", "tied"), ("sft", "untied"), ("rft", "untied")])
+def test_parts_learn_what_a_whole_model_does(of_one_process, bases, dataset_folder, tmp_path, way, stage_name, head):
     """Rows and completions of 20 and 200 tokens, two passes of each of two processes, plain SGD."""
-    whole, expected = of_one_process[0](stage_name)
+    whole, expected = of_one_process[0](stage_name, bases[head])
     micro = {f"{stage_name}_micro_batch": 1 if stage_name == "sft" else 2}
     changes = {**UNEVEN[stage_name], **micro, "ranks_shard": way}
-    run, gradients = uneven(tmp_path, "parts", 2, stage_name, dataset_folder, **changes)
+    run, gradients = uneven(tmp_path, "parts", 2, stage_name, dataset_folder, bases[head], **changes)
     # DeepSpeed has used and dropped them when the trainer tells of a step; weights after plain SGD are their sum.
     if way == "fsdp2":
         assert apart(gradients, expected) < 1e-5
     assert losses(run) == pytest.approx(losses(whole), rel=1e-5, abs=1e-6)
     assert len(losses(run)) == 20
     assert apart(weights(run / "best"), weights(whole / "best")) < 1e-4
+    ours, theirs = (learned(folder, bases[head]) for folder in (run, whole))
+    largest = max(change.norm() for change in theirs.values())
+    assert largest > 0
+    for name, change in theirs.items():
+        # Rounding of weights hides small changes.
+        assert (ours[name] - change).norm() < 1e-2 * change.norm() + 1e-4 * largest, name
 
 
 @pytest.mark.slow

@@ -109,7 +109,8 @@ def resumable(kind: type) -> type:
             plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
             if plugin is not None and plugin.zero_stage == 3:
                 zero.to_parts(self.model, plugin)
-            return super()._prepare_for_training(*args, **kwargs)
+            with shards.output_layer_with_the_rest(self.model) if self.is_fsdp_enabled else contextlib.nullcontext():
+                return super()._prepare_for_training(*args, **kwargs)
 
         def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
             # transformers would write the weights of FSDP a second time, in a form that only FSDP reads.

@@ -135,6 +135,21 @@ def _units(model: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
+@contextlib.contextmanager
+def output_layer_with_the_rest(model: Any) -> Iterator[None]:
+    """FSDP2, set up inside the block, treats an output layer with weights of its own as part of the whole model.
+
+    accelerate would make it a unit, gathered when the layer is called. TRL multiplies by its weights without calling
+    it, and gathers them by itself in a way that adds up no gradients over ranks: each would learn from its own rows,
+    with twice the weight on two ranks.
+    """
+    inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
+    with contextlib.ExitStack() as stack:
+        if outer is not None and outer.weight is not inner.weight:
+            stack.enter_context(overriding(model, "get_output_embeddings", lambda: None))
+        yield
+
+
 def spread(model: Any) -> bool:
     """Whether this rank has only a part of the model's weights."""
     return bool(_units(model)) or zero.spread(model)
