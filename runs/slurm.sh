@@ -25,20 +25,19 @@ PORT=${PORT:-29500}    # where the nodes meet, on the first of them; free there
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
 
-# A step may take longer than the 30 seconds after which torchrun would kill what still runs.
 export LAUNCH="srun --kill-on-bad-exit=1 torchrun --nnodes $SLURM_NNODES --nproc_per_node $NPROC --rdzv_backend c10d \
---rdzv_id $id --rdzv_endpoint $head:$PORT --shutdown_timeout 600"
+--rdzv_id $id --rdzv_endpoint $head:$PORT"
 
 set -m # a process group of its own, which gets the signal as a whole
-"${STAGES:-runs/stages.sh}" &
+runs/stages.sh &
 stages=$!
-trap 'kill -TERM -- "-$stages" 2>/dev/null || true' TERM
-status=0
-# A signal ends "wait", not what is waited for.
-wait "$stages" || status=$?
-while kill -0 "$stages" 2>/dev/null; do
+trap 'told=1; kill -TERM -- "-$stages" 2>/dev/null || true' TERM
+while true; do
+  told=
   status=0
   wait "$stages" || status=$?
+  # A signal ends "wait", not what is waited for.
+  if [ -z "$told" ]; then break; fi
 done
 if [ "$status" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$status"

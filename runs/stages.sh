@@ -19,8 +19,11 @@ read -ra launch <<<"${LAUNCH:-}"          # what starts the processes, where it 
 
 if [ ${#launch[@]} -eq 0 ]; then
   launch=(python)
-  [ "$NPROC" -eq 1 ] || launch=(torchrun --nproc_per_node "$NPROC" --shutdown_timeout 600)
+  [ "$NPROC" -eq 1 ] || launch=(torchrun --nproc_per_node "$NPROC")
 fi
+
+# A step may take longer than the 30 seconds after which torchrun (accelerate launch too) kills what still runs.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 
 # bash waits for the training that it has started, which gets a SIGTERM of its own from whoever stops a job.
 told=

@@ -32,7 +32,7 @@ serve=(serve "$(realpath "$OUT/start")" --host 127.0.0.1 --port "$PORT")
 CUDA_VISIBLE_DEVICES=$NPROC VLLM_SERVER_DEV_MODE=1 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 \
   "$VLLM" "${serve[@]}" >"$OUT/server.log" 2>&1 &
 server=$!
-trap 'kill "$server" 2>/dev/null || true' EXIT
+trap 'kill "$server" 2>/dev/null && wait "$server" || true' EXIT
 
 # See: nothing, for some minutes; the server's own words are in OUT/server.log.
 until curl -fs "http://127.0.0.1:$PORT/health" >/dev/null; do
