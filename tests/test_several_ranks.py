@@ -253,7 +253,11 @@ def test_rft_on_an_adapter_of_two_processes(dataset_folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("event", [{"signal": ["SIGKILL", 1, 1]}, {"fail": [1, 1]}], ids=["killed", "failed"])
+@pytest.mark.parametrize(
+    "event",
+    [{"signal": ["SIGKILL", 1, 1]}, {"fail": [1, 1]}, {"crash": [1, 1]}],
+    ids=["killed", "failed", "crashed"],
+)
 def test_one_that_ends_ends_all(dataset_folder, tmp_path, event):
     started = time.monotonic()
     job = {"stage": "sft", "data": dataset_folder, "out": tmp_path / "run", "changes": WHOLE}
