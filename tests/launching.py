@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -29,6 +30,11 @@ def trained(tmp_path: Path, count: int, **job) -> Path:
     done = launch(tmp_path, count, **job)
     assert done.returncode == 0, done.stderr[-3000:]
     return Path(job["out"])
+
+
+def seconds_since_event(run: Path) -> float:
+    """How long ago what a test wanted to happen in a run has happened."""
+    return time.time() - run.with_suffix(".event").stat().st_mtime
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

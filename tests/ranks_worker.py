@@ -48,6 +48,8 @@ class Events(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **_):
         number, rank, step = self.job.get("signal", (0, -1, -1))
+        if [ranks.index(), state.global_step] in ([rank, step], self.job.get("fail"), self.job.get("crash")):
+            Path(self.job["out"]).with_suffix(".event").touch()
         if (ranks.index(), state.global_step) == (rank, step):
             os.kill(os.getpid(), getattr(signal, number))
         if [ranks.index(), state.global_step] == self.job.get("fail"):

@@ -41,8 +41,6 @@ LEVELS: list[set[str]] = [
 LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units}
 #: Libraries that take seconds to import.
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "huggingface_hub"}
-#: Besides commands: the switches that keep libraries offline, and what launchers of several processes say there.
-ENVIRONMENT = {"_util.offline", "train.ranks", "train.shards", "train.zero"}
 LONGEST_FILE = 330
 LONGEST_FUNCTION = 60
 
@@ -129,9 +127,10 @@ def names_in(path: Path) -> set[str]:
 def test_arguments_and_environment_are_read_by_cli_alone(module):
     used = names_in(MODULES[module])
     if unit_of(module) not in ("cli", "__main__"):
-        # The run folder notes the command of a run.
+        # The run folder notes the command of a run; the switches that keep libraries offline are in the environment,
+        # as is what launchers tell the processes of a run.
         assert "sys.argv" not in used or module == "train.run_folder"
-        assert not used & {"os.environ", "os.getenv"} or module in ENVIRONMENT
+        assert not used & {"os.environ", "os.getenv"} or module in ("_util.offline", "_util.launcher")
         assert "sys.exit" not in used
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from surgery_r1._util import launcher
 from surgery_r1._util.locks import held
 from surgery_r1.errors import OtherProcessFailed, SurgeryR1Error
 
@@ -38,7 +38,7 @@ def join() -> None:
         try:
             PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
         except dist.DistError as error:
-            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            place = f"{launcher.told('MASTER_ADDR')}:{launcher.told('MASTER_PORT')}"
             raise SurgeryR1Error(
                 f"the processes cannot meet at {place} ({str(error).splitlines()[0]})",
                 fix="another run may hold the port: give torchrun --standalone on one machine, else --master_port",

@@ -11,7 +11,6 @@ another, which has finished, no longer sends. Weights are therefore gathered onc
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
 
+from surgery_r1._util import launcher
 from surgery_r1._util.overriding import overriding
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.train import ranks, zero
@@ -27,9 +27,6 @@ from surgery_r1.train.config import Shard
 
 #: Ways that leave no rank with all weights.
 SPREAD_WEIGHTS = ("fsdp2", "zero3")
-
-#: What accelerate and transformers read from the environment, and write there.
-_VARIABLES = ("ACCELERATE_", "FSDP_")
 
 
 def asked_for(configured: Shard) -> Shard:
@@ -40,7 +37,7 @@ def asked_for(configured: Shard) -> Shard:
     """
     launched: Shard = "none"
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        if os.environ.get("FSDP_VERSION", "1") != "2":
+        if launcher.told("FSDP_VERSION", "1") != "2":
             raise SurgeryR1Error(
                 "FSDP's first version is not supported",
                 fix="launch with --fsdp_version 2, or set ranks.shard = 'fsdp2'",
@@ -64,34 +61,23 @@ def asked_for(configured: Shard) -> Shard:
 
 
 @contextlib.contextmanager
-def environment() -> Iterator[None]:
-    """What accelerate writes into the environment inside the block is gone afterwards."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in [name for name in os.environ if name.startswith(_VARIABLES) and name not in before]:
-            del os.environ[name]
-        os.environ.update({name: value for name, value in before.items() if name.startswith(_VARIABLES)})
-
-
-@contextlib.contextmanager
 def first_loads(way: Shard) -> Iterator[None]:
     """A model loaded inside the block has its weights on the first rank of a machine alone, if it is to be spread.
 
     It is transformers' own switch for FSDP; the others get them when the model is spread.
     """
-    with environment():
-        if way != "none":
-            zero.forget_settings()
-            os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    if way == "none":
+        yield
+        return
+    zero.forget_settings()
+    with launcher.environment(ACCELERATE_USE_FSDP="true", FSDP_CPU_RAM_EFFICIENT_LOADING="true"):
         yield
 
 
 @contextlib.contextmanager
 def arranged(way: Shard, arguments: Any) -> Iterator[None]:
     """A trainer made with ``arguments`` inside the block spreads its model."""
-    with environment():
+    with launcher.environment():
         if way == "fsdp2":
             arguments.fsdp_plugin_args = {
                 "fsdp_version": 2,

@@ -6,7 +6,6 @@ DeepSpeed is no requirement of this package: ``pip install deepspeed``. Nothing 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 import transformers.generation.utils
 from accelerate.utils import DeepSpeedPlugin, parse_flag_from_env
 
+from surgery_r1._util import launcher
 from surgery_r1._util.overriding import overriding
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.train import ranks
@@ -58,7 +58,7 @@ def plugin_for(stage: int, arguments: Any) -> Any:
     if hasattr(arguments, "ds3_gather_for_generation"):
         # Done by :func:`whole`, of dev questions too.
         arguments.ds3_gather_for_generation = False
-    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    launcher.tell(ACCELERATE_USE_DEEPSPEED="true")
     return DeepSpeedPlugin(hf_ds_config=arguments.hf_deepspeed_config)
 
 

@@ -82,7 +82,9 @@ def run(plan: Plan, out: Path, say: Callable[[str], None]) -> None:
 def _measure(name: str, shape: Shape, plan: Plan, peak: float | None, say: Callable[[str], None]) -> dict[str, Any]:
     if name in _QUESTIONS:
         kind = name.removesuffix("-6")
-        record = compare.bench(kind, work_of(kind, shape, plan.device, questions=_QUESTIONS[name]), plan.pairs, say=say)
+        # Of RFT whole steps: rollouts, rewards and optimiser too.
+        work = work_of(kind, shape, plan.device, questions=_QUESTIONS[name], whole=kind == "rft")
+        record = compare.bench(kind, work, plan.pairs, say=say)
         rates = {way: record["rates"][way]["unique_operations_per_second"] for way in ("plain", "ours")}
         mfu = {way: rate / peak for way, rate in rates.items()} if peak else None
         return {**record, "peak_operations_per_second": peak, "mfu_unique": mfu}
