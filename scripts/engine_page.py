@@ -27,7 +27,7 @@ def rollouts(result: dict[str, Any]) -> Iterator[str]:
         first, last = min(way["gap_mean"]), max(way["gap_mean"])
         rewards = f"{way['reward_trainer']:.3f} | {way['reward_server']:.3f}"
         gaps = f"{first:.1e} to **{last:.1e}** | {way['gap_max']:.1e}"
-        yield f"| {way['way']}, {way['dtype']} | {rewards} | {gaps} | {way['sync_seconds']:.2f} s |"
+        yield f"| {way['way'].split(',')[0]}, {way['dtype']} | {rewards} | {gaps} | {way['sync_seconds']:.2f} s |"
     yield ""
     yield "| a server that is not right | the run |"
     yield "|---|---|"

@@ -21,8 +21,6 @@ SERVERS = {
     "vllm serve": ("vllm serve", WHOLE),
     "vllm serve --reasoning-parser": ("vllm serve", (*WHOLE, "--reasoning-parser", "deepseek_r1")),
     "transformers serve": ("transformers serve", ()),
-    # Too short for some of the prompts: those requests are refused.
-    "vllm serve --max-model-len 590": ("vllm serve", (*WHOLE, "--max-model-len", "590")),
 }
 FRAMES = 14
 
