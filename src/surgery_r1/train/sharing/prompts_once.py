@@ -86,7 +86,7 @@ def _numbered(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
     ([0, 2], [0, 0, 1, 0])
     """
     number: dict[Hashable, int] = {}
-    first = []
+    first: list[int] = []
     for place, key in enumerate(keys):
         if key not in number:
             number[key] = len(first)
