@@ -104,7 +104,9 @@ def test_generation_goes_on_from_what_is_shared(model, copies):
     random = torch.Generator().manual_seed(0)
     images = {key: ImagePatches(torch.randn(16, 1176, generator=random), grid) for key in "ab"}
     head = "<|vision_start|>" + "<|image_pad|>" * 4
-    asked = [(f"{head}<|vision_end|>{question}", key) for key in "ab" for question in ("Where?", "What is it?", "Is it?")]
+    asked = [
+        (f"{head}<|vision_end|>{question}", key) for key in "ab" for question in ("Where?", "What is it?", "Is it?")
+    ]
     prompts = [
         PromptTokens(tokenizer(text, add_special_tokens=False)["input_ids"], (key,))
         for text, key in asked

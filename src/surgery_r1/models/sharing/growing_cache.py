@@ -21,9 +21,12 @@ ROOM = 64
 class GrowingLayer(DynamicLayer):
     """Keys and values (rows, heads, tokens, d) of one layer: views of tensors with room for more tokens."""
 
+    keys: Any
+    values: Any
+
     def __init__(self) -> None:
         super().__init__()
-        self._rooms: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._rooms: Any = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Add keys and values of further tokens; those of all tokens."""
@@ -74,7 +77,7 @@ class SharedKeys(NamedTuple):
 class _SharedLayer(GrowingLayer):
     """Keys and values of one layer behind beginnings that rows share. Its own keys and values are the rest."""
 
-    def __init__(self, begun: DynamicLayer, sharers: Sharers) -> None:
+    def __init__(self, begun: Any, sharers: Sharers) -> None:
         super().__init__()
         self._begun = begun
         self._sharers = sharers
@@ -99,13 +102,14 @@ def shared_cache(cache: Cache, rows: Sequence[int]) -> Cache:
     It can be read by :func:`surgery_r1.models.sharing.attention.tree_attention` alone, and its rows cannot be chosen
     anew, as beam search does.
     """
-    of_shared: list[list[int]] = [[] for _ in range(cache.layers[0].keys.shape[0])]
+    layers: list[Any] = cache.layers
+    keys = layers[0].keys
+    of_shared: list[list[int]] = [[] for _ in range(len(keys))]
     for number, shared in enumerate(rows):
         of_shared[shared].append(number)
     most = max(map(len, of_shared))
-    device = cache.layers[0].keys.device
     of_row = torch.tensor([shared * most + of_shared[shared].index(number) for number, shared in enumerate(rows)])
     # Every beginning has a row.
     padded = torch.tensor([numbers + numbers[:1] * (most - len(numbers)) for numbers in of_shared])
-    sharers = Sharers(padded.to(device), of_row.to(device))
-    return Cache(layers=[_SharedLayer(layer, sharers) for layer in cache.layers])
+    sharers = Sharers(padded.to(keys.device), of_row.to(keys.device))
+    return Cache(layers=[_SharedLayer(layer, sharers) for layer in layers])

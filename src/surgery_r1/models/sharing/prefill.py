@@ -65,19 +65,8 @@ def prefill(
     token = base.config.image_token_id
     size = prefix_length(prompts[0], token)
     prefixes = list(dict.fromkeys((tuple(p.ids[:size]), p.images) for p in prompts))
-    ids = torch.tensor([prefix for prefix, _ in prefixes], device=device)
-    shown = [images[key] for _, keys in prefixes for key in keys]
-    output = model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == token).int(),
-        pixel_values=torch.cat([image.patches for image in shown]).to(device),
-        image_grid_thw=torch.stack([image.grid for image in shown]).to(device),
-        past_key_values=growing_cache(),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache, deltas = output.past_key_values, base.model.rope_deltas
+    cache = _read(model, prefixes, images)
+    deltas = base.model.rope_deltas
     number = {prefix: i for i, prefix in enumerate(prefixes)}
     distinct = list(dict.fromkeys((tuple(p.ids), p.images) for p in prompts))
     begins = [number[ids[:size], keys] for ids, keys in distinct]
@@ -107,6 +96,23 @@ def prefill(
         tokens, mask, deltas = tokens[rows], mask[rows], deltas[rows]
     base.model.rope_deltas = deltas
     return {"input_ids": tokens, "attention_mask": mask, "past_key_values": cache}
+
+
+def _read(model: Any, prefixes: Sequence[tuple[Any, Any]], images: Mapping[Any, ImagePatches]) -> Any:
+    """The cache of prefixes of one length, each tokens and keys of images; the model keeps their ``rope_deltas``."""
+    device, token = core(model).device, core(model).config.image_token_id
+    ids = torch.tensor([prefix for prefix, _ in prefixes], device=device)
+    shown = [images[key] for _, keys in prefixes for key in keys]
+    return model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == token).int(),
+        pixel_values=torch.cat([image.patches for image in shown]).to(device),
+        image_grid_thw=torch.stack([image.grid for image in shown]).to(device),
+        past_key_values=growing_cache(),
+        use_cache=True,
+        logits_to_keep=1,
+    ).past_key_values
 
 
 def _continued(model: Any, cache: Any, rows: Sequence[int], *, share: bool) -> Any:

@@ -23,6 +23,7 @@ from surgery_r1.models.sharing.attention import core, enable, enabled
 from surgery_r1.models.sharing.prefill import PromptTokens, prefill, prefix_length
 from surgery_r1.train import shards
 from surgery_r1.train.sharing.image_ids import ImageIds, image_ids_of
+from surgery_r1.train.sharing.prompts_once import PromptsOnce
 
 
 class WholeModelGRPOTrainer(GRPOTrainer):
@@ -60,7 +61,11 @@ class SharedFrameGRPOTrainer(WholeModelGRPOTrainer):
         """TRL's own, with a number for every image. Images that do not fit the tokens are an error; TRL drops them."""
         if self.model is not None and self.model.training:
             self._images.forget()
-        with overriding(self.processing_class, "image_processor", self._images):
+        processor = self.processing_class
+        with (
+            overriding(processor, "image_processor", self._images),
+            overriding(self, "processing_class", PromptsOnce(processor)),
+        ):
             batch = super()._generate_and_score_completions(inputs)
         if any(row.get("images") or row.get("image") for row in inputs) and "pixel_values" not in batch:
             names = sorted({str(row.get("id", f"row {i}")) for i, row in enumerate(inputs)})
