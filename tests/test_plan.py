@@ -171,7 +171,7 @@ def test_the_largest_pass_of_rft_is_that_of_the_tree(dataset):
     processor, space = _shown()
     questions = training_rows("rft", config, dataset, processor, space, False).with_format(None)
     sizes = []
-    for pair in zip(range(0, len(questions)), range(1, len(questions)), strict=False):
+    for pair in zip(range(len(questions)), range(1, len(questions)), strict=False):
         rows = []
         for number in pair:
             row = questions[number]
@@ -285,9 +285,9 @@ def test_running_out_of_memory_is_told_with_what_fits(dataset):
     plan = plan_stage("sft", load_config("tiny"), dataset, MACHINE, failed=True)
     wrong = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
     for error in (wrong, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")):
-        with pytest.raises(SurgeryR1Error, match=r"ran out of memory; sft.micro_batch = 4 fits 4.0 GiB: it needs"):
-            with telling_what_fits(lambda: plan):
-                raise error
+        told = "ran out of memory; sft.micro_batch = 4 fits 4.0 GiB: it needs"
+        with pytest.raises(SurgeryR1Error, match=told), telling_what_fits(lambda: plan):
+            raise error
     with pytest.raises(RuntimeError, match="another"), telling_what_fits(lambda: plan):
         raise RuntimeError("another")
 
