@@ -20,8 +20,8 @@ from surgery_r1._util.files import atomic_write
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing.attention import core
 
-#: Families whose towers are known. Qwen3-VL's gives the language model's first layers features of their own ("deepstack")
-#: beside the merged tokens.
+#: Families whose towers are known. Qwen3-VL's gives the first layers of the language model features of their own
+#: ("deepstack") beside the merged tokens.
 _TOWERS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
