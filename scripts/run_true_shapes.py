@@ -199,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="folder of scripts/make_model_folder.py")
     parser.add_argument("--out", type=Path, required=True, help="JSON; what it holds of other runs is kept")
-    parser.add_argument("--only", nargs="+", choices=(*RUNS, "compare"), default=[*RUNS, "compare"])
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=RUNS)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--completion", type=int, default=64, help="tokens of a completion (rft)")
     args = parser.parse_args()
@@ -209,12 +209,7 @@ def main() -> None:
         dataset = make_dataset(folder)
         for name in args.only:
             facts = machine(args.threads)
-            if name == "compare":
-                from compare_true_shapes import compare
-
-                done = compare(args.model, dataset, args.threads)
-            else:
-                done = run_one(name, args, folder, dataset)
+            done = run_one(name, args, folder, dataset)
             result[name] = {"machine": facts, **done}
             write_json(args.out, result)
             print(f"{name}: {json.dumps({k: v for k, v in done.items() if k != 'plan'})}", flush=True)

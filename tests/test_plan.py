@@ -237,6 +237,18 @@ def test_the_largest_micro_batch_follows_memory(dataset):
     assert made.plan(4, failed=True).largest_micro_batch == 2 and made.plan(1, failed=True).largest_micro_batch == 0
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_trained_tower_is_told(dataset, frozen):
+    config = load_config("tiny", (f"model.freeze_vision={str(frozen).lower()}", "sft.batch_size=1"))
+    plan = plan_stage("sft", config, dataset, MACHINE)
+    numbers = plan.parameters
+    assert numbers["all"] - numbers["trained"] == numbers["frozen_tower"] and (numbers["frozen_tower"] > 0) == frozen
+    assert plan.parts["gradients"] == 4 * numbers["trained"] and ("features" in plan.parts) == frozen
+    assert plan.notes == (
+        () if frozen else ("activations of the vision tower, which is trained here, are not counted",)
+    )
+
+
 def test_every_part_is_in_a_peak(dataset):
     config = load_config("tiny", ("rft.prompts=4", "rft.micro_batch=8", "lora.enabled=true"))
     made = planner("rft", config, dataset, replace(MACHINE, gpu=True, processes=2))
@@ -285,8 +297,8 @@ def test_running_out_of_memory_is_told_with_what_fits(dataset):
     plan = plan_stage("sft", load_config("tiny"), dataset, MACHINE, failed=True)
     wrong = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
     for error in (wrong, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")):
-        said = r"ran out of memory; sft.micro_batch = 4 fits 4.0 GiB: it needs"
-        with pytest.raises(SurgeryR1Error, match=said), telling_what_fits(lambda: plan):
+        told = "ran out of memory; sft.micro_batch = 4 fits 4.0 GiB: it needs"
+        with pytest.raises(SurgeryR1Error, match=told), telling_what_fits(lambda: plan):
             raise error
     with pytest.raises(RuntimeError, match="another"), telling_what_fits(lambda: plan):
         raise RuntimeError("another")
@@ -306,6 +318,33 @@ def test_a_run_that_really_runs_out_of_memory(dataset_folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited, check=False)
     assert done.returncode == 2 and "ran out of memory" in done.stderr and "sft.micro_batch" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- LoRA targets
+
+
+def test_lora_targets(dataset, dataset_folder, tmp_path, capsys):
+    """Named layers alone get an adapter; a name that no layer has is told before a run folder is taken."""
+    import re
+
+    from surgery_r1.train.options import lora_of
+
+    chosen = ("lora.enabled=true", 'lora.targets=["q_proj", "v_proj"]')
+    made = planner("sft", load_config("tiny", chosen), dataset, MACHINE)
+    adapted = {name.split(".lora_")[0] for name, p in made.whole.named_parameters() if p.requires_grad}
+    assert len(adapted) == 8 and {name.rpartition(".")[2] for name in adapted} == {"q_proj", "v_proj"}
+    assert not any("visual" in name for name in adapted)
+    usual = lora_of(load_config("tiny", ("lora.enabled=true",))).target_modules
+    assert usual == r".*(language_model).*\.(q_proj|k_proj|v_proj|o_proj|qkv|gate_proj|up_proj|down_proj)"
+    assert re.fullmatch(usual, "model.language_model.layers.0.mlp.up_proj")
+    wrong = ["--set", *chosen[:1], 'lora.targets=["q_proj", "query"]', "model.freeze_vision=true"]
+    command = ["train", "sft", "--config", "tiny", "--data", str(dataset_folder), "--out", str(tmp_path / "run")]
+    for plan in ([], ["--plan"]):
+        assert main([*command, *wrong, *plan]) == 2
+        told = capsys.readouterr().err
+        assert "lora.targets names 'query', which no layer that may get an adapter is called" in told
+        assert "use some of down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj\n" in told
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 # --------------------------------------------------------------------------------------------------- model folders

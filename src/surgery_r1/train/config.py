@@ -48,12 +48,18 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """``[lora]``: as in the paper, whose rank and alpha are unknown; ``enabled = false`` trains all weights."""
+    """``[lora]``: as in the paper, whose rank and alpha are unknown; ``enabled = false`` trains all weights.
+
+    Attributes:
+        targets: linear layers that get an adapter, by the last part of their names, such as ``q_proj``; empty takes
+            the projections of attention and MLP. While the tower is frozen, its layers get none.
+    """
 
     enabled: bool = True
     rank: Positive = 16
     alpha: Positive = 32
     dropout: NotNegative = 0.0
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

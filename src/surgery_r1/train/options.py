@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -144,21 +145,43 @@ def _refusable(kind: type, options: dict[str, Any], table: str) -> Any:
         raise SurgeryR1Error(f"[{table}] TRL refuses: {what}", fix="correct the option") from error
 
 
+#: Projections of attention and MLP, and of the tower's attention.
+_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv", "gate_proj", "up_proj", "down_proj")
+
+
 def lora_of(config: TrainConfig) -> Any:
     """PEFT's configuration for the language model's linear layers, or None to train all weights."""
     if not config.lora.enabled:
         return None
     from peft import LoraConfig
 
-    tower = "" if config.model.freeze_vision else "|visual.*"
+    names = "|".join(re.escape(name) for name in config.lora.targets or _TARGETS)
     return LoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
-        # Projections of attention and MLP; the vision tower's have the same names and stay out while it is frozen.
-        target_modules=rf".*(language_model{tower}).*\.(q_proj|k_proj|v_proj|o_proj|qkv|gate_proj|up_proj|down_proj)",
+        # The vision tower's layers have the same names and stay out while it is frozen.
+        target_modules=rf".*({_where(config)}).*\.({names})",
         task_type="CAUSAL_LM",
     )
+
+
+def _where(config: TrainConfig) -> str:
+    """Which parts of a model may get adapters, as a pattern of module names."""
+    return "language_model" if config.model.freeze_vision else "language_model|visual.*"
+
+
+def check_lora_targets(model: Any, config: TrainConfig) -> None:
+    """Raises SurgeryR1Error for ``lora.targets`` that no linear layer of the model is called."""
+    if not (config.lora.enabled and config.lora.targets):
+        return
+    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    there = sorted({name.rpartition(".")[2] for name in linear if re.match(rf".*({_where(config)})", name)})
+    if wrong := [name for name in config.lora.targets if name not in there]:
+        raise SurgeryR1Error(
+            f"lora.targets names {', '.join(map(repr, wrong))}, which no layer that may get an adapter is called",
+            fix=f"use some of {', '.join(there)}",
+        )
 
 
 def freeze(model: Any, config: TrainConfig) -> None:

@@ -24,7 +24,7 @@ from surgery_r1.train.config import RanksConfig, TrainConfig
 from surgery_r1.train.datasets import training_rows
 from surgery_r1.train.dev import dev_evaluator
 from surgery_r1.train.fit import FitOptions, TrainResult
-from surgery_r1.train.options import Permissions
+from surgery_r1.train.options import Permissions, check_lora_targets
 from surgery_r1.train.planning.plan import Plan
 from surgery_r1.train.planning.stage import plan_stage, telling_what_fits, this_machine
 from surgery_r1.train.rft import refuse_too_few, rft_arguments, train_rft
@@ -143,6 +143,7 @@ def _train(
         bundle = _load(config, base, allowed)
         # The next stage gets an adapter of its own on top of the merged weights.
         model = merged(bundle.model)
+        check_lora_targets(model, config)
         rows = training_rows(stage, config, dataset, bundle.processor, bundle.info.box_space, include_dev)
         if stage == "rft":
             refuse_too_few(arguments, len(rows))

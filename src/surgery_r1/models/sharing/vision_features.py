@@ -20,8 +20,9 @@ from surgery_r1._util.files import atomic_write
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing.attention import core
 
-#: Families whose tower returns merged tokens alone. Qwen3-VL's also feeds deeper layers, and is left as it is.
-_PLAIN_TOWERS = ("qwen2_vl", "qwen2_5_vl")
+#: Families whose towers are known. Qwen3-VL's gives the first layers of the language model features of their own
+#: ("deepstack") beside the merged tokens.
+_TOWERS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
 def content_keys(pixel_values: torch.Tensor, grids: torch.Tensor) -> list[bytes]:
@@ -128,8 +129,6 @@ class VisionCache:
         self.computed = self.reused = 0
 
     def __call__(self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
         if self._offload and _ranks() > 1:
             # What wraps the model would look for the tower's buffers on the device.
             raise SurgeryR1Error("model.offload_vision is for one process", fix="leave it out when several ranks train")
@@ -161,7 +160,7 @@ class VisionCache:
         # Passes over one batch follow each other: the last one is kept whole, however large it is.
         self._last = batch
         self._kept.update(batch)
-        return BaseModelOutputWithPooling(pooler_output=torch.cat([batch[key] for key in keys]))
+        return _output(torch.cat([batch[key] for key in keys], -2))
 
     def _known(self, key: bytes, files: FeatureFolder | None) -> torch.Tensor | None:
         """Features that need not be computed, from memory or from disk."""
@@ -171,7 +170,8 @@ class VisionCache:
     def _compute(
         self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, images: list[int], kwargs: dict[str, Any]
     ) -> list[torch.Tensor]:
-        """Features of the images with these numbers, by the tower."""
+        """Features of the images with these numbers, by the tower: (tokens, channels) each, or, with those of deeper
+        layers, (1 + layers, tokens, channels)."""
         sizes = grid_thw.prod(-1).tolist()
         pixels = torch.split(hidden_states, sizes)
         # Tensors made in inference mode could not be used in a later backward pass.
@@ -179,8 +179,10 @@ class VisionCache:
             chosen = torch.cat([pixels[i] for i in images]).clone()
             if self._offload:
                 self._tower.to(chosen.device)
-            output = self._forward(chosen, grid_thw=grid_thw[images].clone(), **kwargs).pooler_output
-            return [part.clone() for part in torch.split(output, [sizes[i] // self._merge for i in images])]
+            output = self._forward(chosen, grid_thw=grid_thw[images].clone(), **kwargs)
+            deeper = getattr(output, "deepstack_features", None)
+            features = output.pooler_output if deeper is None else torch.stack([output.pooler_output, *deeper])
+            return [part.clone() for part in torch.split(features, [sizes[i] // self._merge for i in images], -2)]
 
     def forget(self) -> None:
         """Drop all features."""
@@ -198,6 +200,16 @@ class VisionCache:
         ) or any(type(module).__name__ == "FullyShardedDataParallel" for module in self._tower.modules())
 
 
+def _output(features: torch.Tensor) -> Any:
+    """What a tower returns, of features as :meth:`VisionCache._compute` has them."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+    if features.dim() == 2:
+        return BaseModelOutputWithPooling(pooler_output=features)
+    return BaseModelOutputWithDeepstackFeatures(pooler_output=features[0], deepstack_features=list(features[1:]))
+
+
 def _ranks() -> int:
     """Processes that train together; 0 when torch.distributed is not in use."""
     ready = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -213,7 +225,7 @@ def keep_frozen_features(
     reach the tower afterwards.
 
     Args:
-        model: a Qwen2-VL or Qwen2.5-VL model, with or without a LoRA adapter on its language model.
+        model: of the Qwen2-VL, Qwen2.5-VL or Qwen3-VL family, with or without a LoRA adapter on its language model.
         limit: bytes of features to keep in memory.
         folder: keep features there too, for later runs with the same tower, up to ``disk`` bytes.
         offload: let the tower leave the device while it has nothing to compute.
@@ -222,10 +234,10 @@ def keep_frozen_features(
         SurgeryR1Error: when a folder or offloading is asked for, and the tower cannot do it.
     """
     base = core(model)
-    if base.config.model_type not in _PLAIN_TOWERS:
+    if base.config.model_type not in _TOWERS:
         if folder is not None or offload:
             raise SurgeryR1Error(
-                f"vision features of {base.config.model_type} cannot be kept: its tower feeds several layers",
+                f"vision features of {base.config.model_type} cannot be kept: what its tower returns is not known",
                 fix="leave out model.vision_cache and model.offload_vision",
             )
         return None

@@ -95,7 +95,9 @@ class Counted:
         dtype: of its weights.
         adapter: PEFT's LoraConfig, None where all weights are trained.
         checkpointing: activations are recomputed in the backward pass.
-        gpu: mixed precision and kernels of a GPU.
+        gpu: kernels of a GPU.
+        mixed: mixed precision in bfloat16.
+        frozen_tower: the vision tower is not trained.
         entropy: also compute the entropy of each position, as RFT does for its log.
     """
 
@@ -105,6 +107,7 @@ class Counted:
     checkpointing: bool
     gpu: bool
     mixed: bool
+    frozen_tower: bool = True
     entropy: bool = False
 
     def model(self, layers: int | None = None) -> Any:
@@ -130,6 +133,7 @@ class Counted:
             add_fused_lm_head(model, outputs=("log_probs", *(("entropy",) if self.entropy else ())))
             if self.checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.model.visual.requires_grad_(not self.frozen_tower)
             if self.adapter is not None:
                 model = get_peft_model(model, deepcopy(self.adapter))
                 if self.checkpointing:

@@ -94,15 +94,13 @@ class Planner:
     Attributes:
         counted: the model.
         rows: of the data.
-        frames: bytes of one frame's kept features, and of its pixels.
+        prompt: tokens of the longest prompt that RFT asks, and dev about as long ones.
     """
 
     stage: Literal["sft", "rft"]
     config: TrainConfig
     counted: Counted
     rows: Rows
-    frozen_tower: bool
-    four_bit: bool
     prompt: int
     machine: Machine
 
@@ -148,10 +146,10 @@ class Planner:
         trained = [p for _, p in parameters if p.requires_grad]
         gradients = sum(p.numel() * p.itemsize for p in trained)
         adapter = [p for name, p in parameters if "lora_" in name]
-        base = [(name, p) for name, p in parameters if "lora_" not in name]
+        base = [p for name, p in parameters if "lora_" not in name]
         optimiser = _STATES.get(str(self.settings.trl.get("optim", "adamw_torch_fused")), 2.0)
         parts = {
-            "weights": sum(self._stored(name, p) for name, p in base),
+            "weights": sum(p.numel() * p.itemsize for p in base),
             "adapter": sum(p.numel() * p.itemsize for p in adapter),
             "gradients": gradients,
             "optimiser": round(optimiser * gradients),
@@ -162,14 +160,6 @@ class Planner:
         if not self.machine.gpu:
             parts["libraries"] = self.machine.libraries
         return parts
-
-    def _stored(self, name: str, parameter: Any) -> int:
-        """Bytes of a weight. In 4 bit: half a byte a value, and for each 64 of them a scale of one byte and a 256th of
-        a float32 (NF4 with double quantisation, arXiv 2305.14314, section 3)."""
-        if not (self.four_bit and quantised(name, parameter)):
-            return parameter.numel() * parameter.itemsize
-        blocks = -(-parameter.numel() // 64)
-        return parameter.numel() // 2 + blocks + 4 * -(-blocks // 256)
 
     def features(self, frames: int) -> dict[str, int]:
         """Bytes of what is kept of frames: features of a frozen tower, and resized pixels.
@@ -189,7 +179,7 @@ class Planner:
         pixels = tokens * merge * 3 * tower.temporal_patch_size * tower.patch_size**2 * 4
         all_frames = sum(self.rows.image_tokens.values())
         parts = {"pixels": frames * pixels}
-        if self.frozen_tower:
+        if self.counted.frozen_tower:
             limit = self.config.model.vision_memory_mib * 2**20
             parts["features"] = max(frames * features, min(limit, all_frames * features))
         if not self.machine.gpu:
@@ -272,9 +262,6 @@ class Planner:
         one = self.counted.memory(step.shape)
         parts = self.resident() | self.features(step.micro) | self.replies()
         parts |= {"activations": one.kept, "layer": one.layer, "logits": one.head}
-        if self.four_bit:
-            # A layer's matrix in the type of computing, while it is multiplied with.
-            parts["layer"] += max(p.numel() for n, p in self.whole.named_parameters() if quantised(n, p)) * 2
         passing = ("gradients", "dev replies", "rollouts", "activations", "layer", "logits")
         always = sum(size for name, size in parts.items() if name not in passing)
         # Gradients of earlier passes stay; those of the only one come while activations go.
@@ -304,17 +291,14 @@ class Planner:
 
     def _notes(self) -> tuple[str, ...]:
         notes = []
+        if not self.counted.frozen_tower:
+            notes.append("activations of the vision tower, which is trained here, are not counted")
         optimiser = str(self.settings.trl.get("optim", "adamw_torch_fused"))
         if optimiser not in _STATES:
             notes.append(f"states of {optimiser} are counted as those of AdamW")
         if self.config.rft.trl.get("use_vllm") and self.stage == "rft":
             notes.append("vLLM's memory is its own and is not counted")
         return tuple(notes)
-
-
-def quantised(name: str, parameter: Any) -> bool:
-    """Whether a weight is kept in 4 bit where that is asked for: matrices of the language model's layers."""
-    return ".language_model.layers." in f".{name}" and parameter.dim() == 2 and "lora_" not in name
 
 
 def advice(plan: Plan) -> str:
@@ -329,7 +313,7 @@ def advice(plan: Plan) -> str:
     biggest: Sequence[str] = sorted(plan.parts, key=plan.parts.__getitem__, reverse=True)[:2]
     return (
         f"not even the smallest {key} fits {room}; the largest parts are {' and '.join(biggest)}: turn on "
-        "gradient_checkpointing, LoRA or model.load_in_4bit, or lower model.max_pixels"
+        "gradient_checkpointing or LoRA, or lower model.max_pixels"
     )
 
 

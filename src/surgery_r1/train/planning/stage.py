@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from surgery_r1.models.sharing import attention
 from surgery_r1.train import ranks
 from surgery_r1.train.config import TrainConfig
 from surgery_r1.train.datasets import training_rows
-from surgery_r1.train.options import Permissions, lora_of, precision_of
+from surgery_r1.train.options import Permissions, check_lora_targets, lora_of, precision_of
 from surgery_r1.train.planning.passes import Counted
 from surgery_r1.train.planning.plan import Machine, Plan, Planner, advice, visible_memory
 from surgery_r1.train.planning.rows import Rows, image_tokens, rft_units, sft_units, trunk
@@ -107,7 +108,9 @@ def planner(
         allow_hub=allowed.hub,
     )
     counted = _counted(stage, config, bundle, machine.gpu, allowed)
-    share = attention.obstacle(counted.model(1)) is None and (stage == "sft" or config.rft.share_frames)
+    one = replace(counted, adapter=None).model(1)
+    check_lora_targets(one, config)
+    share = attention.obstacle(one) is None and (stage == "sft" or config.rft.share_frames)
     questions = training_rows("rft", config, dataset, bundle.processor, bundle.info.box_space, include_dev)
     asked = rft_units(questions, config, bundle.processor, share=False)
     if stage == "sft":
@@ -127,8 +130,6 @@ def planner(
             trunk=trunk(questions, bundle.processor),
             image_tokens=image_tokens(dataset, bundle.processor),
         ),
-        frozen_tower=config.model.freeze_vision,
-        four_bit=False,
         prompt=max(unit.tokens for unit in asked) - config.rft.max_completion,
         machine=machine,
     )
@@ -148,5 +149,6 @@ def _counted(stage: str, config: TrainConfig, bundle: Bundle, gpu: bool, allowed
         checkpointing=precision["gradient_checkpointing"],
         gpu=gpu,
         mixed=precision["bf16"],
+        frozen_tower=config.model.freeze_vision,
         entropy=stage == "rft",
     )
