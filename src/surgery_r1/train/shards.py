@@ -5,7 +5,7 @@ ranks in the same order, and leaves a model that is whole as it is.
 
 Ranks write replies of different length, so a model in parts could not be asked: a rank would wait for weights that
 another, which has finished, no longer sends. Weights are therefore gathered once, for all replies of a batch
-(:func:`whole`): a GPU must hold them while replies are written, as it must hold neither gradients nor optimiser then.
+(:func:`whole`): a GPU must hold them while replies are written, beside its part of the optimiser's states.
 """
 
 from __future__ import annotations
