@@ -5,8 +5,7 @@
 
 One step of each stage through the commands: bfloat16, LoRA, checkpointing, frozen tower, shared frames. SFT has the 18
 rows of a frame; RFT two questions of it with four completions of 64 tokens each; the frame is 1280 x 1024, 1,280 image
-tokens. ``plain`` is SFT without sharing on two rows. ``compare`` holds log-probabilities of two rows against float32,
-shared and plain: what bfloat16 alone does to them stands beside what sharing does.
+tokens. ``plain`` is SFT without sharing on two rows.
 
 Memory is what the kernel counts for the process: VmHWM, and, because clean pages of the mapped weights come and go with
 what else the machine does, the largest RssAnon plus the weights' bytes. Freed blocks of a megabyte and more go back to
