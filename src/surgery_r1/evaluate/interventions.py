@@ -107,6 +107,9 @@ class Interventions:
         self._dataset = dataset
         self._reader = AgreementReader(dataset)
         self._lines = [line for line in lines if line.reasoning and line.conclusion and not line.failed]
+        self._alike: dict[tuple[str, str], list[ScoreRecord]] = {}
+        for line in self._lines:
+            self._alike.setdefault((line.kind, line.source), []).append(line)
         self._seed = seed
 
     def imposed(self, name: str) -> list[Imposed]:
@@ -127,17 +130,12 @@ class Interventions:
 
     def _swapped(self, line: ScoreRecord) -> Imposed | None:
         """A rationale of another frame that ends at another answer, or None where the model gave none."""
-        others = [
-            other
-            for other in self._lines
-            if (other.kind, other.source) == (line.kind, line.source)
-            and other.frame_id != line.frame_id
-            and other.conclusion != line.conclusion
-        ]
-        if not others:
-            return None
-        chosen = self._rng(line).choice(others)
-        return Imposed(line, chosen.reasoning, chosen.conclusion)
+        alike = self._alike[line.kind, line.source]
+        start = self._rng(line).randrange(len(alike))
+        for other in (*alike[start:], *alike[:start]):
+            if other.frame_id != line.frame_id and other.conclusion != line.conclusion:
+                return Imposed(line, other.reasoning, other.conclusion)
+        return None
 
     def _changed(self, line: ScoreRecord) -> Imposed | None:
         """The own rationale with the last mention of what it ends at exchanged for another class of the kind."""
