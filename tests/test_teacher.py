@@ -19,6 +19,7 @@ from served import only_this_machine, serving
 
 from surgery_r1.chat import endpoint as where
 from surgery_r1.chat.endpoint import check_endpoint, on_this_machine
+from surgery_r1.chat.trouble import Refusals
 from surgery_r1.cli import main
 from surgery_r1.cli.teacher_progress import teacher_progress
 from surgery_r1.data.assemble import build_dataset
@@ -383,3 +384,30 @@ def test_recipe_without_its_teacher(folder, tmp_path):
     with pytest.raises(SurgeryR1Error, match="one of surgery_r1_54k"):
         load_recipe("54k")
     assert build_dataset([folder], tmp_path / "ds", recipe=load_recipe("surgery_r1_54k"))["rows"]["total"] == 120
+
+
+@pytest.mark.parametrize(
+    ("events", "ends"),
+    [
+        # Three in a row, with nothing else under way.
+        ("+1 x1 +2 x2 +3 x3", True),
+        # A slow one is under way: it may be answered yet.
+        ("+1 +2 x2 +3 x3 +4 x4 +5 x5 ok1 +6 x6 +7 x7", False),
+        # The slow one is refused too.
+        ("+1 +2 x2 +3 x3 +4 x4 x1", True),
+        # An answer ends the run.
+        ("+1 x1 +2 x2 +3 ok3 +4 x4 +5 x5", False),
+    ],
+)
+def test_refusals_in_a_row_end_a_build_when_nothing_can_be_hoped_for(events, ends):
+    """``+n``: request n goes out, ``xn``: it is refused, ``okn``: it is answered; the limit is three."""
+    refusals, numbers, ended = Refusals(), {}, False
+    for event in events.split():
+        name = event.lstrip("+xok")
+        if event.startswith("+"):
+            numbers[name] = refusals.begin()
+            continue
+        if event.startswith("x"):
+            ended |= refusals.too_many(numbers[name], 3)
+        refusals.end(numbers[name], answered=event.startswith("ok"))
+    assert ended == ends

@@ -11,6 +11,7 @@ from typing import Any
 from surgery_r1.chat.endpoint import Endpoint
 from surgery_r1.chat.reply import ChatReply, NoCompletion, read_completion
 from surgery_r1.chat.tokens import TokenGroup, read_tokens
+from surgery_r1.chat.trouble import Passing, Refusals, Refused
 from surgery_r1.errors import SurgeryR1Error
 
 #: What is wrong with a request, and not with the server or with who asks.
@@ -52,7 +53,8 @@ class Limits:
         timeout: seconds that a reply may take.
         retries: how often a request that failed is sent again, with growing pauses.
         requests_per_minute: 0 for no limit.
-        refusals: requests that a server may refuse one after the other; then the fault is in the settings.
+        refusals: requests that a server may refuse one after the other; then the fault is in the settings. Refusals
+            come back at once: the run of them ends when a request is answered that was under way when it began.
     """
 
     max_tokens: int
@@ -106,7 +108,7 @@ class Client:
         self._turn = threading.Lock()
         self._stopped = threading.Event()
         self._next = 0.0
-        self._refused = 0
+        self._refusals = Refusals()
 
     def _clean(self, request: Any) -> None:
         """Leave out what the client adds from its environment: other keys, organisations, headers."""
@@ -134,12 +136,23 @@ class Client:
                 temperature=limits.temperature,
                 **sampling,
             )
-            reply = read_completion(done)
-            with self._turn:
-                self._refused = 0
-            return reply
+            return read_completion(done)
 
-        return self._retried(once)
+        with self._turn:
+            number = self._refusals.begin()
+        answered = False
+        try:
+            reply: ChatReply = self._retried(once)
+            answered = True
+            return reply
+        except Refused as refused:
+            with self._turn:
+                if self._refusals.too_many(number, limits.refusals):
+                    raise (refused.of_all if limits.refusals > 1 else refused) from None
+            return ChatReply("", "refused")
+        finally:
+            with self._turn:
+                self._refusals.end(number, answered=answered)
 
     def sample(
         self, model: str, messages: list[dict[str, Any]], count: int, seed: int | None, banned: Iterable[int] = ()
@@ -222,7 +235,7 @@ class Client:
             self._wait(self._slot())
             try:
                 return self._sorted_out(once)
-            except _Passing as trouble:
+            except Passing as trouble:
                 if attempt == retries:
                     raise SurgeryR1Error(
                         f"{self.name} {trouble.what} ({retries} retries)",
@@ -237,18 +250,19 @@ class Client:
         try:
             return once()
         except errors.APIStatusError as error:
-            return self._status(error)
+            self._status(error)
         except errors.APITimeoutError:
-            raise _Passing(f"took longer than {self._names.timeout} = {self._limits.timeout:g} s") from None
+            raise Passing(f"took longer than {self._names.timeout} = {self._limits.timeout:g} s") from None
         except errors.APIConnectionError as error:
-            raise _Passing(f"cannot be reached: {error.__cause__ or error}") from None
+            raise Passing(f"cannot be reached: {error.__cause__ or error}") from None
         except NoCompletion as error:
-            raise _Passing(_short(str(error))) from None
+            raise Passing(_short(str(error))) from None
         except (errors.APIResponseValidationError, ValueError) as error:
             # Among them a body that is no JSON.
-            raise _Passing(f"answers what is no chat completion: {_short(str(error))}") from None
+            raise Passing(f"answers what is no chat completion: {_short(str(error))}") from None
 
-    def _status(self, error: Any) -> ChatReply:
+    def _status(self, error: Any) -> None:
+        """Raise what a status means."""
         status, message, names = error.status_code, _short(error.message), self._names
         if 300 <= status < 400:
             target = error.response.headers.get("location", "nowhere")
@@ -257,7 +271,7 @@ class Client:
                 fix="name the endpoint that is meant to have them",
             )
         if status in _PASSING or status >= 500:
-            raise _Passing(f"answers {status}: {message}", _seconds(error.response.headers.get("retry-after")))
+            raise Passing(f"answers {status}: {message}", _seconds(error.response.headers.get("retry-after")))
         if status not in _REFUSED:
             fix = {
                 401: f"put a valid key into {names.key}",
@@ -265,12 +279,7 @@ class Client:
                 404: f"check {names.endpoint} and {names.model}",
             }.get(status, self._names.again)
             raise SurgeryR1Error(f"{self.name} answers {status}: {message}", fix=fix)
-        with self._turn:
-            self._refused += 1
-            if self._refused >= self._limits.refusals:
-                every = "every request" if self._limits.refusals > 1 else "a request"
-                raise SurgeryR1Error(f"{self.name} refuses {every} with {status}: {message}", fix=names.settings)
-        return ChatReply("", "refused")
+        raise Refused(self.name, f"{status}: {message}", names.settings)
 
     def _slot(self) -> float:
         """Seconds until the next request may go, where requests a minute are limited."""
@@ -293,14 +302,6 @@ class Client:
     def close(self) -> None:
         """Close connections."""
         self._client.close()
-
-
-class _Passing(Exception):
-    """Trouble that may pass: try again, after ``pause`` seconds where the server has named them."""
-
-    def __init__(self, what: str, pause: float = 0.0) -> None:
-        super().__init__(what)
-        self.what, self.pause = what, pause
 
 
 def _seconds(text: str | None) -> float:
