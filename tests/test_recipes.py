@@ -133,7 +133,8 @@ def test_a_slurm_job_whose_time_is_up_goes_on_when_it_is_queued_again(start, tmp
     command(tmp_path, "scontrol", SCONTROL)
     calls, out = tmp_path / "calls", tmp_path / "out"
     job = {"SLURM_JOB_ID": 7, "SLURM_NNODES": 1, "SLURM_JOB_NODELIST": "node[1-2]", "NPROC": 2, "CALLS": calls}
-    long = SMALL.replace("sft.max_steps=2", "sft.max_steps=500")
+    # Without patience it could end by itself before it is told to.
+    long = SMALL.replace("sft.max_steps=2", "sft.max_steps=500 sft.patience=0")
     process = start("slurm.sh", **job, PORT=free_port(), SET=long)
     metrics, deadline = out / "sft" / "metrics.jsonl", time.monotonic() + 240
     while not (metrics.is_file() and '"loss"' in metrics.read_text()):
@@ -146,7 +147,7 @@ def test_a_slurm_job_whose_time_is_up_goes_on_when_it_is_queued_again(start, tmp
     assert result(out / "sft")["stopped"] and not (out / "rft").exists()
     assert calls.read_text().splitlines()[-1] == "scontrol requeue 7"
     done = result(out / "sft")["steps"]
-    shorter = SMALL.replace("sft.max_steps=2", f"sft.max_steps={done + 1}")
+    shorter = SMALL.replace("sft.max_steps=2", f"sft.max_steps={done + 1} sft.patience=0")
     status, _, err = ended(start("slurm.sh", **job, PORT=free_port(), SET=shorter, SLURM_RESTART_COUNT=1))
     assert status == 0, err[-2000:]
     assert result(out / "sft")["steps"] == done + 1 and result(out / "rft")["steps"] == 1
