@@ -12,7 +12,7 @@ from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
 from surgery_r1.evaluate.metrics import summarise
 from surgery_r1.evaluate.predict import evenly_spaced, prompt_of
 from surgery_r1.evaluate.score import Scorer
-from surgery_r1.matching import Match, match
+from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.models.load import Bundle
 from surgery_r1.models.processor import view_of
 from surgery_r1.models.reply_forms import check_reply_form
@@ -61,29 +61,24 @@ def dev_evaluator(config: EvalConfig, dataset: Dataset, bundle: Bundle) -> Calla
         with shards.whole(model):
             mine = [text for batch in engine.generate(ranks.share(prompts)) for text in batch]
         texts = ranks.gathered(mine)
-        predictions = [
+        readings = (
             read_reply(text, space, view_of(bundle.processor, s.width, s.height))
             for text, s in zip(texts, samples, strict=True)
-        ]
-        matches = [match(prediction, s.accepted) for prediction, s in zip(predictions, samples, strict=True)]
-        n = len(matches)
-        scored = summarise([scorer.line(s, prediction) for s, prediction in zip(samples, predictions, strict=True)])
+        )
+        lines = [scorer.line(s, reading) for s, reading in zip(samples, readings, strict=True)]
+        scored, n = summarise(lines), len(lines)
+        hits = (line.answer_right if line.joint_at_iou50 is None else line.joint_at_iou50 for line in lines)
         return {
-            "acc": sum(m.answer_right for m in matches) / n,
-            "miou": sum(m.iou or 0.0 for m in matches) / n,
-            "joint": sum(_chosen_by(m) for m in matches) / n,
-            "joint_at_iou50": sum(m.answer_right if m.joint_at_iou50 is None else m.joint_at_iou50 for m in matches)
-            / n,
-            "parse_failure_rate": sum(
-                p.answer is None or (p.box_px is None and m.iou is not None)
-                for p, m in zip(predictions, matches, strict=True)
-            )
-            / n,
+            "acc": sum(line.answer_right for line in lines) / n,
+            "miou": sum(line.iou or 0.0 for line in lines) / n,
+            "joint": sum(_chosen_by(line) for line in lines) / n,
+            "joint_at_iou50": sum(hits) / n,
+            "parse_failure_rate": sum(line.failed for line in lines) / n,
             **{name: value for name in AGREEMENT if (value := scored[name]) is not None},
         }
 
     return evaluate
 
 
-def _chosen_by(matched: Match) -> float:
-    return float(matched.answer_right) if matched.joint is None else matched.joint
+def _chosen_by(line: ScoreRecord) -> float:
+    return float(line.answer_right) if line.joint is None else line.joint
