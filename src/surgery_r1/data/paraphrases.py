@@ -35,3 +35,13 @@ def paraphrase(sample: Sample, task: str, number: int) -> str:
     """The ``number``-th paraphrase (from 0) of a sample's question for a row of ``task``."""
     form = PARAPHRASES[task].get(sample.kind, OWN_KINDS[task])[number]
     return sample.question if form is None else form.format(subject=sample.subject, question=sample.question)
+
+
+#: Ways to ask for the box of a named object, with no question behind it: what base models were pretrained on.
+DETECTION: tuple[str, ...] = (
+    "Detect the {}.",
+    "Find the {} in this frame.",
+    "Show me the {} that you see.",
+    "A box around the {} is needed.",
+    "Mark the {}.",
+)

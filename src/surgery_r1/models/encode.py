@@ -14,7 +14,7 @@ from PIL import Image
 from surgery_r1 import prompts
 from surgery_r1._util.byte_cache import ByteCache
 from surgery_r1._util.images import opened_image
-from surgery_r1.data.mirroring import flip_image
+from surgery_r1.data.colours import seen_as
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.processor import view_of
 from surgery_r1.models.sharing.prefill import ImagePatches, PromptTokens
@@ -63,17 +63,21 @@ def _dimensions(image: Path | MemoryImage) -> tuple[int, int]:
 
 
 class ImageCache:
-    """Decoded (and flipped) images, the least recently used dropped beyond ``limit`` bytes of pixels."""
+    """Decoded (and changed) images, the least recently used dropped beyond ``limit`` bytes of pixels."""
 
     def __init__(self, limit: int = 512 * 2**20) -> None:
         self._images = ByteCache[tuple[str, str], Image.Image](limit, lambda image: 3 * image.width * image.height)
 
-    def __call__(self, path: str | Path, flip: str = "none") -> Image.Image:
-        """The image at ``path`` as RGB (see :func:`load_image`), flipped as ``flip`` says."""
-        key = str(path), flip
+    def __call__(self, path: str | Path, look: str = "none") -> Image.Image:
+        """The image at ``path`` as RGB (see :func:`load_image`).
+
+        Args:
+            look: how it is flipped and coloured, see :func:`surgery_r1.data.colours.look`.
+        """
+        key = str(path), look
         image = self._images.get(key)
         if image is None:
-            image = self._images[key] = flip_image(load_image(Path(path)), flip)
+            image = self._images[key] = seen_as(look, load_image(Path(path)))
         return image
 
 

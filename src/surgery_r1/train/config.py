@@ -63,6 +63,23 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class Oversample:
+    """``[sft.oversample]`` and ``[rft.oversample]``: kinds of questions that are shown more often than others.
+
+    Attributes:
+        tangled: those about an object whose box overlaps another object's (:mod:`surgery_r1.data.oversampling`).
+        rare: those whose answer the training set hardly has.
+    """
+
+    tangled: Positive = 1
+    rare: Positive = 1
+
+
+#: Every question as often as any other.
+ALIKE = Oversample()
+
+
+@dataclass(frozen=True)
 class SftConfig:
     """``[sft]``: the first stage, TRL's SFTTrainer.
 
@@ -75,6 +92,13 @@ class SftConfig:
         micro_batch: rows (or packs) per forward and backward pass; 0 means all that a process has of a step.
         flips: also show each frame mirrored, in one of these ways, to its rows without reasoning: ``horizontal``,
             ``vertical``, ``both``. Answer and box follow; a reasoning stays with the frame that it was written about.
+        flip_rationales: show mirrored frames to rows with a reasoning too, which the template writer writes anew. A
+            dataset without any reasoning of its is refused; what another writer wrote stays with its frame.
+        colour: change light and colours of mirrored frames, 0 (not at all) to 1, see
+            :func:`surgery_r1.data.colours.change_colours`.
+        oversample: in how many mirrors rows of such questions are shown; at most as many as ``flips`` has.
+        detection_rows: objects of each frame, as it is and mirrored, whose box is asked for by name alone, as base
+            models were pretrained to (rehearsal).
         rows_per_frame: pack up to that many rows of a frame behind one copy of it; 0 gives each row its own copy.
         pack_tokens: fill packs with rows of several frames up to that many tokens; 0 keeps one frame a pack.
         max_steps: upper bound; training stops earlier when dev does not improve ``patience`` times in a row.
@@ -85,6 +109,10 @@ class SftConfig:
     tasks: tuple[str, ...] = ("visual_qa", "grounding_qa", "cot")
     direct_answers: bool = False
     flips: tuple[str, ...] = ()
+    flip_rationales: bool = False
+    colour: NotNegative = 0.0
+    oversample: Oversample = field(default_factory=Oversample)
+    detection_rows: Count = 0
     rows_per_frame: Count = 0
     pack_tokens: Count = 0
     batch_size: Positive = 8
@@ -118,6 +146,7 @@ class RftConfig:
         flips: also ask each question about its frame mirrored in each of these ways: ``horizontal``, ``vertical``,
             ``both``. A frame that SFT has learned by heart has little left to teach; in a mirror it is new, and the
             right answer and box follow from the labels.
+        oversample: how often such questions are asked where others are asked once.
         trl: passed through to TRL's GRPOConfig.
     """
 
@@ -139,6 +168,7 @@ class RftConfig:
     rollouts: Literal["trainer", "server"] = "trainer"
     gap_bound: NotNegative = 0.0
     flips: tuple[str, ...] = ()
+    oversample: Oversample = field(default_factory=Oversample)
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -264,6 +294,10 @@ def _inconsistent(config: TrainConfig) -> Iterator[str]:
                 yield f"sft.trl.{name} = {sft.trl[name]!r} does not go with sft.rows_per_frame: leave one of them out"
     yield from _wrong_flips("sft.flips", sft.flips)
     yield from _wrong_flips("rft.flips", rft.flips)
+    if (most := max(asdict(sft.oversample).values())) > max(1, len(sft.flips)):
+        yield f"sft.oversample wants {most} mirrors, sft.flips = {list(sft.flips)} has {len(sft.flips)}"
+    mirrored = {"flip_rationales": sft.flip_rationales, "colour": sft.colour}
+    yield from (f"sft.{name} needs sft.flips" for name, value in mirrored.items() if value and not sft.flips)
     if not sft.tasks:
         yield f"sft.tasks is empty: give some of {list(TASKS)}"
     yield from (f"sft.tasks holds {task!r}, not one of {list(TASKS)}" for task in sft.tasks if task not in TASKS)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import codec, prompts
+from surgery_r1.data.colours import look
+from surgery_r1.data.mirrored_rationales import MirroredRationales
 from surgery_r1.data.mirroring import flip_frame, flip_places, flip_sample
+from surgery_r1.data.oversampling import times_shown
+from surgery_r1.data.paraphrases import DETECTION
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import flip_box
 from surgery_r1.models.encode import ImageCache
 from surgery_r1.models.processor import view_of
 from surgery_r1.records import TrainingRow
 from surgery_r1.rewards import Truth
+from surgery_r1.train.config import ALIKE, Oversample
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
@@ -21,6 +29,8 @@ if TYPE_CHECKING:
     from surgery_r1.data.dataset import Dataset
     from surgery_r1.records import Sample
     from surgery_r1.train.config import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 
 def prompt_messages(question: str, box_space: str, task: str, reasoning: bool) -> list[dict[str, str]]:
@@ -53,10 +63,11 @@ def training_rows(
     """The rows that SFT trains on, or the prompts that RFT asks, as a config says."""
     shown = dataset, processor, box_space
     if stage == "sft":
-        own: dict[str, Any] = {"tasks": config.sft.tasks, "direct_answers": config.sft.direct_answers}
-        return sft_dataset(*shown, flips=config.sft.flips, include_dev=include_dev, seed=config.seed, **own)
-    own = {"reasoning": config.rft.reasoning, "questions_per_frame": config.rft.questions_per_frame}
-    return rft_dataset(*shown, flips=config.rft.flips, include_dev=include_dev, seed=config.seed, **own)
+        names = ("tasks", "direct_answers", "flips", "flip_rationales", "colour", "oversample", "detection_rows")
+        own: dict[str, Any] = {name: getattr(config.sft, name) for name in names}
+        return sft_dataset(*shown, include_dev=include_dev, seed=config.seed, **own)
+    own = {name: getattr(config.rft, name) for name in ("reasoning", "questions_per_frame", "flips", "oversample")}
+    return rft_dataset(*shown, include_dev=include_dev, seed=config.seed, **own)
 
 
 def sft_dataset(
@@ -68,6 +79,10 @@ def sft_dataset(
     direct_answers: bool = False,
     include_dev: bool = False,
     flips: Sequence[str] = (),
+    flip_rationales: bool = False,
+    colour: float = 0.0,
+    oversample: Oversample = ALIKE,
+    detection_rows: int = 0,
     seed: int = 0,
 ) -> HFDataset:
     """Rows of ``tasks`` with columns prompt, completion and images.
@@ -77,6 +92,7 @@ def sft_dataset(
         flips: add every row without reasoning once more with its frame mirrored, in one of these ways
             (:data:`surgery_r1.geometry.FLIPS`), drawn for each frame. A reasoning stays with the frame that it was
             written about.
+        flip_rationales, colour, oversample, detection_rows: see :class:`surgery_r1.train.config.SftConfig`.
         seed: of what is drawn.
 
     Raises:
@@ -96,21 +112,72 @@ def sft_dataset(
             box_space,
             view,
         )
-        return {"prompt": prompt, "completion": completion, **_image(dataset, sample, flip)}
+        strength = colour if flip != "none" else 0.0
+        how = look(flip, strength, f"{seed}:{flip}:{sample.image}")
+        return {"prompt": prompt, "completion": completion, **_image(dataset, sample, how)}
 
     rows = dataset.train_rows(tasks, include_dev)
+    samples = train_samples(dataset, include_dev)
     if direct_answers:
-        samples = train_samples(dataset, include_dev)
         rows += [TrainingRow(s.id, s.id, "cot", s.question, None, s.answer, s.box_px, None, {}) for s in samples]
-    examples = []
-    for row in rows:
-        examples.append(shown("none", row))
-        if flips and row.reasoning is None:
-            flip = random.Random(f"{seed}:{dataset.samples[row.sample_id].image}").choice(flips)
-            examples.append(shown(flip, row))
+    rows += detections(dataset, samples, detection_rows, seed)
+    views = _views(dataset, samples, flips, oversample, seed)
+    examples = [shown(flip, told) for flip, told in _mirrored(dataset, rows, views, flip_rationales)]
     if not examples:
         raise SurgeryR1Error(f"no training rows of tasks {list(tasks)}", where=dataset.root, fix="check [sft] tasks")
     return lazy(examples)
+
+
+def _views(
+    dataset: Dataset, samples: Sequence[Sample], flips: Sequence[str], oversample: Oversample, seed: int
+) -> dict[str, list[str]]:
+    """The mirrors in which the rows of each sample are shown, by its id: those of a frame are drawn together."""
+    if not flips:
+        return {}
+    times = times_shown(dataset, samples, **asdict(oversample))
+    views = {}
+    for sample in samples:
+        rng = random.Random(f"{seed}:{sample.image}")
+        first = rng.choice(flips)
+        others = [flip for flip in flips if flip != first]
+        rng.shuffle(others)
+        views[sample.id] = [first, *others][: times[sample.id]]
+    return views
+
+
+def _mirrored(
+    dataset: Dataset, rows: Sequence[TrainingRow], views: Mapping[str, Sequence[str]], flip_rationales: bool
+) -> Iterator[tuple[str, TrainingRow]]:
+    """Each row as it is, and in the mirrors of its sample; flips, and rows with the rationale that goes with them."""
+    rationales = MirroredRationales(dataset) if flip_rationales else None
+    for row in rows:
+        yield "none", row
+        for flip in views.get(row.sample_id, ()):
+            if row.reasoning is None:
+                yield flip, row
+            elif rationales is not None and (told := rationales(row, flip)) is not None:
+                yield flip, replace(row, reasoning=told)
+    if rationales is not None and (left := rationales.left):
+        logger.warning("%d rationales are not shown in a mirror: %s", left, "another writer's, or refused by a check")
+
+
+def detections(dataset: Dataset, samples: Sequence[Sample], count: int, seed: int) -> list[TrainingRow]:
+    """Rows that ask for the box of an object by its name, for up to ``count`` objects of each frame, drawn by ``seed``.
+
+    Objects whose name two of the frame have are left out: the box would be a guess. A row belongs to the first question
+    of its frame.
+    """
+    first = {sample.frame_id: sample for sample in reversed(samples)} if count else {}
+    rows = []
+    for frame_id, sample in first.items():
+        rng = random.Random(f"{seed}:detect:{frame_id}")
+        names = Counter(item.name for item in dataset.frames[frame_id].objects)
+        own = [item for item in dataset.frames[frame_id].objects if names[item.name] == 1]
+        for item in rng.sample(own, min(count, len(own))):
+            question = rng.choice(DETECTION).format(item.name)
+            name = f"{frame_id}/detect/{item.name}"
+            rows.append(TrainingRow(name, sample.id, "grounding_qa", question, None, None, item.box_px, None, {}))
+    return rows
 
 
 def rft_dataset(
@@ -121,6 +188,7 @@ def rft_dataset(
     reasoning: bool = True,
     include_dev: bool = False,
     flips: Sequence[str] = (),
+    oversample: Oversample = ALIKE,
     questions_per_frame: int = 1,
     seed: int = 0,
 ) -> HFDataset:
@@ -129,12 +197,16 @@ def rft_dataset(
     Args:
         flips: add every question again with its frame mirrored in each of these ways
             (:data:`surgery_r1.geometry.FLIPS`).
+        oversample: how often such questions are asked.
         questions_per_frame, seed: beyond 1 the questions come in an order of their own, see :func:`frame_blocks`.
 
     Raises:
         SurgeryR1Error: when there are none, or labels that cannot be mirrored (:func:`flip_sample`).
     """
-    shown = [(flip, sample) for flip in ("none", *flips) for sample in train_samples(dataset, include_dev)]
+    samples = train_samples(dataset, include_dev)
+    times = times_shown(dataset, samples, **asdict(oversample))
+    asked = [sample for sample in samples for _ in range(times[sample.id])]
+    shown = [(flip, sample) for flip in ("none", *flips) for sample in asked]
     if questions_per_frame > 1:
         shown = frame_blocks(shown, questions_per_frame, seed)
     questions = [
@@ -187,17 +259,17 @@ def train_samples(dataset: Dataset, include_dev: bool) -> list[Sample]:
     return dataset.split("train") + (dataset.split("dev") if include_dev else [])
 
 
-def _image(dataset: Dataset, sample: Sample, flip: str) -> dict[str, list[str]]:
-    """The image of ``sample`` as :func:`lazy` reads it."""
-    return {"images": [str(dataset.image_path(sample))], "flips": [flip]}
+def _image(dataset: Dataset, sample: Sample, how: str) -> dict[str, list[str]]:
+    """The image of ``sample`` as :func:`lazy` reads it, flipped and coloured as ``how`` says."""
+    return {"images": [str(dataset.image_path(sample))], "flips": [how]}
 
 
 def lazy(rows: list[dict[str, Any]]) -> HFDataset:
     """A dataset of ``rows`` whose ``images`` are decoded when a row is fetched.
 
     Args:
-        rows: among their keys ``images``, lists of paths, and ``flips``, as long ones of how each is mirrored; the
-            latter is left out of what is fetched.
+        rows: among their keys ``images``, lists of paths, and ``flips``, as long ones of how each is shown
+            (:func:`surgery_r1.data.colours.look`); the latter is left out of what is fetched.
     """
     from datasets import Dataset as HFDataset
 
