@@ -106,6 +106,10 @@ class Dataset:
             raise SurgeryR1Error(f"unknown split {name!r}", fix=f"one of {', '.join(vocab.SPLITS)}")
         return [sample for sample in self.samples.values() if sample.split == name]
 
+    def train_samples(self, include_dev: bool = False) -> list[Sample]:
+        """Samples to train on: train, and dev on request."""
+        return self.split("train") + (self.split("dev") if include_dev else [])
+
     def train_rows(self, tasks: Sequence[str] = TASKS, include_dev: bool = False) -> list[TrainingRow]:
         """Rows to train on, in file order: those of ``tasks`` on train samples, with dev only on request.
 

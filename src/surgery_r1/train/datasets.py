@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import random
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import codec, prompts
 from surgery_r1.data.colours import look
-from surgery_r1.data.mirrored_rationales import MirroredRationales
 from surgery_r1.data.mirroring import flip_frame, flip_places, flip_sample
 from surgery_r1.data.oversampling import times_shown
-from surgery_r1.data.paraphrases import DETECTION
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.geometry import flip_box
 from surgery_r1.models.encode import ImageCache
@@ -22,6 +18,7 @@ from surgery_r1.models.processor import view_of
 from surgery_r1.records import TrainingRow
 from surgery_r1.rewards import Truth
 from surgery_r1.train.config import ALIKE, Oversample
+from surgery_r1.train.sft_rows import detections, drawn_mirrors, in_mirrors
 
 if TYPE_CHECKING:
     from datasets import Dataset as HFDataset
@@ -29,8 +26,6 @@ if TYPE_CHECKING:
     from surgery_r1.data.dataset import Dataset
     from surgery_r1.records import Sample
     from surgery_r1.train.config import TrainConfig
-
-logger = logging.getLogger(__name__)
 
 
 def prompt_messages(question: str, box_space: str, task: str, reasoning: bool) -> list[dict[str, str]]:
@@ -117,67 +112,15 @@ def sft_dataset(
         return {"prompt": prompt, "completion": completion, **_image(dataset, sample, how)}
 
     rows = dataset.train_rows(tasks, include_dev)
-    samples = train_samples(dataset, include_dev)
+    samples = dataset.train_samples(include_dev)
     if direct_answers:
         rows += [TrainingRow(s.id, s.id, "cot", s.question, None, s.answer, s.box_px, None, {}) for s in samples]
     rows += detections(dataset, samples, detection_rows, seed)
-    views = _views(dataset, samples, flips, oversample, seed)
-    examples = [shown(flip, told) for flip, told in _mirrored(dataset, rows, views, flip_rationales)]
+    mirrors = drawn_mirrors(dataset, samples, flips, oversample, seed)
+    examples = [shown(flip, row) for flip, row in in_mirrors(dataset, rows, mirrors, flip_rationales)]
     if not examples:
         raise SurgeryR1Error(f"no training rows of tasks {list(tasks)}", where=dataset.root, fix="check [sft] tasks")
     return lazy(examples)
-
-
-def _views(
-    dataset: Dataset, samples: Sequence[Sample], flips: Sequence[str], oversample: Oversample, seed: int
-) -> dict[str, list[str]]:
-    """The mirrors in which the rows of each sample are shown, by its id: those of a frame are drawn together."""
-    if not flips:
-        return {}
-    times = times_shown(dataset, samples, **asdict(oversample))
-    views = {}
-    for sample in samples:
-        rng = random.Random(f"{seed}:{sample.image}")
-        first = rng.choice(flips)
-        others = [flip for flip in flips if flip != first]
-        rng.shuffle(others)
-        views[sample.id] = [first, *others][: times[sample.id]]
-    return views
-
-
-def _mirrored(
-    dataset: Dataset, rows: Sequence[TrainingRow], views: Mapping[str, Sequence[str]], flip_rationales: bool
-) -> Iterator[tuple[str, TrainingRow]]:
-    """Each row as it is, and in the mirrors of its sample; flips, and rows with the rationale that goes with them."""
-    rationales = MirroredRationales(dataset) if flip_rationales else None
-    for row in rows:
-        yield "none", row
-        for flip in views.get(row.sample_id, ()):
-            if row.reasoning is None:
-                yield flip, row
-            elif rationales is not None and (told := rationales(row, flip)) is not None:
-                yield flip, replace(row, reasoning=told)
-    if rationales is not None and (left := rationales.left):
-        logger.warning("%d rationales are not shown in a mirror: %s", left, "another writer's, or refused by a check")
-
-
-def detections(dataset: Dataset, samples: Sequence[Sample], count: int, seed: int) -> list[TrainingRow]:
-    """Rows that ask for the box of an object by its name, for up to ``count`` objects of each frame, drawn by ``seed``.
-
-    Objects whose name two of the frame have are left out: the box would be a guess. A row belongs to the first question
-    of its frame.
-    """
-    first = {sample.frame_id: sample for sample in reversed(samples)} if count else {}
-    rows = []
-    for frame_id, sample in first.items():
-        rng = random.Random(f"{seed}:detect:{frame_id}")
-        names = Counter(item.name for item in dataset.frames[frame_id].objects)
-        own = [item for item in dataset.frames[frame_id].objects if names[item.name] == 1]
-        for item in rng.sample(own, min(count, len(own))):
-            question = rng.choice(DETECTION).format(item.name)
-            name = f"{frame_id}/detect/{item.name}"
-            rows.append(TrainingRow(name, sample.id, "grounding_qa", question, None, None, item.box_px, None, {}))
-    return rows
 
 
 def rft_dataset(
@@ -203,7 +146,7 @@ def rft_dataset(
     Raises:
         SurgeryR1Error: when there are none, or labels that cannot be mirrored (:func:`flip_sample`).
     """
-    samples = train_samples(dataset, include_dev)
+    samples = dataset.train_samples(include_dev)
     times = times_shown(dataset, samples, **asdict(oversample))
     asked = [sample for sample in samples for _ in range(times[sample.id])]
     shown = [(flip, sample) for flip in ("none", *flips) for sample in asked]
@@ -252,11 +195,6 @@ def frame_blocks(shown: Sequence[tuple[str, Sample]], size: int, seed: int) -> l
         blocks += [questions[i : i + size] for i in range(0, len(questions), size)]
     rng.shuffle(blocks)
     return [question for block in blocks for question in block]
-
-
-def train_samples(dataset: Dataset, include_dev: bool) -> list[Sample]:
-    """Samples to train on: train, and dev on request."""
-    return dataset.split("train") + (dataset.split("dev") if include_dev else [])
 
 
 def _image(dataset: Dataset, sample: Sample, how: str) -> dict[str, list[str]]:
