@@ -43,7 +43,8 @@ class WholeModelGRPOTrainer(GRPOTrainer):
 
     def _places(self, rows: int) -> range:
         """Where ``rows`` completions of this process stand among those of the optimiser's step, over all processes."""
-        generations = self._step % self.args.gradient_accumulation_steps // self.args.steps_per_generation
+        options: Any = self.args
+        generations = self._step % options.gradient_accumulation_steps // options.steps_per_generation
         first = (generations * ranks.count() + ranks.index()) * rows
         return range(first, first + rows)
 
