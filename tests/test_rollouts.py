@@ -51,7 +51,7 @@ def question(value: int = 0) -> Question:
 def asked(endpoint: str, questions, count: int = 2, **limits):
     server = RolloutServer(ServerOptions(endpoint, retries=1), 8, 0.7)
     try:
-        return server.sample("served", questions, count, "seed")
+        return server.sample("served", questions, count, range(len(questions)))
     finally:
         server.close()
 
@@ -61,7 +61,7 @@ def test_what_is_asked_and_what_comes_back(serve):
     groups = asked(server.endpoint, [question(1), question(1), question(2)])
     assert groups == [[TokenReply((i, 921), (-0.5, -0.5), "stop") for i in range(2)]] * 3
     settings = [request["settings"] for request in server.requests]
-    assert len({each.pop("seed") for each in settings}) == 3
+    assert sorted(each.pop("seed") for each in settings) == [0, 1, 2]
     whole = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0}
     whole["logit_bias"] = {"7": -100, "8": -100}
     common = {
@@ -196,11 +196,11 @@ class SecondModel:
             self.version = body["new_version"]
         return 200, json.dumps({"success": True, "weight_version": self.version})
 
-    def sample(self, model, questions, count, seed):
+    def sample(self, model, questions, count, seeds):
         if self.dies_after == 0:
             raise SurgeryR1Error(f"{self.name} cannot be reached", fix="go on with --resume")
         self.dies_after -= 1
-        return [self._group(question, count, f"{seed}:{i}") for i, question in enumerate(questions)]
+        return [self._group(question, count, seed) for question, seed in zip(questions, seeds, strict=True)]
 
     def _group(self, question, count, seed):
         image = next(part["image"] for part in question.messages[1]["content"] if part["type"] == "image")
@@ -212,7 +212,7 @@ class SecondModel:
         }
         inputs["image_grid_thw"] = shown["image_grid_thw"].repeat(count, 1)
         before = torch.get_rng_state()
-        torch.manual_seed(int.from_bytes(seed.encode()[-6:], "big"))
+        torch.manual_seed(seed)
         with torch.no_grad():
             done = model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), **inputs, max_new_tokens=24, do_sample=True,

@@ -12,10 +12,23 @@ import weakref
 
 import pytest
 import torch
-from launching import apart, launch, losses, names, records, seconds_since_event, trained, uneven, weights
+from launching import (
+    DEV,
+    UNEVEN_RFT,
+    apart,
+    launch,
+    losses,
+    names,
+    records,
+    seconds_since_event,
+    trained,
+    uneven,
+    weights,
+)
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.export import export
+from surgery_r1.models.tiny.architecture import TINY_BASE
 from surgery_r1.train import ranks, stage
 from surgery_r1.train.step_shares import StandIns, StepBatches, passes, without_targets
 
@@ -228,6 +241,30 @@ def test_sigterm_to_one_stops_all_and_resume_is_exact(two_ranks, dataset_folder,
     for folder in ("best", "checkpoints/checkpoint-3"):
         mine, theirs = weights(run / folder), weights(two_ranks / folder)
         assert mine and all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+def test_rft_samples_the_same_however_a_step_is_divided(dataset_folder, tmp_path):
+    """Whole runs whose rewards tell every reply apart, on their own replies."""
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("def told_apart(text, truth):\n    return sum(map(ord, text)) % 101 / 101\n")
+    changes = {**UNEVEN_RFT, "rft_prompts": 4, "rft_generations": 4, "rft_max_steps": 4, "rft_eval_every": 4, **DEV}
+    changes |= {"rft_learning_rate": 0.02, "rft_max_completion": 24, "rft_rewards": {f"{rewards}:told_apart": 1.0}}
+    job = {"stage": "rft", "data": dataset_folder, "base": "tiny"}
+    whole = trained(tmp_path, 1, out=tmp_path / "whole", changes=changes, **job)
+    assert apart(weights(whole / "best"), weights(TINY_BASE)) > 5e-3
+    divisions = [(2, {}), (2, {"rft_micro_batch": 4}), (1, {"rft_micro_batch": 8, "rft_share_frames": False})]
+    told = ("reward", "reward_std", "completions/mean_length", "completions/max_length", "loss")
+    for number, (count, division) in enumerate(divisions):
+        run = trained(tmp_path, count, out=tmp_path / f"run{number}", changes={**changes, **division}, **job)
+        mine, theirs = (
+            [{name: record[name] for name in told} for record in records(of) if "reward" in record]
+            for of in (run, whole)
+        )
+        assert len(mine) == 4
+        for record, other in zip(mine, theirs, strict=True):
+            assert record == pytest.approx(other, rel=1e-5, abs=1e-6)
+        assert apart(weights(run / "best"), weights(whole / "best")) < 1e-4
 
 
 @pytest.mark.slow

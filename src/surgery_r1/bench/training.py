@@ -72,9 +72,10 @@ class RftBenchmark(_TrainingBenchmark):
     def __init__(self, work: Work, variant: str, micro: int = 0) -> None:
         super().__init__(work, variant)
         from datasets import Dataset
-        from trl import GRPOConfig, GRPOTrainer
+        from trl import GRPOConfig
 
-        from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
+        # TRL's own, but for its random numbers: both variants sample the same replies.
+        from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer, WholeModelGRPOTrainer
 
         rows = work.asked * work.generations
         self.micro = micro or (rows if self.optimised else (work.micro_batch or work.generations))
@@ -97,7 +98,7 @@ class RftBenchmark(_TrainingBenchmark):
         self.replies = shapes.completions(work, rows, seed=1)
         self.seen: dict[tuple[int, ...], list[float]] = {}
         self.trainer = trainer = self._trainer(
-            SharedFrameGRPOTrainer if self.optimised else GRPOTrainer,
+            SharedFrameGRPOTrainer if self.optimised else WholeModelGRPOTrainer,
             "_generate_and_score_completions",
             args=arguments,
             reward_funcs=self._rewards(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,14 +123,16 @@ class RolloutServer:
             fix="name the model of this run with --served-model",
         )
 
-    def sample(self, model: str, questions: Sequence[Question], count: int, seed: str) -> list[list[TokenReply]]:
+    def sample(
+        self, model: str, questions: Sequence[Question], count: int, seeds: Sequence[int]
+    ) -> list[list[TokenReply]]:
         """``count`` replies to each question, sampled by the server.
 
         The first is asked alone: before other frames go out, a server that reads prompts in another way is noticed.
 
         Args:
             model: its name at the server.
-            seed: of the draws.
+            seeds: of the draws of each question, which servers take that can draw from one.
 
         Raises:
             SurgeryR1Error: when the server cannot be used, or reads a prompt in another way than the trainer.
@@ -141,8 +142,8 @@ class RolloutServer:
         def ask(numbered: tuple[int, Question, list[dict[str, Any]]]) -> list[TokenReply]:
             number, question, messages = numbered
             # vLLM counts the seeds of a group up from this one.
-            drawn = random.Random(f"{seed}:{number}").getrandbits(31) if self.seeded else None
-            return self._checked(question, self.client.sample(model, messages, count, drawn, question.banned), count)
+            seed = seeds[number] if self.seeded else None
+            return self._checked(question, self.client.sample(model, messages, count, seed, question.banned), count)
 
         asked = [(i, question, _with_urls(question.messages, urls)) for i, question in enumerate(questions)]
         alone = 0 if self._met else 1

@@ -17,6 +17,7 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.export import name_modules
 from surgery_r1.models.quiet import without_progress_bars
 from surgery_r1.train import ranks
+from surgery_r1.train.draws import server_seed
 from surgery_r1.train.rollouts.gap import Gap, GapMeter
 from surgery_r1.train.rollouts.sampling import Sampling
 from surgery_r1.train.rollouts.server import Question, RolloutServer
@@ -60,7 +61,7 @@ class ServerGRPOTrainer(WholeModelGRPOTrainer):
         start = time.perf_counter()
         name = self._synced()
         middle = time.perf_counter()
-        size, step = int(self.num_generations or 1), self.state.global_step
+        size = int(self.num_generations or 1)
         processor: Any = self.processing_class
         with ranks.told_once():
             first = range(0, len(prompt_ids), size)
@@ -68,8 +69,9 @@ class ServerGRPOTrainer(WholeModelGRPOTrainer):
                 raise AssertionError("TRL no longer keeps the completions of a prompt together")
             image, banned = processor.image_token_id, frame_tokens(processor)
             questions = [Question(self._asked[i], prompt_ids[i], image, banned) for i in first]
-            seed = f"{self.args.seed}:{step}:{self._step % self.args.gradient_accumulation_steps}:{ranks.index()}"
-            groups = self._sampling.server.sample(name, questions, size, seed)
+            places = self._places(len(prompt_ids))[::size]
+            seeds = [server_seed(self.args.seed, self.state.global_step, place) for place in places]
+            groups = self._sampling.server.sample(name, questions, size, seeds)
         ranks.first(self._sampling.check)
         self._metrics["train"]["sampler/sync_seconds"].append(middle - start)
         self._metrics["train"]["sampler/seconds"].append(time.perf_counter() - middle)

@@ -8,6 +8,7 @@ TRL: ``tests/test_grpo_sharing.py`` compares both ways and fails when TRL's meth
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,17 +22,31 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.models.sharing.attention import core, enable, enabled
 from surgery_r1.models.sharing.prefill import PromptTokens, prefill, prefix_length
-from surgery_r1.train import shards
+from surgery_r1.train import ranks, shards
+from surgery_r1.train.draws import drawing, uniforms
 from surgery_r1.train.sharing.image_ids import ImageIds, image_ids_of
 from surgery_r1.train.sharing.prompts_once import PromptsOnce
 
 
 class WholeModelGRPOTrainer(GRPOTrainer):
-    """TRL's GRPOTrainer, which asks a model that is spread over ranks as a whole."""
+    """TRL's GRPOTrainer, which asks a model that is spread over ranks as a whole, and samples alike on any number of
+    ranks (:mod:`surgery_r1.train.draws`), but for several beams or sequences a prompt."""
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with shards.whole(self.model):
-            return super()._generate_single_turn(*args, **kwargs)
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        model = core(self.accelerator.unwrap_model(self.model_wrapped))
+        settings = self.generation_config
+        numbers = uniforms(
+            self.args.seed, self.state.global_step, self._places(len(prompt_ids)), settings.max_new_tokens
+        )
+        with shards.whole(self.model), nullcontext() if several(settings) else drawing(model, numbers):
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+
+    def _places(self, rows: int) -> range:
+        """Where ``rows`` completions of this process stand among those of the optimiser's step, over all processes."""
+        options: Any = self.args
+        generations = self._step % options.gradient_accumulation_steps // options.steps_per_generation
+        first = (generations * ranks.count() + ranks.index()) * rows
+        return range(first, first + rows)
 
 
 class SharedFrameGRPOTrainer(WholeModelGRPOTrainer):
@@ -154,9 +169,8 @@ def generate_shared(model: Any, generate: Any, images: ImageIds, generation_conf
     """``generate``, with what the prompts share read once. Arguments and result are those of ``model.generate``,
     but for ``pixel_values``: the numbers of ``images``."""
     ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
-    several = (generation_config.num_beams or 1) > 1 or (generation_config.num_return_sequences or 1) > 1
     imageless = inputs.get("pixel_values") is None or inputs.get("image_grid_thw") is None
-    if imageless or several or generation_config.cache_implementation is not None:
+    if imageless or several(generation_config) or generation_config.cache_implementation is not None:
         return generate(generation_config=generation_config, **images.restored(inputs))
     token = core(model).config.image_token_id
     tokens = [ids[i, attention[i]].tolist() for i in range(len(ids))]
@@ -169,8 +183,13 @@ def generate_shared(model: Any, generate: Any, images: ImageIds, generation_conf
         return generate(generation_config=generation_config, **images.restored(inputs))
     return generate(
         generation_config=generation_config,
-        **prefill(model, prompts, images.kept(keys), generation_config.pad_token_id, ids.shape[1]),
+        **prefill(model, prompts, images.kept(keys), generation_config.pad_token_id, ids.shape[1], share=True),
     )
+
+
+def several(settings: Any) -> bool:
+    """Whether ``model.generate`` follows more than one sequence of a prompt."""
+    return (settings.num_beams or 1) > 1 or (settings.num_return_sequences or 1) > 1
 
 
 def grpo_sequences(
