@@ -118,7 +118,8 @@ class Ask:
     question: tyro.conf.Positional[str]
     """Such as "Where is bipolar_forceps located?"."""
     model: str | None = None
-    """A model folder, a run folder, or tiny (the untrained base, which cannot do the task); by default demo/rft."""
+    """A model folder, a run folder, tiny (the untrained base, which cannot do the task) or tiny-rft (after RFT on drawn
+    scenes); by default demo/rft, or tiny-rft where there is none."""
     out: Path | None = None
     """The picture to write; IMAGE.answer.png in the current folder by default."""
     no_reasoning: bool = False
@@ -135,7 +136,7 @@ class Ask:
         stay_offline(self.allow_hub)
         if not self.image.exists():
             raise SurgeryR1Error("no such image", where=str(self.image), fix="check the path")
-        model = self.model or last_demo()
+        model = self.model or trained_model()
         from surgery_r1.inference import load
 
         reply = load(model, allow_hub=self.allow_hub).ask(
@@ -157,16 +158,7 @@ class Ask:
         return 0
 
 
-def last_demo() -> str:
-    """The RFT model of the demo in the current folder.
-
-    Raises:
-        SurgeryR1Error: when there is none.
-    """
-    model = Path("demo/rft")
-    if not (model / "result.json").is_file():
-        raise SurgeryR1Error(
-            "no model was named, and demo/rft is not there",
-            fix="make one with `surgery-r1 demo` (some minutes on a laptop), or give --model",
-        )
-    return str(model)
+def trained_model() -> str:
+    """The RFT model of the demo in the current folder; without a demo the shipped one."""
+    demo = Path("demo/rft")
+    return str(demo) if (demo / "result.json").is_file() else "tiny-rft"

@@ -19,7 +19,7 @@ from surgery_r1._util.files import read_json, sha256_file
 from surgery_r1.errors import SurgeryR1Error, explained
 from surgery_r1.models.info import FAMILIES, ModelInfo
 from surgery_r1.models.runs import recorded_info, run_of
-from surgery_r1.models.tiny.architecture import TINY_BASE
+from surgery_r1.models.tiny.architecture import SHIPPED
 
 
 @dataclass(slots=True)
@@ -37,15 +37,15 @@ class Bundle:
 
 
 def resolve(name: str | Path, *, allow_hub: bool = False) -> Path:
-    """The folder that a model name stands for: ``tiny``, a model folder, or a run folder (its ``best``).
+    """The folder that a model name stands for: ``tiny``, ``tiny-rft``, a model folder, or a run folder (its ``best``).
 
     Raises:
         SurgeryR1Error: when there is none. A hub name is an error unless ``allow_hub``.
     """
-    if str(name) == "tiny":
-        if not (TINY_BASE / "config.json").is_file():
-            raise SurgeryR1Error("the tiny base model is missing", where=TINY_BASE, fix="install the package again")
-        return TINY_BASE
+    if shipped := SHIPPED.get(str(name)):
+        if not (shipped / "config.json").is_file():
+            raise SurgeryR1Error(f"the shipped model {name} is missing", where=shipped, fix="install the package again")
+        return shipped
     path = Path(name)
     # A run folder holds its own resolved config.json, which has no model type.
     candidates = (path / "best",) if (path / "run.json").is_file() else (path, path / "best")
@@ -66,7 +66,7 @@ def resolve(name: str | Path, *, allow_hub: bool = False) -> Path:
             return Path(snapshot_download(str(name)))
     raise SurgeryR1Error(
         f"no model at {str(name)!r}",
-        fix="give a folder with config.json, a run folder, 'tiny', or a hub name with --allow-hub",
+        fix="give a folder with config.json, a run folder, 'tiny', 'tiny-rft', or a hub name with --allow-hub",
     )
 
 

@@ -1,6 +1,7 @@
 """The tiny base model: Qwen2.5-VL's architecture class at under 2 M parameters, for a laptop without a GPU.
 
-The shipped weights lie in the package (``models/tiny/base``); ``scripts/pretrain_tiny.py`` makes them.
+The shipped weights lie in the package (``models/tiny/base``); ``scripts/pretrain_tiny.py`` makes them. Beside them lies
+what ``surgery-r1 demo`` makes of them (``models/tiny/rft``).
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ from typing import Any
 
 #: The shipped base: model, tokenizer, processor and ``surgery_r1.json``.
 TINY_BASE = Path(__file__).with_name("base")
+#: The same after both stages of the demo: it can do the task, on drawn scenes (docs/tiny_rft).
+TINY_RFT = Path(__file__).with_name("rft")
+#: Shipped models by the name that stands for them wherever a model is asked for.
+SHIPPED = {"tiny": TINY_BASE, "tiny-rft": TINY_RFT}
 
 BOX_SPACE = "norm100"
 PATCH, MERGE = 14, 2
