@@ -77,7 +77,14 @@ DEV = {"eval_dev_samples": 2, "eval_max_new_tokens": 4, "eval_choose": "last"}
 
 
 def uneven(
-    tmp_path: Path, name: str, count: int, stage_name: str, data: Path, base: Path | str = "tiny", **changes
+    tmp_path: Path,
+    name: str,
+    count: int,
+    stage_name: str,
+    data: Path,
+    base: Path | str = "tiny",
+    lora: bool = False,
+    **changes,
 ) -> tuple[Path, dict]:
     """A run on rows or completions of 20 and 200 tokens, and the gradients of its first step."""
     rewards = tmp_path / "rewards.py"
@@ -85,6 +92,6 @@ def uneven(
     whole = {**(UNEVEN_SFT if stage_name == "sft" else UNEVEN_RFT), **DEV, **changes}
     if stage_name == "rft":
         whole["rft_rewards"] = {f"{rewards}:length": 1.0}
-    job = {"stage": stage_name, "data": data, "base": base, "uneven": True, "changes": whole}
+    job = {"stage": stage_name, "data": data, "base": base, "lora": lora, "uneven": True, "changes": whole}
     out = trained(tmp_path, count, out=tmp_path / name, gradients=tmp_path / f"{name}.grads", **job)
     return out, load_file(tmp_path / f"{name}.grads")

@@ -40,7 +40,17 @@ LEVELS: list[set[str]] = [
 ]
 LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units}
 #: Libraries that take seconds to import.
-HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "huggingface_hub"}
+HEAVY = {
+    "bitsandbytes",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "huggingface_hub",
+}
 LONGEST_FILE = 330
 LONGEST_FUNCTION = 60
 

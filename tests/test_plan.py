@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import sys
 import weakref
@@ -70,13 +71,24 @@ class Real(TorchDispatchMode):
         self.seen.discard(address)
 
 
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes: pip install 'surgery-r1[qlora]'"
+)
+
+
 @pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("lora", [True, False])
-def test_a_pass_holds_what_is_counted(tiny, lora, checkpointing):
+@pytest.mark.parametrize(
+    ("lora", "few_bits"),
+    [(True, False), (False, False), pytest.param(True, True, marks=needs_bitsandbytes)],
+    ids=["lora", "full", "qlora"],
+)
+def test_a_pass_holds_what_is_counted(tiny, tmp_path, lora, few_bits, checkpointing):
     """Six layers run for real: the count of one and two layers says what they hold, to the byte."""
     from peft import get_peft_model
     from trl.trainer.utils import add_fused_lm_head
 
+    from surgery_r1.models import from_pretrained
+    from surgery_r1.models.save import save_model
     from surgery_r1.models.tiny.architecture import build_model
     from surgery_r1.train.options import lora_of
 
@@ -86,9 +98,13 @@ def test_a_pass_holds_what_is_counted(tiny, lora, checkpointing):
     sized = type(tiny.model.config).from_dict(tiny.model.config.to_dict())
     sized.text_config.num_hidden_layers = 6
     sized.text_config.layer_types = ["full_attention"] * 6
-    planned = Counted(sized, torch.float32, lora_of(config), checkpointing, gpu=False, mixed=False).memory(shape)
+    counted = Counted(sized, torch.float32, lora_of(config), checkpointing, False, False, four_bit=few_bits)
+    planned = counted.memory(shape)
 
     model = build_model(sized)
+    if few_bits:
+        save_model(model, tiny.processor, tiny.info, tmp_path / "six")
+        model = from_pretrained(tmp_path / "six", device="cpu", load_in_4bit=True).model.train()
     attention.enable(model)
     add_fused_lm_head(model)
     if checkpointing:
@@ -222,6 +238,51 @@ def test_parameters_and_weights_of_published_sizes(folders, dataset):
         assert made.resident()["adapter"] == 4 * made.parameters["trained"] == made.resident()["optimiser"] / 2
     # As counted from the published index files (bfloat16, 7.51, 16.58 and 17.53 GB).
     assert found == {"qwen2_5_vl_3b": 3754622976, "qwen2_5_vl_7b": 8292166656, "qwen3_vl_8b": 8767123696}
+
+
+@needs_bitsandbytes
+def test_weights_in_4_bit(folders, dataset, tiny):
+    """To the byte those of the tiny model; of the published sizes the language model's layers alone are smaller."""
+    from surgery_r1.models import from_pretrained
+
+    config = load_config("tiny", ("model.load_in_4bit=true", "lora.enabled=true"))
+    made = planner("sft", config, dataset, MACHINE)
+    real = from_pretrained("tiny", device="cpu", load_in_4bit=True).model
+    sizes = {True: 0, False: 0}
+    for parameter in real.parameters():
+        state = getattr(parameter, "quant_state", None)
+        parts = [parameter]
+        if state is not None:
+            parts += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+        sizes[state is not None] += sum(part.nbytes for part in parts)
+    resident = made.resident()
+    assert (resident["weights in 4 bit"], resident["weights"]) == (sizes[True], sizes[False])
+    assert (
+        made.parameters == planner("sft", replace(config, model=load_config("tiny").model), dataset, MACHINE).parameters
+    )
+
+    larger = load_config("qwen2_5_vl_7b_24gb")
+    seven = {"machine": replace(MACHINE, gpu=True), "base": folders["qwen2_5_vl_7b"]}
+    made = planner("sft", larger, dataset, **seven)
+    resident = made.resident()
+    layers, rest = 28 * (3584**2 * 2 + 2 * 3584 * 512 + 3 * 3584 * 18944), resident["weights"] // 2
+    assert abs(layers + rest - 8292166656) < 1e6, "biases of layers are not rounded"
+    # Four bits, 8 a block of 64, 32 a block of 256 of these, and two tables for each matrix.
+    assert resident["weights in 4 bit"] == pytest.approx(layers * (1 / 2 + 1 / 64 + 4 / 64 / 256), rel=1e-4)
+    # Reading needs what it needs in 16 bit: a layer of each kind computes in the type of its input.
+    whole = planner("sft", load_config("qwen2_5_vl_7b"), dataset, **seven)
+    assert made.counted.reading(2, 500) == whole.counted.reading(2, 500)
+
+
+@needs_bitsandbytes
+def test_the_config_for_24_gb_fits(folders, dataset):
+    """Frames of this dataset are small: those of 1,280 tokens are in the config's own head and in docs/recipes.md."""
+    config = load_config("qwen2_5_vl_7b_24gb")
+    machine = replace(MACHINE, gpu=True, memory=22 * GIB)
+    for stage in ("sft", "rft"):
+        plan = plan_stage(stage, config, dataset, machine, base=folders["qwen2_5_vl_7b"])
+        assert plan.peak < 14 * GIB and plan.largest_micro_batch > 0
+        assert plan.parts["adapter"] == plan.parts["gradients"] == 4 * plan.parameters["trained"]
 
 
 def test_the_largest_micro_batch_follows_memory(dataset):

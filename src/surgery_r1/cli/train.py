@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class _Train:
     config: str
-    """A TOML file, or a shipped config by name: tiny, qwen2_5_vl_3b, qwen2_5_vl_7b, qwen3_vl_8b."""
+    """A TOML file, or a shipped config by name: tiny, qwen2_5_vl_3b, qwen2_5_vl_7b, qwen2_5_vl_7b_24gb, qwen3_vl_8b."""
     set: Overrides = ()
     """Change values of the config, written as in TOML: --set rft.max_steps=20 sft.learning_rate=1e-4."""
     data: Path

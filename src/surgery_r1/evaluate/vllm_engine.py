@@ -9,7 +9,7 @@ from typing import Any
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.generation import GenerationOptions
 from surgery_r1.models.encode import Prompt, PromptEncoder, load_image
-from surgery_r1.models.load import Bundle, generation_config
+from surgery_r1.models.load import Bundle, generation_config, is_adapter
 
 #: Prompts that vLLM is given at a time: it batches them itself, and what it has answered is written after each.
 _AT_A_TIME = 256
@@ -46,7 +46,7 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, bundle: Bundle, options: GenerationOptions, dtype: str) -> None:
-        if (bundle.folder / "adapter_config.json").is_file():
+        if is_adapter(bundle.folder):
             raise SurgeryR1Error(
                 "holds an adapter, which --engine vllm does not merge",
                 where=bundle.folder,

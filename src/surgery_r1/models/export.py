@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from surgery_r1._util.files import read_json, write_json
@@ -22,18 +23,19 @@ def export(run: Path, out: Path, *, adapter_only: bool = False, allow_hub: bool 
     Args:
         run: a run folder or checkpoint.
         out: a folder that is empty or not there; returned.
-        adapter_only: the LoRA adapter alone, for ``vllm serve BASE --enable-lora``; else an adapter is merged.
+        adapter_only: the LoRA adapter alone, for ``vllm serve BASE --enable-lora``; else an adapter is merged, into the
+            weights of its base's folder, also where training has held them in 4 bit.
 
     Raises:
         SurgeryR1Error: when ``out`` is not empty, ``run`` holds no model, or no adapter where one is asked for.
     """
     with replacing_folder(out, overwrite=False) as folder:
-        bundle = from_pretrained(run, allow_hub=allow_hub, with_model=not adapter_only)
+        bundle = from_pretrained(run, allow_hub=allow_hub, with_model=not adapter_only, load_in_4bit=False)
         if adapter_only:
             adapter = _write_adapter(bundle, folder, allow_hub)
         else:
             adapter = None
-            save_model(merged(bundle.model), bundle.processor, bundle.info, folder)
+            save_model(merged(bundle.model), bundle.processor, replace(bundle.info, load_in_4bit=False), folder)
             _greedy(folder)
         card = model_card(bundle.info, bundle.processor, run, adapter)
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -33,6 +33,7 @@ class ModelInfo:
         base_sha256: of the base model's weights and configuration.
         rationales, direct_answers: whether training here has shown replies with and without a rationale; says nothing
             of a base model.
+        load_in_4bit: of an adapter, whether it was trained on its base in 4 bit.
     """
 
     box_space: str
@@ -48,6 +49,7 @@ class ModelInfo:
     step: int | None = None
     rationales: bool = True
     direct_answers: bool = False
+    load_in_4bit: bool = False
 
     def __post_init__(self) -> None:
         if self.box_space not in codec.BOX_SPACES:

@@ -17,6 +17,7 @@ from typing import Any
 from surgery_r1 import codec
 from surgery_r1._util.files import read_json, sha256_file
 from surgery_r1.errors import SurgeryR1Error, explained
+from surgery_r1.models import four_bit
 from surgery_r1.models.info import FAMILIES, ModelInfo
 from surgery_r1.models.runs import recorded_info, run_of
 from surgery_r1.models.tiny.architecture import SHIPPED
@@ -70,10 +71,15 @@ def resolve(name: str | Path, *, allow_hub: bool = False) -> Path:
     )
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a model folder holds a LoRA adapter alone."""
+    return (folder / "adapter_config.json").is_file()
+
+
 def base_of(folder: Path, allow_hub: bool) -> Path:
     """The base model that an adapter folder names, or the one that its run keeps beside it."""
     path = folder / "adapter_config.json"
-    if not path.is_file():
+    if not is_adapter(folder):
         return folder
     name = read_json(path).get("base_model_name_or_path")
     beside = (run_of(folder) or folder.parent) / "base"
@@ -96,6 +102,7 @@ def from_pretrained(
     box_space: str | None = None,
     with_model: bool = True,
     allow_hub: bool = False,
+    load_in_4bit: bool | None = None,
 ) -> Bundle:
     """Model, tokenizer and working processor of a folder, in one line.
 
@@ -107,10 +114,12 @@ def from_pretrained(
         min_pixels, max_pixels: pixel limits; None takes those of ``surgery_r1.json``, else of the folder.
         box_space: overrides the family's own for folders without ``surgery_r1.json``.
         allow_hub: fetch ``owner/name`` from the model hub.
+        load_in_4bit: hold the base in 4 bit (:mod:`surgery_r1.models.four_bit`); None does so for an adapter that was
+            trained on one, so that it is asked as dev asked it.
 
     Raises:
-        SurgeryR1Error: no such folder, unknown family, torn weights, a version or template that does not fit, or a
-            folder of a run that nothing is known of.
+        SurgeryR1Error: no such folder, unknown family, torn weights, a version or template that does not fit, a folder
+            of a run that nothing is known of, or 4 bit where they are not installed.
 
     >>> bundle = from_pretrained("tiny")
     >>> bundle.info.box_space, bundle.tokenizer.decode(bundle.tokenizer("<box>[1, 20, 3, 100]</box>")["input_ids"])
@@ -119,6 +128,7 @@ def from_pretrained(
     folder = resolve(name, allow_hub=allow_hub)
     base = base_of(folder, allow_hub)
     model_type = _family(base)
+    four_bit.refuse_rounded(base)
     from surgery_r1.models.processor import load_processor
 
     recorded = recorded_info(folder)
@@ -133,7 +143,11 @@ def from_pretrained(
     info = _agreed(recorded, found, folder) if recorded else replace(found, base_sha256=weights_sha256(base))
     model = None
     if with_model:
-        model = _load_model(base, folder, dtype, device, attention, generation_config(base, processor.tokenizer))
+        few_bits = info.load_in_4bit if load_in_4bit is None else load_in_4bit
+        if few_bits:
+            four_bit.refuse_uninstalled(f"{folder}, whose base is held in 4 bit,")
+        generation = generation_config(base, processor.tokenizer)
+        model = _load_model(base, folder, dtype, device, attention, generation, few_bits)
     return Bundle(model, processor, info, folder)
 
 
@@ -211,12 +225,16 @@ def generation_config(folder: Path, tokenizer: Any) -> Any:
     return GenerationConfig(**ids)
 
 
-def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attention: str, generation: Any) -> Any:
+def _load_model(
+    base: Path, folder: Path, dtype: str, device: str | None, attention: str, generation: Any, few_bits: bool
+) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
     from surgery_r1.models.quiet import without_progress_bars
 
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    more = four_bit.loading(base, dtype, target) if few_bits else {}
     # Torn safetensors raise the Rust library's own exception type, missing shards an OSError.
     fix = "the checkpoint is torn or incomplete: copy it again or go back to an earlier one"
     with explained("the weights cannot be read", where=folder, fix=fix), without_progress_bars():
@@ -229,11 +247,13 @@ def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attent
             use_safetensors=True,
             local_files_only=True,
             generation_config=generation,
+            **more,
         )
         model, report = loaded
         # transformers fills what a checkpoint lacks with random numbers and only warns.
         _refuse_missing(report["missing_keys"])
         _make_room(model)
+        four_bit.settle(model)
         if folder != base:
             from peft import PeftModel, get_peft_model_state_dict
             from safetensors.torch import load_file
@@ -241,7 +261,6 @@ def _load_model(base: Path, folder: Path, dtype: str, device: str | None, attent
             model = PeftModel.from_pretrained(model, folder)
             found = set(load_file(folder / "adapter_model.safetensors"))
             _refuse_missing(set(get_peft_model_state_dict(model)) - found)
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(target)
 
 

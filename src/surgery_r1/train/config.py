@@ -31,6 +31,8 @@ class ModelConfig:
         vision_cache: folder that keeps these features for later runs, up to ``vision_cache_gib``; empty keeps them in
             memory alone, as long as they fit ``vision_memory_mib``.
         offload_vision: keep the frozen tower in main memory, but for frames whose features are not known yet.
+        load_in_4bit: hold the language model's linear layers in 4 bit while a LoRA adapter is trained (QLoRA). They
+            compute in ``dtype``.
     """
 
     base: str = "tiny"
@@ -44,6 +46,7 @@ class ModelConfig:
     vision_cache_gib: Positive = 64
     vision_memory_mib: Positive = 256
     offload_vision: bool = False
+    load_in_4bit: bool = False
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,13 @@ def _inconsistent(config: TrainConfig) -> Iterator[str]:
         )
     if (model.vision_cache or model.offload_vision) and not model.freeze_vision:
         yield "model.vision_cache and model.offload_vision need model.freeze_vision: they must not change"
+    if model.load_in_4bit and not config.lora.enabled:
+        yield "model.load_in_4bit needs lora.enabled = true: weights in 4 bit cannot be trained, an adapter on them can"
+    if model.load_in_4bit and rft.rollouts == "server":
+        yield (
+            "rft.rollouts = 'server' does not go with model.load_in_4bit: the server has the base in more bits, and "
+            "would sample from another model than the one that is trained"
+        )
     if sft.pack_tokens and not sft.rows_per_frame:
         yield "sft.pack_tokens needs sft.rows_per_frame: what is packed are the rows of frames"
     if sft.rows_per_frame:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PrinterCallback
 
+from surgery_r1.models.four_bit import adapters_in_float32
 from surgery_r1.train.callbacks import DevCallback, Recorder, StopOnSignal
 from surgery_r1.train.checkpoints import resumable, resume_point, run_trainer
 from surgery_r1.train.dev import Metrics
@@ -90,6 +91,7 @@ def fit(
     recorder = Recorder(stage, write, quiet=options.quiet)
     # Dev goes first, so that the checkpoint of a step holds what was decided there.
     trainer = resumable(kind)(**trainer_arguments, callbacks=[dev, stop, recorder])
+    adapters_in_float32(trainer.model)
     trainer.describe = options.describe
     trainer.remove_callback(PrinterCallback)
     checkpoint = resume_point(options.out, dev, resume=options.resume, cycle=cycle)

@@ -13,8 +13,9 @@ from surgery_r1._util.files import read_json, write_json
 from surgery_r1._util.offline import stay_offline
 from surgery_r1.data.dataset import Dataset
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models import four_bit
 from surgery_r1.models.info import ModelInfo
-from surgery_r1.models.load import Bundle, from_pretrained, merged, weights_sha256
+from surgery_r1.models.load import Bundle, from_pretrained, is_adapter, merged, resolve, weights_sha256
 from surgery_r1.models.reply_forms import trained_further
 from surgery_r1.models.save import save_description, save_model
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
@@ -102,6 +103,13 @@ def _refuse_layout(config: TrainConfig, arguments: Any) -> None:
             f"model.vision_cache and model.offload_vision need a whole vision tower; {config.ranks.shard} spreads it",
             fix="leave them out, or set ranks.shard = 'zero2'",
         )
+    if config.model.load_in_4bit:
+        four_bit.refuse_uninstalled("model.load_in_4bit")
+        if config.ranks.shard != "none":
+            raise SurgeryR1Error(
+                f"model.load_in_4bit with ranks.shard = {config.ranks.shard!r}: weights in 4 bit are not spread",
+                fix="leave one of them out: with 4 bit each process holds the whole model",
+            )
     if config.ranks.shard != "none" and getattr(arguments, "use_vllm", False):
         raise SurgeryR1Error(
             f"rft.trl.use_vllm with ranks.shard = {config.ranks.shard!r} has not been tried",
@@ -149,13 +157,20 @@ def _train(
             refuse_too_few(arguments, len(rows))
         _keep_vision_features(model, config)
         info = _described(stage, config, dataset, bundle.info)
-        evaluate = dev_evaluator(config.eval, dataset, replace(bundle, info=info))
+        evaluate = dev_evaluator(config.eval, dataset, replace(bundle, info=info, model=None))
     ranks.first(lambda: _start(stage, config, dataset, bundle, out, resume, rows=len(rows), include_dev=include_dev))
     with ranks.told_once():
         ranks.wait_for(out / "run.json")
     if config.lora.enabled:
         # An adapter names its base by path; a merged SFT model is kept beside it, so that the run is whole.
-        _keep_base(model, bundle, out)
+        folder = _kept_base(model, bundle, out)
+        bundle.model = None
+        if config.model.load_in_4bit and not four_bit.in_4bit(model):
+            with ranks.told_once():
+                ranks.wait_for(folder / "config.json")
+                model = _load(config, folder, allowed).model
+                _keep_vision_features(model, config)
+        model.name_or_path = model.config._name_or_path = str(folder.resolve())
 
     loaded_as = model.dtype
 
@@ -181,16 +196,20 @@ def _described(stage: Stage, config: TrainConfig, dataset: Dataset, start: Model
     sft = {"rationales": "cot" in config.sft.tasks, "direct_answers": config.sft.direct_answers}
     rft = {"rationales": config.rft.reasoning, "direct_answers": not config.rft.reasoning}
     taught = trained_further(start, **(sft if stage == "sft" else rft))
-    return replace(taught, stage=stage, dataset_sha256=dataset.hash)
+    return replace(taught, stage=stage, dataset_sha256=dataset.hash, load_in_4bit=config.model.load_in_4bit)
 
 
 def _load(config: TrainConfig, base: str | Path | None, allowed: Permissions) -> Bundle:
     names = ("dtype", "attention", "min_pixels", "max_pixels", "box_space")
     settings: dict[str, Any] = {name: getattr(config.model, name) or None for name in names}
+    name = base or config.model.base
+    # An adapter is merged into its base as that was saved; what comes of it is loaded in 4 bit then.
+    merging = config.model.load_in_4bit and is_adapter(resolve(name, allow_hub=allowed.hub))
+    settings["load_in_4bit"] = config.model.load_in_4bit and not merging
     # A model that will be spread goes to the GPUs in parts.
-    settings["device"] = None if config.ranks.shard == "none" else "cpu"
+    settings["device"] = "cpu" if merging or config.ranks.shard != "none" else None
     with shards.first_loads(config.ranks.shard):
-        return from_pretrained(base or config.model.base, **settings, allow_hub=allowed.hub)
+        return from_pretrained(name, **settings, allow_hub=allowed.hub)
 
 
 def _keep_vision_features(model: Any, config: TrainConfig) -> None:
@@ -233,15 +252,15 @@ def _refuse_other_processes(out: Path) -> None:
         )
 
 
-def _keep_base(model: Any, bundle: Bundle, out: Path) -> None:
-    folder = bundle.folder
-    if (folder / "adapter_config.json").is_file():
-        folder = out / "base"
-        base = folder
+def _kept_base(model: Any, bundle: Bundle, out: Path) -> Path:
+    """The folder of the weights that an adapter stands on: what was loaded, or, merged, ``out/base``."""
+    if not is_adapter(bundle.folder):
+        return bundle.folder
+    base = out / "base"
 
-        def keep() -> None:
-            if not base.exists():
-                save_model(model, bundle.processor, bundle.info, base)
+    def keep() -> None:
+        if not base.exists():
+            save_model(model, bundle.processor, replace(bundle.info, load_in_4bit=False), base)
 
-        ranks.first(keep)
-    model.name_or_path = model.config._name_or_path = str(folder.resolve())
+    ranks.first(keep)
+    return base

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from trl.trainer.utils import add_fused_lm_head
 
+from surgery_r1.models import four_bit
 from surgery_r1.models.sharing import attention
 from surgery_r1.models.sharing.attention import core
 from surgery_r1.models.sharing.prefix_tree import TreeLayout
@@ -99,6 +100,7 @@ class Counted:
         mixed: mixed precision in bfloat16.
         frozen_tower: the vision tower is not trained.
         entropy: also compute the entropy of each position, as RFT does for its log.
+        four_bit: the base is held in 4 bit.
     """
 
     config: Any
@@ -109,6 +111,7 @@ class Counted:
     mixed: bool
     frozen_tower: bool = True
     entropy: bool = False
+    four_bit: bool = False
 
     def model(self, layers: int | None = None) -> Any:
         """The model on the meta device, wrapped as trainers wrap it.
@@ -130,6 +133,8 @@ class Counted:
             if layers is not None:
                 # Not run here: it would be built block by block for nothing.
                 model.model.visual.blocks = torch.nn.ModuleList()
+            if self.four_bit:
+                four_bit.shaped(model, self.dtype)
             add_fused_lm_head(model, outputs=("log_probs", *(("entropy",) if self.entropy else ())))
             if self.checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -228,9 +233,13 @@ def head_on_gpu(shape: Shape, hidden: int, vocabulary: int, size: int, trained: 
 def _give_contents(model: Any) -> set[int]:
     """Replace tensors of the meta device by fake ones of the CPU; addresses of their storages."""
     made: dict[int, Any] = {}
+    held: list[torch.Tensor] = []
 
     def fake(tensor: Any) -> Any:
-        if id(tensor) not in made:
+        if id(tensor) not in made and four_bit.to_be_rounded(tensor):
+            made[id(tensor)], parts = four_bit.rounded(tensor)
+            held.extend(parts)
+        elif id(tensor) not in made:
             new = torch.empty(tensor.shape, dtype=tensor.dtype)
             trained = isinstance(tensor, torch.nn.Parameter)
             made[id(tensor)] = torch.nn.Parameter(new, tensor.requires_grad) if trained else new
@@ -239,7 +248,13 @@ def _give_contents(model: Any) -> set[int]:
     for module in model.modules():
         for table in (module._parameters, module._buffers):
             table.update({name: fake(tensor) for name, tensor in table.items() if tensor is not None})
-    return {tensor.untyped_storage()._cdata for tensor in made.values()}
+    return {tensor.untyped_storage()._cdata for tensor in (*made.values(), *held)}
+
+
+def held_in_4bit(weight: Any) -> int:
+    """Bytes of a weight that will be rounded, with its constants."""
+    with FakeTensorMode():
+        return sum(part.nbytes for part in four_bit.rounded(weight)[1])
 
 
 def _addresses(inputs: dict[str, Any]) -> set[int]:

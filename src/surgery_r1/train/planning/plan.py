@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models import four_bit
 from surgery_r1.train.config import TrainConfig
-from surgery_r1.train.planning.passes import Counted, Shape
+from surgery_r1.train.planning.passes import Counted, Shape, held_in_4bit
 from surgery_r1.train.planning.rows import Rows
 
 GIB = 2**30
@@ -146,10 +147,12 @@ class Planner:
         trained = [p for _, p in parameters if p.requires_grad]
         gradients = sum(p.numel() * p.itemsize for p in trained)
         adapter = [p for name, p in parameters if "lora_" in name]
-        base = [p for name, p in parameters if "lora_" not in name]
+        base = [p for name, p in parameters if "lora_" not in name and not four_bit.to_be_rounded(p)]
+        few_bits = [p for _, p in parameters if four_bit.to_be_rounded(p)]
         optimiser = _STATES.get(str(self.settings.trl.get("optim", "adamw_torch_fused")), 2.0)
         parts = {
             "weights": sum(p.numel() * p.itemsize for p in base),
+            **({"weights in 4 bit": sum(map(held_in_4bit, few_bits))} if few_bits else {}),
             "adapter": sum(p.numel() * p.itemsize for p in adapter),
             "gradients": gradients,
             "optimiser": round(optimiser * gradients),
@@ -313,7 +316,7 @@ def advice(plan: Plan) -> str:
     biggest: Sequence[str] = sorted(plan.parts, key=plan.parts.__getitem__, reverse=True)[:2]
     return (
         f"not even the smallest {key} fits {room}; the largest parts are {' and '.join(biggest)}: turn on "
-        "gradient_checkpointing or LoRA, or lower model.max_pixels"
+        "gradient_checkpointing or LoRA, hold the base in 4 bit (model.load_in_4bit), or lower model.max_pixels"
     )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from surgery_r1.data.dataset import Dataset
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models import four_bit
 from surgery_r1.models.load import Bundle, base_of, from_pretrained
 from surgery_r1.models.sharing import attention
 from surgery_r1.train import ranks
@@ -99,6 +100,8 @@ def planner(
         SurgeryR1Error: for a folder, config or dataset that training would refuse too.
     """
     allowed = allowed or Permissions()
+    if config.model.load_in_4bit:
+        four_bit.refuse_uninstalled("a plan with model.load_in_4bit")
     bundle = from_pretrained(
         base or config.model.base,
         min_pixels=config.model.min_pixels or None,
@@ -151,4 +154,5 @@ def _counted(stage: str, config: TrainConfig, bundle: Bundle, gpu: bool, allowed
         mixed=precision["bf16"],
         frozen_tower=config.model.freeze_vision,
         entropy=stage == "rft",
+        four_bit=config.model.load_in_4bit,
     )
