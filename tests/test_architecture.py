@@ -136,7 +136,7 @@ def test_arguments_and_environment_are_read_by_cli_alone(module):
 
 
 def test_the_report_computes_no_metric():
-    allowed = {"evaluate.tables", "evaluate.metrics", "evaluate.compare", "evaluate"}
+    allowed = {"evaluate.tables", "evaluate.metrics", "evaluate.compare", "evaluate", "evaluate.plain_table"}
     computing = {"evaluate.score", "evaluate.intervals", "evaluate.floor", "matching", "rewards", "evaluate.predict"}
     for module in (m for m in MODULES if unit_of(m) == "report"):
         used = {name.removeprefix("surgery_r1.") for name, _ in imports(MODULES[module])}

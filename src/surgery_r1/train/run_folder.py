@@ -116,13 +116,13 @@ def _refuse_changes(
 
 def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as dotted names; tuples become lists, as JSON has them."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict):
-            flat |= flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def metrics_writer(folder: Path) -> Callable[[dict[str, Any]], None]:
