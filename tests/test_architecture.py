@@ -96,7 +96,9 @@ def test_up_to_rewards_nothing_heavy_is_imported(module):
     assert not heavy or (module == "train.run_folder" and heavy == [("torch", False)])
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if unit_of(m) in ("cli", "__main__", "demo", "inference", "reproduce", "stages")])
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if unit_of(m) in ("cli", "__main__", "demo", "inference", "reproduce", "stages")]
+)
 def test_commands_import_nothing_heavy_before_they_run(module):
     heavy = {name for name, at_import in imports(MODULES[module]) if at_import and name.split(".")[0] in HEAVY}
     assert not heavy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from surgery_r1.reproduce.judge import judge
 from surgery_r1.reproduce.pool import Pool
 from surgery_r1.reproduce.registration import Registration, contrast_to_register, register, registered_seeds
 from surgery_r1.reproduce.rows import COHERENCE, ROWS, Row, check_config, rows_named
-from surgery_r1.reproduce.seed import SeedStages, of_seed
+from surgery_r1.reproduce.seed import SeedStages
 from surgery_r1.reproduce.tables import MEASURES, result_tables
 from surgery_r1.stages import SPLITS, Say
 from surgery_r1.synthetic.write import GENERATOR_VERSION
@@ -63,7 +63,8 @@ class Reproduction:
         check_config(self.config, rows)
         with held(self.out, "reproducing"):
             registration, contrast = self._register()
-            stages = [self._of(item["seed"]) for item in registration.seeds]
+            hashes: dict[Path, str] = {}
+            stages = [self._of(item["seed"], hashes) for item in registration.seeds]
             for one in stages:
                 self._run_seed(one, rows, contrast)
             result = self._conclude(registration, contrast, stages)
@@ -112,9 +113,10 @@ class Reproduction:
         drawn = {"generator_version": GENERATOR_VERSION, "size": list(self.size), "frames": self.frames}
         return {"drawn_scenes": drawn}
 
-    def _of(self, seed: int) -> SeedStages:
-        config = of_seed(self.config, seed)
-        return SeedStages(self.out, config, self.data, self.size, self.frames, self.allow_hub, self.say)
+    def _of(self, seed: int, hashes: dict[Path, str]) -> SeedStages:
+        # One seed for scenes, SFT and RFT alike.
+        config = replace(self.config, seed=seed)
+        return SeedStages(self.out, config, self.data, self.size, self.frames, self.allow_hub, self.say, hashes)
 
     def _run_seed(self, stages: SeedStages, rows: Sequence[Row], contrast: Contrast) -> None:
         for row in rows:

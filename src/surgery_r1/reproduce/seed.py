@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class SeedStages:
         config: with the seed that this is.
         dataset: the user's own; None draws scenes of the seed.
         size, frames: of drawn scenes, see :func:`surgery_r1.stages.draw_scenes`.
+        hashes: of weights, by model folder, as far as they are known: all seeds come from one base.
     """
 
     root: Path
@@ -43,7 +45,7 @@ class SeedStages:
     frames: int | None
     allow_hub: bool
     say: Say
-    _hashes: dict[Path, str] = field(default_factory=dict, init=False)
+    hashes: dict[Path, str]
     _trained: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
@@ -132,13 +134,15 @@ class SeedStages:
         }
 
         def work() -> None:
-            # The libraries are no part of a stage's time: whichever comes first would pay for all.
             train_run(stage, config, dataset, run, base, self.say, allow_hub=self.allow_hub)
 
         found = of_run(run)
         # What a training that was cut does not say yet is not held against it.
         same = found is not None and all(found[name] in (None, value) for name, value in inputs.items())
         whole, log = is_trained(run), run / "metrics.jsonl"
+        if not whole:
+            # Not in the stage's time: whichever comes first would pay for all.
+            import_module("surgery_r1.train.stage")
         self._stage(f"train {row.name}", f"training {row.title}", inputs, run, whole, work, same=same, log=log)
         self._trained.add(row.name)
         return run
@@ -151,9 +155,9 @@ class SeedStages:
         from surgery_r1.models.load import resolve, weights_sha256
 
         folder = resolve(model, allow_hub=self.allow_hub)
-        if folder not in self._hashes:
-            self._hashes[folder] = weights_sha256(folder)
-        return self._hashes[folder]
+        if folder not in self.hashes:
+            self.hashes[folder] = weights_sha256(folder)
+        return self.hashes[folder]
 
     def continued_steps(self) -> dict[str, Any]:
         """How long SFT is continued for the compute that RFT took, decided once for these two runs.
@@ -271,11 +275,6 @@ class SeedStages:
         key, title = f"swap {row.name} {split}", f"another rationale in the mouth of {row.title}, {split}"
         log = out.with_name(out.name + ".partial")
         self._stage(key, title, inputs, out.parent, out.is_file(), work, log=log)
-
-
-def of_seed(config: TrainConfig, seed: int) -> TrainConfig:
-    """The config with the seed of scenes, SFT and RFT alike."""
-    return replace(config, seed=seed)
 
 
 def _is_scored(out: Path) -> bool:

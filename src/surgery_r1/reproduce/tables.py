@@ -132,7 +132,7 @@ def _times(result: Mapping[str, Any]) -> PlainTable:
     stages = list(dict.fromkeys(stage for one in seconds.values() for stage in one))
     rows = [[stage, *(_shown(one.get(stage)) for one in seconds.values())] for stage in stages]
     rows.append(["all", *(_shown(sum(one.values())) for one in seconds.values())])
-    note = "Seconds of each stage over all calls, loading included; a stage that was made elsewhere has none."
+    note = "Seconds of each stage over all calls, models loaded included; a stage that was made elsewhere has none."
     return PlainTable("Seconds", ["stage", *(f"seed {seed}" for seed in seconds)], rows, [note])
 
 
