@@ -17,5 +17,5 @@ read -ra flags <<<"${FLAGS:-}"            # "--allow-hub", "--rows base sft rft"
 
 # See: the contrast with its sha256 and time, then a line for each stage, then the tables: not measured yet.
 # Pictures of frames stay out, so that no frame leaves with the report.
-surgery-r1 reproduce --config "$CONFIG" --data "$DATASET" --out "$OUT" --seeds "${seeds[@]}" --set "${set[@]}" \
-  --no-frames "${flags[@]}"
+surgery-r1 reproduce --config "$CONFIG" --data "$DATASET" --out "$OUT" --no-frames --seeds "${seeds[@]}" \
+  --set "${set[@]}" "${flags[@]}"

@@ -52,8 +52,14 @@ def predict_with_model(
     _refuse_taken(out)
     if engine == "vllm":
         refuse_without_vllm()
-    limits = {"min_pixels": pixels[0] or None, "max_pixels": pixels[1] or None}
-    bundle = from_pretrained(model, dtype=dtype, allow_hub=allow_hub, with_model=engine != "vllm", **limits)
+    bundle = from_pretrained(
+        model,
+        dtype=dtype,
+        min_pixels=pixels[0] or None,
+        max_pixels=pixels[1] or None,
+        allow_hub=allow_hub,
+        with_model=engine != "vllm",
+    )
     check_reply_form(bundle.info, options.reasoning, model)
     return predict(
         dataset,

@@ -74,8 +74,8 @@ class SeedStages:
     def _scenes(self, domain: int) -> Path:
         name = f"scenes{domain}"
         folder = self.folder / name
-        inputs = {"generator_version": GENERATOR_VERSION, "domain": domain, "seed": self.config.seed}
-        inputs |= {"size": list(self.size), "frames": self.frames}
+        drawn: dict[str, Any] = {"generator_version": GENERATOR_VERSION, "domain": domain, "seed": self.config.seed}
+        inputs = drawn | {"size": list(self.size), "frames": self.frames}
 
         def work() -> None:
             draw_scenes(folder, domain, self.config.seed, self.size, self.frames, self.say)
