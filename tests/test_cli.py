@@ -29,6 +29,7 @@ from surgery_r1.train.config import shipped_configs
 COMMANDS = (
     *((), ("demo",), ("data",), ("data", "make-scenes"), ("data", "check"), ("data", "build"), ("data", "export")),
     *(
+        ("reproduce",),
         ("train",),
         ("train", "sft"),
         ("train", "rft"),

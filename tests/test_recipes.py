@@ -100,6 +100,18 @@ def free_port() -> int:
 
 @needs_shell
 @pytest.mark.slow
+def test_the_paper_table_over_seeds(start, tmp_path):
+    given = {"SEEDS": "0 1", "FLAGS": "--rows base sft", "SET": SMALL}
+    status, out, err = ended(start("reproduce.sh", **given))
+    assert status == 0, err[-2000:]
+    found = result(tmp_path / "out")
+    assert found["seeds"] == [0, 1] and list(found["rows"]) == ["base", "sft"] and "0 reused" not in out
+    status, out, err = ended(start("reproduce.sh", **given))
+    assert status == 0 and "stages: 0 run" in out, err[-2000:]
+
+
+@needs_shell
+@pytest.mark.slow
 def test_from_downloads_to_the_report(start, scenes, tmp_path):
     held_out = tmp_path / "scenes17"
     make_scenes(held_out, domain=17, frames=3, size=(160, 128), workers=1)

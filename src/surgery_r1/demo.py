@@ -6,19 +6,28 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from surgery_r1._util.files import dump_json, read_json, write_json
-from surgery_r1._util.progress import ProgressBar
 from surgery_r1.data.dataset import Dataset, open_dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.compare import compare_scores
 from surgery_r1.evaluate.tables import text_table
 from surgery_r1.records import Sample
+from surgery_r1.stages import (
+    SPLITS,
+    Clock,
+    build,
+    continued,
+    draw_scenes,
+    headline,
+    random_rewards,
+    score_model,
+    train_run,
+)
 from surgery_r1.train.config import TrainConfig, load_config
 
 #: Everything that a demo writes into its folder; ``fresh`` removes these and nothing else.
@@ -26,8 +35,6 @@ PARTS = (
     *("settings.json", "scenes18", "scenes17", "dataset", "first_look.png", "sft", "rft", "sft_continued"),
     *("random_rewards", "scores", "demo.json", "report.html"),
 )
-#: What is scored: the held-out sequences of the same domain, and the other domain.
-SPLITS = ("val", "test")
 #: Metrics of which differences to SFT are shown: what RFT is paid for, and what must not fall meanwhile.
 _COMPARED = ("joint_at_iou50", "joint", "acc", "miou", "wrong_referent_broad", "rationale_right")
 _TITLES = {
@@ -65,13 +72,14 @@ class Demo:
             SurgeryR1Error: when the folder holds a demo with other settings, or training was stopped by a signal.
         """
         self._same_settings()
-        self.seconds: dict[str, float] = {}
+        self.clock = Clock(self.say)
         start = time.monotonic()
-        for domain in (18, 17):
-            with self._part(f"scenes{domain}", f"drawing scenes (domain {domain})"):
-                self._draw(domain)
-        with self._part("dataset", "building the dataset"):
-            self._build()
+        sources = [self.out / f"scenes{domain}" for domain in (18, 17)]
+        for domain, folder in zip((18, 17), sources, strict=True):
+            with self.clock.part(folder.name, f"drawing scenes (domain {domain})"):
+                draw_scenes(folder, domain, self.config.seed, self.size, self.frames, self.say)
+        with self.clock.part("dataset", "building the dataset"):
+            build(sources, self.out / "dataset", self.say)
         dataset = open_dataset(self.out / "dataset")
         self._show_first(dataset)
         self._score("base", "tiny", dataset)
@@ -82,9 +90,9 @@ class Demo:
         if self.controls:
             self._run_controls(dataset)
         differences = self._differences()
-        self.seconds["total"] = time.monotonic() - start
+        self.clock.seconds["total"] = time.monotonic() - start
         summary = {
-            "seconds": {k: round(v, 1) for k, v in self.seconds.items()},
+            "seconds": {k: round(v, 1) for k, v in self.clock.seconds.items()},
             "metrics": {
                 name: {split: read_json(self.out / "scores" / name / split / "metrics.json") for split in SPLITS}
                 for name in self._variants()
@@ -113,40 +121,6 @@ class Demo:
     def _variants(self) -> list[str]:
         return ["base", "sft", "rft", *(["sft_continued", "random_rewards"] if self.controls else [])]
 
-    @contextmanager
-    def _part(self, key: str, title: str) -> Iterator[None]:
-        """Say what begins, and how long it took."""
-        self.say(f"\n== {title}")
-        begin = time.monotonic()
-        yield
-        self.seconds[key] = time.monotonic() - begin
-        self.say(f"   {self.seconds[key]:.1f} s")
-
-    def _draw(self, domain: int) -> None:
-        from surgery_r1.synthetic import make_scenes
-
-        folder = self.out / f"scenes{domain}"
-        if folder.exists():
-            self.say("   already there")
-            return
-        with ProgressBar("   drawing", "frames") as progress:
-            made = make_scenes(
-                folder, domain=domain, seed=self.config.seed, size=self.size, frames=self.frames, progress=progress
-            )
-        self.say(f"   {made['frames']:,} frames, {made['questions']:,} questions: {folder}")
-
-    def _build(self) -> None:
-        from surgery_r1.data.assemble import build_dataset
-
-        folder = self.out / "dataset"
-        if not (folder / "manifest.json").is_file():
-            build_dataset([self.out / "scenes18", self.out / "scenes17"], folder)
-        manifest = read_json(folder / "manifest.json")
-        counts = ", ".join(f"{k} {v:,}" for k, v in manifest["samples"].items() if k != "total")
-        self.say(f"   questions: {counts}; {manifest['rows']['total']:,} training rows")
-        rule = manifest["location_rule"]
-        self.say(f"   location labels follow {rule['rule']} in {rule['agreement']:.1%} of cases")
-
     def _show_first(self, dataset: Dataset) -> None:
         from PIL import Image
 
@@ -162,46 +136,25 @@ class Demo:
         self.say(f"\nThe task: {sample.question} -> {sample.answer} and the box in {path}")
 
     def _train(self, stage: Any, name: str, config: TrainConfig, dataset: Dataset, base: Path | None) -> None:
-        run = self.out / name
-        with self._part(f"train_{name}", _TITLES[name]):
-            if (run / "result.json").is_file() and not read_json(run / "result.json")["stopped"]:
-                self.say("   already trained")
-                return
-            from surgery_r1.train.stage import train
-
-            result = train(stage, config, dataset, run, base=base, resume=(run / "run.json").is_file())
-            if result.stopped:
-                raise SurgeryR1Error(
-                    f"stopped at step {result.steps}", where=run, fix="run the same command again to go on"
-                )
-            self.say(f"   best on dev: joint {result.dev_joint:.3f} at step {result.best_step}")
+        with self.clock.part(f"train_{name}", _TITLES[name]):
+            train_run(stage, config, dataset, self.out / name, base, self.say)
 
     def _score(self, name: str, model: str | Path, dataset: Dataset) -> None:
         from surgery_r1.evaluate.generation import GenerationOptions
-        from surgery_r1.evaluate.run import predict_and_score
 
         options = GenerationOptions(self.config.eval.batch_size, self.config.eval.max_new_tokens)
-        with self._part(f"score_{name}", f"scoring {name} on held-out frames"):
+        with self.clock.part(f"score_{name}", f"scoring {name} on held-out frames"):
             for split in SPLITS:
                 out = self.out / "scores" / name / split
                 if not (out / "metrics.json").is_file():
-                    with ProgressBar(f"   {split}", "questions") as progress:
-                        predict_and_score(model, dataset, split, out, options, name=name, progress=progress)
-                m = read_json(out / "metrics.json")
-                self.say(
-                    f"   {split:5} n={m['n']:,}  Acc {m['acc']:.3f}  true mIoU {m['miou']:.3f}  "
-                    f"joint@.5 {m['joint_at_iou50']:.3f}  (no-image floor: Acc {m['no_image_floor']['acc']:.3f})"
-                )
+                    score_model(name, model, dataset, split, out, options)
+                self.say(headline(split, read_json(out / "metrics.json")))
 
     def _run_controls(self, dataset: Dataset) -> None:
-        # The last step, not the best one, is what a control must show: dev would hide the harm by keeping the start.
-        steps = self.config.rft.max_steps
-        config = replace(self.config, eval=replace(self.config.eval, choose="last"))
-        random = replace(config, rft=replace(config.rft, rewards={"random": 1.0}))
-        sft = replace(config, sft=replace(config.sft, max_steps=steps, eval_every=steps))
+        sft = continued(self.config, self.config.rft.max_steps)
         self._train("sft", "sft_continued", sft, dataset, self.out / "sft")
         self._score("sft_continued", self.out / "sft_continued", dataset)
-        self._train("rft", "random_rewards", random, dataset, self.out / "sft")
+        self._train("rft", "random_rewards", random_rewards(self.config), dataset, self.out / "sft")
         self._score("random_rewards", self.out / "random_rewards", dataset)
 
     def _differences(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from surgery_r1.cli.evaluate import Report, Score
 from surgery_r1.cli.gpu import Gpu
 from surgery_r1.cli.messages import shown_messages
 from surgery_r1.cli.predict import Ask, PredictCommand
+from surgery_r1.cli.reproduce import ReproduceCommand
 from surgery_r1.cli.train import Export, TrainRft, TrainSft
 from surgery_r1.errors import OtherProcessFailed, SurgeryR1Error
 
@@ -60,6 +61,7 @@ class Train:
 
 Command = (
     Annotated[DemoCommand, _named("demo")]
+    | Annotated[ReproduceCommand, _named("reproduce")]
     | Annotated[Data, _named("data")]
     | Annotated[Train, _named("train")]
     | Annotated[PredictCommand, _named("predict")]
@@ -111,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _trains(args: list[str]) -> bool:
     """Whether a command needs the trainers; ``data export`` needs their data sets."""
-    return args[:1] in (["train"], ["demo"], ["bench"], ["gpu"]) or args[:2] == ["data", "export"]
+    return args[:1] in (["train"], ["demo"], ["reproduce"], ["bench"], ["gpu"]) or args[:2] == ["data", "export"]
 
 
 def _run(args: list[str]) -> int:

@@ -190,7 +190,7 @@ class Interventions:
     def _shares(self, pairs: Sequence[tuple[Imposed, codec.Prediction]]) -> dict[str, Any]:
         flags: dict[str, list[tuple[ScoreRecord, bool]]] = {}
         for one, reading in pairs:
-            for name, flag in self._flags(one, reading).items():
+            for name, flag in self.flags(one, reading).items():
                 flags.setdefault(name, []).append((one.line, flag))
         found: dict[str, Any] = {"n": len(pairs)}
         for name, told in flags.items():
@@ -198,7 +198,8 @@ class Interventions:
             found[name] = {"value": estimate.value, "ci95": [estimate.low, estimate.high], "n": len(told)}
         return found
 
-    def _flags(self, one: Imposed, reading: codec.Prediction) -> Mapping[str, bool]:
+    def flags(self, one: Imposed, reading: codec.Prediction) -> Mapping[str, bool]:
+        """What followed from one rationale, see :meth:`counted`; what cannot be told is absent."""
         line, sample = one.line, self._dataset.samples[one.line.id]
         flags = {
             "answer_kept": reading.answer == line.answer,

@@ -28,6 +28,7 @@ def predict_with_model(
     *,
     limit: int = 0,
     dtype: str = "auto",
+    pixels: tuple[int, int] = (0, 0),
     name: str | None = None,
     engine: str = "transformers",
     allow_hub: bool = False,
@@ -39,6 +40,7 @@ def predict_with_model(
         model: see :func:`surgery_r1.models.load.resolve`.
         limit: predict only that many questions, evenly spread (0: all).
         dtype: of the weights, see :func:`surgery_r1.models.load.from_pretrained`.
+        pixels: lower and upper limit of the resized image; 0 takes the model's own.
         name: what the lines call the model; its path by default.
         engine: ``transformers``, our own, or ``vllm`` in this process.
 
@@ -50,7 +52,14 @@ def predict_with_model(
     _refuse_taken(out)
     if engine == "vllm":
         refuse_without_vllm()
-    bundle = from_pretrained(model, dtype=dtype, allow_hub=allow_hub, with_model=engine != "vllm")
+    bundle = from_pretrained(
+        model,
+        dtype=dtype,
+        min_pixels=pixels[0] or None,
+        max_pixels=pixels[1] or None,
+        allow_hub=allow_hub,
+        with_model=engine != "vllm",
+    )
     check_reply_form(bundle.info, options.reasoning, model)
     return predict(
         dataset,
@@ -135,16 +144,14 @@ def predict_and_score(
     split: str,
     out: Path,
     options: GenerationOptions | None = None,
-    *,
-    limit: int = 0,
-    name: str | None = None,
-    progress: Progress | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Predict a split with a model, where ``out`` holds no predictions yet, and score it into ``out``; the metrics.
 
-    Arguments and errors as in :func:`predict_with_model` and :func:`surgery_r1.evaluate.score.score_predictions`.
+    Arguments (``settings`` too) and errors as in :func:`predict_with_model` and
+    :func:`surgery_r1.evaluate.score.score_predictions`.
     """
     predictions = out / "predictions.jsonl"
     if not predictions.exists():
-        predict_with_model(model, dataset, split, predictions, options, limit=limit, name=name, progress=progress)
+        predict_with_model(model, dataset, split, predictions, options, **settings)
     return score_predictions(predictions, dataset, split, out)

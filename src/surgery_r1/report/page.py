@@ -14,6 +14,7 @@ from surgery_r1 import __version__, vocab
 from surgery_r1._util.files import atomic_write
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.compare import compare_lines
+from surgery_r1.evaluate.plain_table import PlainTable
 from surgery_r1.evaluate.tables import (
     AGREEMENT_COLUMNS,
     COLUMNS,
@@ -62,6 +63,8 @@ def write_report(
     dataset: Dataset | None = None,
     frames: bool = True,
     max_items: int | None = None,
+    tables: Sequence[PlainTable] = (),
+    links: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """One static HTML file that needs no network: tables, curves, and every question with its boxes.
 
@@ -71,6 +74,8 @@ def write_report(
         dataset: where the frames are; without it boxes are drawn on an empty ground.
         frames: False leaves every picture of a frame out.
         max_items: largest number of frames with a picture; None for as many as some 9 MB hold.
+        tables: shown before all else.
+        links: title -> relative path of other reports.
 
     Returns:
         ``{"path", "bytes", "questions", "questions_left_out", "pictures", "pictures_left_out"}``.
@@ -97,6 +102,8 @@ def write_report(
         questions_left_out=shown.left_out,
         frames=frames,
         has_dataset=dataset is not None,
+        tables=tables,
+        links=links or {},
     )
     with atomic_write(out) as handle:
         handle.write(html)

@@ -15,6 +15,12 @@ from surgery_r1._util.toml_sources import read_sources
 from surgery_r1.geometry import FLIPS
 from surgery_r1.records import TASKS
 
+#: Values that may differ when a run is resumed: they change speed or length, and no result before the end.
+FREE = (
+    *("threads", "tracker", "eval.batch_size", "sft.patience", "rft.gap_bound"),
+    *("model.vision_cache", "model.vision_cache_gib", "model.vision_memory_mib", "model.offload_vision"),
+)
+
 #: Ways to spread a model over processes.
 Shard = Literal["none", "fsdp2", "zero2", "zero3"]
 

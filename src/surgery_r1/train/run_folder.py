@@ -97,7 +97,7 @@ def _refuse_changes(
 ) -> None:
     """A resumed run that mixes two configs, models or datasets would be neither."""
     path = folder / "config.json"
-    old, new = _flat(read_json(path) if path.is_file() else config), _flat(config)
+    old, new = flat(read_json(path) if path.is_file() else config), flat(config)
     changed = [
         f"{name} was {before.get(name)!r}, now {value!r}" for name, value in facts.items() if before.get(name) != value
     ]
@@ -114,15 +114,15 @@ def _refuse_changes(
         )
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as dotted names; tuples become lists, as JSON has them."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def metrics_writer(folder: Path) -> Callable[[dict[str, Any]], None]:

@@ -21,7 +21,7 @@ from surgery_r1.models.save import save_description, save_model
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
 from surgery_r1.rewards.custom import reward_files
 from surgery_r1.train import ranks, shards
-from surgery_r1.train.config import RanksConfig, TrainConfig
+from surgery_r1.train.config import FREE, RanksConfig, TrainConfig
 from surgery_r1.train.datasets import training_rows
 from surgery_r1.train.dev import dev_evaluator
 from surgery_r1.train.fit import FitOptions, TrainResult
@@ -36,12 +36,6 @@ from surgery_r1.train.sft import sft_arguments, train_sft
 logger = logging.getLogger(__name__)
 
 Stage = Literal["sft", "rft"]
-
-#: Config values that may differ when a run is resumed: they change speed or length, and no result before the end.
-_FREE = (
-    *("threads", "tracker", "eval.batch_size", "sft.patience", "rft.gap_bound"),
-    *("model.vision_cache", "model.vision_cache_gib", "model.vision_memory_mib", "model.offload_vision"),
-)
 
 
 def train(
@@ -237,7 +231,7 @@ def _start(
     notes["processes"] = ranks.count()
     if resume:
         _refuse_other_processes(out)
-    start_run(out, config.to_json(), facts, notes, resume=resume, free=(*_FREE, f"{stage}.max_steps"))
+    start_run(out, config.to_json(), facts, notes, resume=resume, free=(*FREE, f"{stage}.max_steps"))
 
 
 def _refuse_other_processes(out: Path) -> None:
