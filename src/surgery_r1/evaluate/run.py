@@ -6,12 +6,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from surgery_r1._util.locks import refuse_held
 from surgery_r1._util.progress import Progress
 from surgery_r1.data.dataset import Dataset
 from surgery_r1.evaluate.endpoint import EndpointEngine, ServerOptions, find_served, open_client
 from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
-from surgery_r1.evaluate.predict import PREDICTING, predict, refuse_existing
+from surgery_r1.evaluate.predict import predict, refuse_taken
 from surgery_r1.evaluate.score import score_predictions
 from surgery_r1.evaluate.vllm_engine import VllmEngine, refuse_without_vllm
 from surgery_r1.models.load import Bundle, engine_sha256, from_pretrained, weights_sha256
@@ -47,7 +46,7 @@ def predict_with_model(
             ``options`` ask, or as :func:`surgery_r1.evaluate.predict.predict`.
     """
     options = options or GenerationOptions()
-    _refuse_taken(out)
+    refuse_taken(out)
     if engine == "vllm":
         refuse_without_vllm()
     bundle = from_pretrained(model, dtype=dtype, allow_hub=allow_hub, with_model=engine != "vllm")
@@ -71,12 +70,6 @@ def predict_with_model(
 def _own_engine(bundle: Bundle, options: GenerationOptions) -> TransformersEngine:
     keep_frozen_features(bundle.model)
     return TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)
-
-
-def _refuse_taken(out: Path) -> None:
-    """Loading can take minutes: what predict would refuse in the end is refused first."""
-    refuse_existing(out)
-    refuse_held(out, PREDICTING, fix="wait until it has ended, or give another --out")
 
 
 def predict_with_endpoint(
@@ -106,7 +99,7 @@ def predict_with_endpoint(
             :func:`surgery_r1.evaluate.predict.predict`.
     """
     options = options or GenerationOptions()
-    _refuse_taken(out)
+    refuse_taken(out)
     client, local = open_client(server, options.max_new_tokens)
     with closing(client):
         served = find_served(client, model, server.served_model, local, allow_hub=allow_hub)
