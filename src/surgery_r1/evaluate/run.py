@@ -12,10 +12,12 @@ from surgery_r1.evaluate.endpoint import EndpointEngine, ServerOptions, find_ser
 from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
 from surgery_r1.evaluate.predict import predict, refuse_taken
 from surgery_r1.evaluate.score import score_predictions
+from surgery_r1.evaluate.specialist import predict_with_specialist
 from surgery_r1.evaluate.vllm_engine import VllmEngine, refuse_without_vllm
 from surgery_r1.models.load import Bundle, engine_sha256, from_pretrained, weights_sha256
 from surgery_r1.models.reply_forms import check_reply_form
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
+from surgery_r1.models.specialist.folder import specialist_folder
 
 
 def predict_with_model(
@@ -35,7 +37,7 @@ def predict_with_model(
     """Load a model and write ``predictions.jsonl``; the number of predictions made in this call.
 
     Args:
-        model: see :func:`surgery_r1.models.load.resolve`.
+        model: see :func:`surgery_r1.models.load.resolve`; or a specialist, which is asked in its own way.
         limit: predict only that many questions, evenly spread (0: all).
         dtype: of the weights, see :func:`surgery_r1.models.load.from_pretrained`.
         name: what the lines call the model; its path by default.
@@ -47,6 +49,11 @@ def predict_with_model(
     """
     options = options or GenerationOptions()
     refuse_taken(out)
+    specialist = specialist_folder(model)
+    if specialist is not None:
+        how: dict[str, Any] = {"limit": limit, "allow_hub": allow_hub, "progress": progress}
+        how |= {"name": name or str(model), "batch_size": options.batch_size}
+        return predict_with_specialist(specialist, dataset, split, out, **how)
     if engine == "vllm":
         refuse_without_vllm()
     bundle = from_pretrained(model, dtype=dtype, allow_hub=allow_hub, with_model=engine != "vllm")
