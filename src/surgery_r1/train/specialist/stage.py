@@ -1,4 +1,4 @@
-"""Training a specialist with transformers' Trainer, from a config and a dataset to a run folder as the stages have it."""
+"""Training a specialist with transformers' Trainer: from a config and a dataset to a run folder like any other."""
 
 from __future__ import annotations
 

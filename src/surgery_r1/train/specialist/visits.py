@@ -19,8 +19,9 @@ _NO_CLASS = -100
 
 
 class Visits:
-    """Every frame once an epoch, in an order drawn anew; a visit depends on seed and number alone, so that a resumed run
-    sees what it would have seen.
+    """Every frame once an epoch, in an order drawn anew.
+
+    A visit depends on seed and number alone: a resumed run sees what it would have seen.
 
     Args:
         samples: to train on.
