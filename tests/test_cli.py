@@ -32,6 +32,7 @@ COMMANDS = (
         ("train",),
         ("train", "sft"),
         ("train", "rft"),
+        ("train", "specialist"),
         ("predict",),
         ("score",),
         ("report",),
