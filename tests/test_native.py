@@ -288,3 +288,42 @@ def test_a_model_in_this_process(dataset_folder, tmp_path):
     found = lines(out)
     assert len(found) == 5 and all(line["reply"] and "no_json" in line["reply_problems"] for line in found)
     assert {line["engine"] for line in found} == {"transformers"} and found[0]["weights_sha256"]
+
+
+@pytest.fixture
+def llava(tmp_path, tiny):
+    """A model of a family that nothing here knows; small and random."""
+    import copy
+
+    import transformers as hf
+
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    images = hf.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    template = (
+        "{% for m in messages %}{{ m.role }}: {% for p in m.content %}{% if p.type == 'image' %}<image>{% else %}"
+        "{{ p.text }}{% endif %}{% endfor %} {% endfor %}assistant: "
+    )
+    more = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    hf.LlavaProcessor(images, tokenizer, chat_template=template, image_token="<image>", **more).save_pretrained(
+        tmp_path
+    )
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(**shape, image_size=28, patch_size=14).to_dict(),
+        text_config=hf.LlamaConfig(**shape, vocab_size=len(tokenizer), num_key_value_heads=2).to_dict(),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    hf.LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_family_that_nothing_here_knows(llava, dataset_folder, tmp_path, capsys):
+    out = tmp_path / "p.jsonl"
+    command = ["predict", "--prompt", "native", "--model", str(llava), "--data", str(dataset_folder), "--split", "val"]
+    command += ["--limit", "3", "--few-shot", "1", "--max-new-tokens", "4", "--batch-size", "2", "--out", str(out)]
+    fails(capsys, main(command), "in which units a 'llava' model writes boxes is not known.*--box-space")
+    fails(capsys, main([*command, "--box-space", "pixels"]), "how a 'llava' model resizes a frame is not known")
+    fails(capsys, main([*command, "--max-pixels", "9"]), "--max-pixels with a 'llava' model")
+    assert main([*command, "--box-space", "norm1", "--box-format", "xywh"]) == 0
+    assert [line["asked"]["boxes"] for line in lines(out)] == ["xywh, norm1"] * 3 and "input_width" not in lines(out)[0]

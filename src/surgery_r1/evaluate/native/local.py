@@ -84,8 +84,10 @@ def _any_family(folder: Path, dtype: str, with_model: bool) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    from surgery_r1.models.quiet import without_progress_bars
+
     fix = "check that this version of transformers knows its family and that its files are whole; some need torchvision"
-    with explained("the model cannot be loaded", where=folder, fix=fix):
+    with explained("the model cannot be loaded", where=folder, fix=fix), without_progress_bars():
         processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if not with_model:
             return None, processor
