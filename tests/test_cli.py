@@ -33,6 +33,7 @@ COMMANDS = (
         ("train",),
         ("train", "sft"),
         ("train", "rft"),
+        ("train", "specialist"),
         ("predict",),
         ("score",),
         ("report",),

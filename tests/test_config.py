@@ -11,6 +11,7 @@ from surgery_r1.data import recipe
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.train.config import TrainConfig, load_config, parse_config, shipped_configs
 from surgery_r1.train.run_folder import metrics_writer, prune_metrics, start_run
+from surgery_r1.train.specialist.config import load_specialist_config, shipped_specialists
 
 
 def fails(tmp_path, text: str) -> str:
@@ -22,13 +23,15 @@ def fails(tmp_path, text: str) -> str:
 
 
 def test_a_shipped_config_is_for_training_or_a_recipe():
-    assert sorted(path.stem for path in SHIPPED.glob("*.toml")) == sorted(shipped_configs() + recipe.shipped_recipes())
+    known = shipped_configs() + recipe.shipped_recipes() + shipped_specialists()
+    assert sorted(path.stem for path in SHIPPED.glob("*.toml")) == sorted(known)
     assert SHIPPED.parent.parent.parent.joinpath("configs").resolve() == SHIPPED.resolve()
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
 def test_shipped_configs(path):
     load = load_config if path.stem in shipped_configs() else recipe.load_recipe
+    load = load_specialist_config if path.stem in shipped_specialists() else load
     config = load(path.stem)
     assert config == load(path)
     assert path.read_text().startswith("# "), "a config opens with what it is for and its command"

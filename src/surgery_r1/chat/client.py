@@ -116,11 +116,18 @@ class Client:
             del request.headers[name]
         request.headers["authorization"] = self._authorization
 
-    def ask(self, model: str, messages: list[dict[str, Any]], seed: int | None = None) -> ChatReply:
+    def ask(
+        self,
+        model: str,
+        messages: list[dict[str, Any]],
+        seed: int | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> ChatReply:
         """The reply to a conversation; a request that the server refuses gives a reply that says so.
 
         Args:
             model: its name at the server.
+            extra: settings beyond those of the protocol, which servers know or do not.
 
         Raises:
             SurgeryR1Error: when the server cannot be reached or used, after all retries.
@@ -134,6 +141,7 @@ class Client:
                 messages=messages,  # type: ignore[arg-type]
                 max_tokens=limits.max_tokens,
                 temperature=limits.temperature,
+                extra_body=extra,
                 **sampling,
             )
             return read_completion(done)

@@ -19,12 +19,15 @@ class ChatReply:
         text: of the reply, ``<think>`` and all; empty when there was none.
         finish: why it ended: ``stop``, ``length`` (cut off), ``content_filter``, or ``refused`` where the request was.
         prompt_tokens, completion_tokens: as the server counted them, 0 where it did not.
+        model, fingerprint: what has answered, as the server says; empty where it does not.
     """
 
     text: str
     finish: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    model: str = ""
+    fingerprint: str = ""
 
 
 class NoCompletion(Exception):
@@ -41,12 +44,13 @@ def read_completion(done: Any) -> ChatReply:
         choice = done.choices[0]
         finish = str(choice.finish_reason or "stop")
         usage = getattr(done, "usage", None)
+        by = (str(getattr(done, name, None) or "")[:200] for name in ("model", "system_fingerprint"))
         tokens = (int(usage.prompt_tokens or 0), int(usage.completion_tokens or 0)) if usage else (0, 0)
         # Half a character, as JSON can hold it, cannot be written to a file.
         text = _whole(choice.message, finish).encode("utf-8", "replace").decode()
     except (AttributeError, TypeError, IndexError, ValueError):
         raise NoCompletion(f"answers what is no chat completion: {done!r}") from None
-    return ChatReply(text, finish, *tokens)
+    return ChatReply(text, finish, *tokens, *by)
 
 
 def _whole(message: Any, finish: str) -> str:

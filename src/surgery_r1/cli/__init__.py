@@ -25,7 +25,7 @@ from surgery_r1.cli.gpu import Gpu
 from surgery_r1.cli.messages import shown_messages
 from surgery_r1.cli.predict import Ask, PredictCommand
 from surgery_r1.cli.reproduce import ReproduceCommand
-from surgery_r1.cli.train import Export, TrainRft, TrainSft
+from surgery_r1.cli.train import Export, TrainRft, TrainSft, TrainSpecialist
 from surgery_r1.errors import OtherProcessFailed, SurgeryR1Error
 
 _named = tyro.conf.subcommand
@@ -36,7 +36,11 @@ DataCommand = (
     | Annotated[Build, _named("build")]
     | Annotated[ExportData, _named("export")]
 )
-TrainCommand = Annotated[TrainSft, _named("sft")] | Annotated[TrainRft, _named("rft")]
+TrainCommand = (
+    Annotated[TrainSft, _named("sft")]
+    | Annotated[TrainRft, _named("rft")]
+    | Annotated[TrainSpecialist, _named("specialist")]
+)
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Data:
 
 @dataclass
 class Train:
-    """Fine-tune a model: SFT, then RFT."""
+    """Fine-tune a model: SFT, then RFT; or train a rival."""
 
     command: TrainCommand
 

@@ -16,7 +16,9 @@ from surgery_r1.cli.output import say
 from surgery_r1.errors import SurgeryR1Error
 
 if TYPE_CHECKING:
+    from surgery_r1.data.dataset import Dataset
     from surgery_r1.evaluate.endpoint import ServerOptions
+    from surgery_r1.evaluate.generation import GenerationOptions
 
 
 @dataclass
@@ -59,6 +61,18 @@ class PredictCommand:
     """With --endpoint: how often a request that failed is sent again, with growing pauses."""
     allow_remote_frames: bool = False
     """With --endpoint: frames may go to another machine."""
+    prompt: Literal["own", "native"] = "own"
+    """How it is asked: as models trained here are, or any model in its own words, with the answers to choose from."""
+    few_shot: int = 0
+    """With --prompt native: examples out of train before each question."""
+    box_space: Literal["pixels", "norm1000", "norm100", "norm1", "source"] | None = None
+    """With --prompt native: units of its boxes (pixels: of the resized image); by default those of its family."""
+    box_format: Literal["xyxy", "xywh", "cxcywh", "yxyx"] | None = None
+    """With --prompt native: what the four numbers of its boxes are; two corners by default."""
+    unconstrained: bool = False
+    """With --prompt native and --endpoint: go on where the server holds no reply to a JSON schema."""
+    max_pixels: int = 0
+    """With --prompt native: pixels of the resized frame at most; by default as the model's folder says."""
 
     def run(self) -> int:
         """Exit status 0; errors are raised."""
@@ -76,15 +90,41 @@ class PredictCommand:
         with ProgressBar("predicting", "questions") as progress:
             how: dict[str, Any] = {"limit": self.limit, "allow_hub": self.allow_hub, "progress": progress}
             asked = (self.model, dataset, self.split, self.out, options)
-            if self.endpoint is None:
+            if self.prompt == "native":
+                done = self._native(dataset, options, how)
+            elif self.endpoint is None:
                 done = predict_with_model(*asked, dtype=self.dtype, engine=self.engine, **how)
             else:
                 done = predict_with_endpoint(self._server(self.endpoint), *asked, **how)
         say(f"{done:,} questions predicted: {self.out}")
         return 0
 
+    def _native(self, dataset: Dataset, options: GenerationOptions, how: dict[str, Any]) -> int:
+        from surgery_r1.evaluate.native.run import NativeSettings, predict_native
+
+        settings = NativeSettings(
+            self.box_space, self.box_format, self.few_shot, self.unconstrained, max_pixels=self.max_pixels
+        )
+        server = None if self.endpoint is None else self._server(self.endpoint)
+        asked = (self.model, dataset, self.split, self.out, settings, options)
+        return predict_native(*asked, server=server, dtype=self.dtype, **how)
+
+    def _check_native_flags(self) -> None:
+        names = ("few_shot", "box_space", "box_format", "unconstrained", "max_pixels")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+        if self.prompt == "own" and given:
+            raise SurgeryR1Error(f"{given[0]} without --prompt native", fix="add it, or leave the flag out")
+        if min(self.few_shot, self.max_pixels) < 0:
+            raise SurgeryR1Error(f"{given[0]} below 0", fix="leave it out, or give more")
+        if self.prompt == "native" and self.engine != "transformers":
+            fix = "start vllm serve and give --endpoint: it is also held to the answers there"
+            raise SurgeryR1Error(f"--engine {self.engine} with --prompt native", fix=fix)
+        if self.unconstrained and self.endpoint is None:
+            raise SurgeryR1Error("--unconstrained without --endpoint", fix="leave it out: nothing holds a model here")
+
     def _check_flags(self) -> None:
         """Refuse flags that would be without effect."""
+        self._check_native_flags()
         given = {"--served-model": bool(self.served_model), "--allow-remote-frames": self.allow_remote_frames}
         alone = [flag for flag, is_given in given.items() if is_given]
         if self.endpoint is None and alone:

@@ -1,4 +1,4 @@
-"""``surgery-r1 train sft|rft`` and ``surgery-r1 export``."""
+"""``surgery-r1 train sft|rft|specialist`` and ``surgery-r1 export``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from surgery_r1.errors import SurgeryR1Error
 if TYPE_CHECKING:
     from surgery_r1.data.dataset import Dataset
     from surgery_r1.train.config import TrainConfig
+    from surgery_r1.train.fit import TrainResult
     from surgery_r1.train.options import Permissions
     from surgery_r1.train.rollouts.sampling import RolloutOptions
 
@@ -122,12 +123,7 @@ class _Train:
         ranks.leave()
         if not first:
             return 0
-        if self.json:
-            say(dump_json(result.to_json(), indent=2))
-        elif result.stopped:
-            say(f"stopped at step {result.steps}; go on with --resume")
-        else:
-            say(f"best on dev: joint {result.dev_joint:.4f} at step {result.best_step}: {result.best}")
+        tell(result, json=self.json)
         return 0
 
 
@@ -177,6 +173,62 @@ class TrainRft(_Train):
             retries=self.retries,
         )
         return RolloutOptions(server, self.sync)
+
+
+@dataclass(kw_only=True)
+class TrainSpecialist:
+    """A small rival on the same questions: it classifies the answer and regresses the box, and writes no text."""
+
+    config: str
+    """A TOML file, or the shipped config: specialist."""
+    set: Overrides = ()
+    """Change values of the config, written as in TOML: --set specialist.max_steps=200."""
+    data: Path
+    """A dataset folder that surgery-r1 data build wrote."""
+    out: Path
+    """The run folder to write; out/best is the model that dev chose."""
+    images: Path | None = None
+    """Where the images lie now, if they moved."""
+    seed: int | None = None
+    """Overrides the config's seed."""
+    include_dev: bool = False
+    """Train on the dev sequences too: for a final run, after everything has been chosen."""
+    resume: bool = False
+    """Go on from the last checkpoint in --out."""
+    allow_hub: bool = False
+    """Allow downloads from the model hub."""
+    json: bool = False
+    """Print the result as JSON, without a progress bar."""
+
+    def run(self) -> int:
+        """Exit status 0; errors are raised."""
+        from dataclasses import replace
+
+        from surgery_r1.data.dataset import open_dataset
+
+        stay_offline(self.allow_hub)
+        # Before the libraries are imported, which takes seconds: a wrong path is told at once.
+        dataset = open_dataset(self.data, images=self.images)
+
+        from surgery_r1.train.specialist.config import load_specialist_config
+        from surgery_r1.train.specialist.stage import train_specialist
+
+        config = load_specialist_config(self.config, in_order(self.set))
+        if self.seed is not None:
+            config = replace(config, seed=self.seed)
+        own = {"include_dev": self.include_dev, "resume": self.resume, "allow_hub": self.allow_hub}
+        tell(train_specialist(config, dataset, self.out, **own, quiet=self.json), json=self.json)
+        return 0
+
+
+def tell(result: TrainResult, *, json: bool) -> None:
+    """Print how a stage has ended."""
+    if json:
+        say(dump_json(result.to_json(), indent=2))
+    elif result.stopped:
+        say(f"stopped at step {result.steps}; go on with --resume")
+    else:
+        say(f"best on dev: joint {result.dev_joint:.4f} at step {result.best_step}: {result.best}")
 
 
 def _told_once() -> AbstractContextManager[None]:

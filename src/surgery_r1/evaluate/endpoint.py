@@ -20,7 +20,7 @@ from surgery_r1.models.encode import Prompt, PromptEncoder
 from surgery_r1.models.load import resolve, weights_sha256
 
 KEY_VARIABLE = "SURGERY_R1_ENDPOINT_KEY"
-_NAMES = Names(
+NAMES = Names(
     who="predict --endpoint",
     endpoint="--endpoint",
     model="--served-model",
@@ -83,9 +83,9 @@ def open_client(server: ServerOptions, max_new_tokens: int) -> tuple[Client, boo
     Raises:
         SurgeryR1Error: for an endpoint elsewhere that was not allowed, or a missing client.
     """
-    endpoint = check_endpoint(server.endpoint, server.allow_remote, setting=_NAMES.endpoint, key_variable=_NAMES.key)
+    endpoint = check_endpoint(server.endpoint, server.allow_remote, setting=NAMES.endpoint, key_variable=NAMES.key)
     limits = Limits(max_tokens=max_new_tokens, temperature=0.0, timeout=server.timeout, retries=server.retries)
-    return Client(endpoint, server.endpoint, limits, _NAMES, server.key), endpoint.local
+    return Client(endpoint, server.endpoint, limits, NAMES, server.key), endpoint.local
 
 
 def find_served(client: Client, model: str | Path, wanted: str, local: bool, *, allow_hub: bool = False) -> Served:
@@ -99,11 +99,8 @@ def find_served(client: Client, model: str | Path, wanted: str, local: bool, *, 
     Raises:
         SurgeryR1Error: when no folder describes the model, or the server says that it serves other weights.
     """
-    listed = {entry["id"]: entry for entry in client.models() or []}
-    # A server that lists where its models come from lists what it serves; others list what they might.
-    sources = {name: root for name, entry in listed.items() if isinstance(root := entry.get("root"), str)}
     folder = _folder(model, allow_hub)
-    name = wanted or _name_of(str(model), folder, listed, sources)
+    name, sources = served_name(client, model, wanted, folder)
     paths = [Path(text) for text in (sources.get(name, ""), name) if Path(text).is_absolute() and local]
     found = next((path for path in map(_model_folder, paths) if path is not None), None)
     if folder is None and (folder := found) is None:
@@ -120,6 +117,22 @@ def find_served(client: Client, model: str | Path, wanted: str, local: bool, *, 
             fix="serve the folder that --model names, or name the one that is served",
         )
     return Served(name, folder, ours)
+
+
+def served_name(client: Client, model: str | Path, wanted: str, folder: Path | None) -> tuple[str, dict[str, str]]:
+    """What the server calls a model, and where it says that each of its models comes from.
+
+    Args:
+        wanted: the model's name at the server; empty to find it.
+        folder: of the model, where it is here.
+
+    Raises:
+        SurgeryR1Error: when the server lists several models and none of them is this one.
+    """
+    listed = {entry["id"]: entry for entry in client.models() or []}
+    # A server that lists where its models come from lists what it serves; others list what they might.
+    sources = {name: root for name, entry in listed.items() if isinstance(root := entry.get("root"), str)}
+    return wanted or _name_of(str(model), folder, listed, sources), sources
 
 
 def _folder(model: str | Path, allow_hub: bool) -> Path | None:

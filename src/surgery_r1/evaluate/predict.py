@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from surgery_r1 import prompts
 from surgery_r1._util.files import atomic_write, dump_json, read_jsonl, readable, write_jsonl
-from surgery_r1._util.locks import held
+from surgery_r1._util.locks import held, refuse_held
 from surgery_r1._util.progress import Progress
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.generation import GenerationOptions
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from surgery_r1.records import Sample
 
 T = TypeVar("T")
+
+#: The number of a sample, and what its line holds beside id and stamp.
+NumberedLine = tuple[int, dict[str, Any]]
 
 #: What a writer of predictions is said to do, in errors of others who want the same file.
 PREDICTING = "predicting"
@@ -92,12 +95,51 @@ def predict(
         SurgeryR1Error: when ``out`` exists or is being written, a partial file was written with other settings, or
             the engine's replies are not one for each prompt.
     """
-    samples = evenly_spaced(dataset.split(split), limit)
-    if not samples:
-        raise SurgeryR1Error(f"split {split!r} has no samples", where=str(dataset.root), fix="check --split")
     stamp = _stamp(info, options, split, dataset.hash)
     hashes = {"weights_sha256": weights_sha256, "engine_sha256": engine_sha256}
     stamp = {"model": model_name, **hashes, **stamp, "dtype": dtype, "engine": engine.name}
+
+    def replies(todo: Sequence[Sample]) -> Iterator[list[NumberedLine]]:
+        prompts = [prompt_of(sample, dataset, reasoning=options.reasoning) for sample in todo]
+        for batch in engine.replies(prompts):
+            # One too many is told by their number.
+            yield [(number, _own_line(engine, todo[min(number, len(todo) - 1)], text)) for number, text in batch]
+
+    return write_predictions(questions(dataset, split, limit), out, stamp, replies, progress)
+
+
+def _own_line(engine: Engine, sample: Sample, text: str) -> dict[str, Any]:
+    return {"text": text, **_input_size(engine.encoder.processor, sample.width, sample.height)}
+
+
+def questions(dataset: Dataset, split: str, limit: int = 0) -> list[Sample]:
+    """The samples of a split, or ``limit`` of them, evenly spread.
+
+    Raises:
+        SurgeryR1Error: when there are none.
+    """
+    samples = evenly_spaced(dataset.split(split), limit)
+    if not samples:
+        raise SurgeryR1Error(f"split {split!r} has no samples", where=str(dataset.root), fix="check --split")
+    return samples
+
+
+def write_predictions(
+    samples: Sequence[Sample],
+    out: Path,
+    stamp: dict[str, Any],
+    replies: Callable[[Sequence[Sample]], Iterable[list[NumberedLine]]],
+    progress: Progress | None = None,
+) -> int:
+    """Write what any system predicts of ``samples``; the number predicted in this call. Resumed as :func:`predict`.
+
+    Args:
+        stamp: what a prediction depends on; it is in every line.
+        replies: samples -> batches as they are done: the number of a sample, and its line without id and stamp.
+
+    Raises:
+        SurgeryR1Error: as :func:`predict`.
+    """
     with held(out, PREDICTING):
         refuse_existing(out)
         partial = out.with_name(out.name + ".partial")
@@ -108,7 +150,7 @@ def predict(
             if progress is not None:
                 progress(len(done) + count, len(samples))
 
-        _append(partial, todo, dataset, engine, options, stamp, told)
+        _append(partial, todo, replies, stamp, told)
         _check_whole(partial, samples, stamp)
         _put_in_order(partial, samples)
         partial.replace(out)
@@ -121,24 +163,25 @@ def refuse_existing(out: Path) -> None:
         raise SurgeryR1Error("already exists", where=str(out), fix="remove it or give another --out")
 
 
+def refuse_taken(out: Path) -> None:
+    """Loading can take minutes: what :func:`write_predictions` would refuse in the end is refused first."""
+    refuse_existing(out)
+    refuse_held(out, PREDICTING, fix="wait until it has ended, or give another --out")
+
+
 def _append(
     partial: Path,
     todo: Sequence[Sample],
-    dataset: Dataset,
-    engine: Engine,
-    options: GenerationOptions,
+    replies: Callable[[Sequence[Sample]], Iterable[list[NumberedLine]]],
     stamp: dict[str, Any],
     told: Callable[[int], None],
 ) -> None:
     """Append the replies to ``todo`` to the partial file, batch by batch."""
     count = 0
     with partial.open("a", encoding="utf-8", newline="\n") as handle:
-        prompts = [prompt_of(sample, dataset, reasoning=options.reasoning) for sample in todo]
-        for batch in engine.replies(prompts):
-            for number, text in batch[: len(todo) - count]:
-                sample = todo[number]
-                seen = _input_size(engine.encoder.processor, sample.width, sample.height)
-                handle.write(dump_json({"id": sample.id, "text": text, **seen, **stamp}) + "\n")
+        for batch in replies(todo):
+            for number, line in batch[: len(todo) - count]:
+                handle.write(dump_json({"id": todo[number].id, **line, **stamp}) + "\n")
             count += len(batch)
             handle.flush()
             told(count)
@@ -189,7 +232,7 @@ def _finished(partial: Path, stamp: dict[str, Any], wanted: Set[str]) -> set[str
         identity = record.get("id")
         if not isinstance(identity, str) or identity not in wanted:
             raise SurgeryR1Error(f"holds id {identity!r}, which is not asked for", where=where, fix=again)
-        if not isinstance(record.get("text"), str):
+        if not isinstance(record.get("text"), str) and not {"answer", "box_px"} <= record.keys():
             raise SurgeryR1Error(f"holds text {record.get('text')!r:.80}", where=where, fix=again)
         if identity in done:
             raise SurgeryR1Error(f"holds a second line for id {identity!r}", where=where, fix=again)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from surgery_r1.records import Sample
 AGREED: tuple[str, ...] = (
     *("model", "weights_sha256", "engine_sha256", "stage", "reasoning", "codec_version", "prompt_version"),
     *("dataset_hash", "split", "min_pixels", "max_pixels", "max_new_tokens", "dtype", "engine"),
+    *("asked", "served_as"),
 )
 
 #: The keys that hold a prediction.
@@ -26,7 +27,10 @@ PARTS: tuple[str, ...] = ("text", "answer", "box_px")
 
 #: Every key that a line may have without a word.
 KNOWN: frozenset[str] = frozenset(
-    {"id", *PARTS, *AGREED, "box_space", "box_format", "box_origin", "input_width", "input_height"}
+    {
+        *("id", *PARTS, *AGREED, "box_space", "box_format", "box_origin", "input_width", "input_height"),
+        *("reply", "reply_problems", "fingerprint"),
+    }
 )
 
 #: What other tools call the parts; near misses in spelling are found too.
@@ -36,6 +40,14 @@ _CALLED: dict[str, str] = {
     **dict.fromkeys(
         ("box", "bbox", "boxes", "bboxes", "box_2d", "bbox_2d", "bounding_box", "xyxy", "bbox_px"), "box_px"
     ),
+}
+
+#: Problem codes of a reply in JSON (``predict --prompt native``), beside those of :data:`surgery_r1.codec.PROBLEMS`.
+NATIVE_PROBLEMS: dict[str, str] = {
+    "no_json": "the reply holds no JSON object with an answer or a box",
+    "respelled": "the answer is spelt otherwise than in the list: taken",
+    "cut_off": "the reply was cut off at --max-new-tokens",
+    "filtered": "the server kept the reply back",
 }
 
 #: Problem codes of a line, beside those of :data:`surgery_r1.codec.PROBLEMS` for the text that it holds.
@@ -49,6 +61,7 @@ LINE_PROBLEMS: dict[str, str] = {
     "no_box": "no box_px, or an empty one",
     "bad_box": "box_px is not four finite numbers in a list",
     "inverted_box": PROBLEMS["inverted_box"],
+    **NATIVE_PROBLEMS,
 }
 
 
@@ -167,7 +180,15 @@ def _read_fields(record: Mapping[str, Any], written: _Written, renamed: Mapping[
         malformed = None if absent else looks_like(value)
     reasoning = record.get("reasoning")
     rationale = reasoning if isinstance(reasoning, str) else None
+    problems += _of_reply(record, problems)
     return LineReading(Prediction(rationale, answer, box, tuple(problems)), kept, malformed, renamed)
+
+
+def _of_reply(record: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+    """What the line says was wrong with the reply that it was read from (``predict --prompt native``)."""
+    said = record.get("reply_problems")
+    said = [code for code in said if isinstance(code, str)] if isinstance(said, list) else []
+    return [code for code in PROBLEMS | NATIVE_PROBLEMS if code in said and code not in known]
 
 
 def four_numbers(value: Any) -> Box | None:

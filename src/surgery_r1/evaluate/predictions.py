@@ -134,7 +134,7 @@ class _File:
 
     def add(self, record: Mapping[str, Any], sample: Sample, line: LineReading, where: str) -> None:
         """Take a line that was read."""
-        text = record.get("text")
+        text = record.get("text", record.get("reply"))
         number = int(where.rpartition(":")[2])
         self.result.by_id[sample.id] = PredictionLine(number, line.reading, text if isinstance(text, str) else None)
         for code in line.reading.problems:

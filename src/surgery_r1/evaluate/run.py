@@ -6,17 +6,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from surgery_r1._util.locks import refuse_held
 from surgery_r1._util.progress import Progress
 from surgery_r1.data.dataset import Dataset
 from surgery_r1.evaluate.endpoint import EndpointEngine, ServerOptions, find_served, open_client
 from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
-from surgery_r1.evaluate.predict import PREDICTING, predict, refuse_existing
+from surgery_r1.evaluate.predict import predict, refuse_taken
 from surgery_r1.evaluate.score import score_predictions
+from surgery_r1.evaluate.specialist import predict_with_specialist
 from surgery_r1.evaluate.vllm_engine import VllmEngine, refuse_without_vllm
 from surgery_r1.models.load import Bundle, engine_sha256, from_pretrained, weights_sha256
 from surgery_r1.models.reply_forms import check_reply_form
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
+from surgery_r1.models.specialist.folder import specialist_folder
 
 
 def predict_with_model(
@@ -37,7 +38,7 @@ def predict_with_model(
     """Load a model and write ``predictions.jsonl``; the number of predictions made in this call.
 
     Args:
-        model: see :func:`surgery_r1.models.load.resolve`.
+        model: see :func:`surgery_r1.models.load.resolve`; or a specialist, which is asked in its own way.
         limit: predict only that many questions, evenly spread (0: all).
         dtype: of the weights, see :func:`surgery_r1.models.load.from_pretrained`.
         pixels: lower and upper limit of the resized image; 0 takes the model's own.
@@ -49,7 +50,12 @@ def predict_with_model(
             ``options`` ask, or as :func:`surgery_r1.evaluate.predict.predict`.
     """
     options = options or GenerationOptions()
-    _refuse_taken(out)
+    refuse_taken(out)
+    specialist = specialist_folder(model)
+    if specialist is not None:
+        how: dict[str, Any] = {"limit": limit, "allow_hub": allow_hub, "progress": progress}
+        how |= {"name": name or str(model), "batch_size": options.batch_size}
+        return predict_with_specialist(specialist, dataset, split, out, **how)
     if engine == "vllm":
         refuse_without_vllm()
     bundle = from_pretrained(
@@ -82,12 +88,6 @@ def _own_engine(bundle: Bundle, options: GenerationOptions) -> TransformersEngin
     return TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)
 
 
-def _refuse_taken(out: Path) -> None:
-    """Loading can take minutes: what predict would refuse in the end is refused first."""
-    refuse_existing(out)
-    refuse_held(out, PREDICTING, fix="wait until it has ended, or give another --out")
-
-
 def predict_with_endpoint(
     server: ServerOptions,
     model: str | Path,
@@ -115,7 +115,7 @@ def predict_with_endpoint(
             :func:`surgery_r1.evaluate.predict.predict`.
     """
     options = options or GenerationOptions()
-    _refuse_taken(out)
+    refuse_taken(out)
     client, local = open_client(server, options.max_new_tokens)
     with closing(client):
         served = find_served(client, model, server.served_model, local, allow_hub=allow_hub)

@@ -19,7 +19,7 @@ from surgery_r1._util.files import read_json, sha256_file
 from surgery_r1.errors import SurgeryR1Error, explained
 from surgery_r1.models import four_bit
 from surgery_r1.models.info import FAMILIES, ModelInfo
-from surgery_r1.models.runs import recorded_info, run_of
+from surgery_r1.models.runs import SPECIALIST_FILE, recorded_info, run_of
 from surgery_r1.models.tiny.architecture import SHIPPED
 
 
@@ -53,6 +53,12 @@ def resolve(name: str | Path, *, allow_hub: bool = False) -> Path:
     for folder in candidates:
         if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
             return folder
+    if any((folder / SPECIALIST_FILE).is_file() for folder in (path, path / "best")):
+        raise SurgeryR1Error(
+            "a specialist writes no text and cannot be asked, exported or trained further",
+            where=path,
+            fix="give it to surgery-r1 predict --model, and another model here",
+        )
     if path.exists():
         raise SurgeryR1Error(
             "holds neither a model nor a run with a best one",

@@ -10,6 +10,9 @@ from pathlib import Path
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.info import INFO_FILE, ModelInfo
 
+#: In the folder of a model that writes no text (:mod:`surgery_r1.models.specialist`).
+SPECIALIST_FILE = "specialist.json"
+
 
 def run_of(folder: Path) -> Path | None:
     """The run folder that a model folder (``best``, ``checkpoints/checkpoint-N``) lies in, if any."""

@@ -119,7 +119,9 @@ def resumable(kind: type) -> type:
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             target, folder = model or self.model, Path(resume_from_checkpoint)
-            if shards.spread(target):
+            if hasattr(target, "load_checkpoint"):
+                target.load_checkpoint(folder)
+            elif shards.spread(target):
                 shards.load_whole_state(target, _saved_state(target, folder) if ranks.index() == 0 else {})
             elif hasattr(target, "peft_config"):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)

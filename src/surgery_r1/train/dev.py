@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from surgery_r1.codec import read_reply
@@ -16,6 +16,7 @@ from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.models.load import Bundle
 from surgery_r1.models.processor import view_of
 from surgery_r1.models.reply_forms import check_reply_form
+from surgery_r1.records import Sample
 from surgery_r1.train import ranks, shards
 from surgery_r1.train.config import EvalConfig
 
@@ -44,13 +45,7 @@ def dev_evaluator(config: EvalConfig, dataset: Dataset, bundle: Bundle) -> Calla
             models are not trained to give.
     """
     check_reply_form(bundle.info, config.reasoning, f"eval.reasoning = {str(config.reasoning).lower()}")
-    samples = evenly_spaced(dataset.split("dev"), config.dev_samples)
-    if not samples:
-        raise SurgeryR1Error(
-            "the dataset has no dev questions to choose on",
-            where=dataset.root,
-            fix="build it from label folders that hold the dev sequences (see surgery_r1.vocab.DEV_SEQUENCES)",
-        )
+    samples = dev_samples(dataset, config.dev_samples)
     options = GenerationOptions(config.batch_size, config.max_new_tokens, config.reasoning)
     prompts = [prompt_of(sample, dataset, reasoning=options.reasoning) for sample in samples]
     space, scorer = bundle.info.box_space, Scorer(dataset)
@@ -66,18 +61,39 @@ def dev_evaluator(config: EvalConfig, dataset: Dataset, bundle: Bundle) -> Calla
             for text, s in zip(texts, samples, strict=True)
         )
         lines = [scorer.line(s, reading) for s, reading in zip(samples, readings, strict=True)]
-        scored, n = summarise(lines), len(lines)
-        hits = (line.answer_right if line.joint_at_iou50 is None else line.joint_at_iou50 for line in lines)
-        return {
-            "acc": sum(line.answer_right for line in lines) / n,
-            "miou": sum(line.iou or 0.0 for line in lines) / n,
-            "joint": sum(_chosen_by(line) for line in lines) / n,
-            "joint_at_iou50": sum(hits) / n,
-            "parse_failure_rate": sum(line.failed for line in lines) / n,
-            **{name: value for name in AGREEMENT if (value := scored[name]) is not None},
-        }
+        return dev_metrics(lines)
 
     return evaluate
+
+
+def dev_metrics(lines: Sequence[ScoreRecord]) -> Metrics:
+    """What is logged of dev: see :func:`dev_evaluator`."""
+    scored, n = summarise(lines), len(lines)
+    hits = (line.answer_right if line.joint_at_iou50 is None else line.joint_at_iou50 for line in lines)
+    return {
+        "acc": sum(line.answer_right for line in lines) / n,
+        "miou": sum(line.iou or 0.0 for line in lines) / n,
+        "joint": sum(_chosen_by(line) for line in lines) / n,
+        "joint_at_iou50": sum(hits) / n,
+        "parse_failure_rate": sum(line.failed for line in lines) / n,
+        **{name: value for name in AGREEMENT if (value := scored[name]) is not None},
+    }
+
+
+def dev_samples(dataset: Dataset, count: int) -> list[Sample]:
+    """Questions of dev, or ``count`` of them, evenly spread.
+
+    Raises:
+        SurgeryR1Error: when there are none.
+    """
+    samples = evenly_spaced(dataset.split("dev"), count)
+    if not samples:
+        raise SurgeryR1Error(
+            "the dataset has no dev questions to choose on",
+            where=dataset.root,
+            fix="build it from label folders that hold the dev sequences (see surgery_r1.vocab.DEV_SEQUENCES)",
+        )
+    return samples
 
 
 def _chosen_by(line: ScoreRecord) -> float:

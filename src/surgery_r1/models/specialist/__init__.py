@@ -1,0 +1,1 @@
+"""A discriminative rival: it classifies the answer and regresses the box, and writes no text."""

@@ -1,0 +1,1 @@
+"""Training a specialist: the rival that classifies and regresses, on the same questions."""
