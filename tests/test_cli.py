@@ -38,6 +38,7 @@ COMMANDS = (
         ("autopsy",),
         ("ask",),
         ("export",),
+        ("doctor",),
         ("bench",),
         ("gpu",),
     ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
+import socket
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +29,14 @@ from surgery_r1.data.dataset import open_dataset
 from surgery_r1.doctor import machine
 from surgery_r1.doctor.check import examine
 from surgery_r1.doctor.patient import Patient
-from surgery_r1.doctor.receipt import read_receipt
+from surgery_r1.doctor.receipt import read_receipt, write_receipt
 from surgery_r1.doctor.registry import CHECKS, chosen
+from surgery_r1.doctor.rollouts import roll_out
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate import generation
+from surgery_r1.evaluate.predict import prompt_of
 from surgery_r1.models import encode
+from surgery_r1.models.reply_tokens import banned_tokens
 from surgery_r1.models.tiny.architecture import TINY_BASE
 from surgery_r1.train import fit
 from surgery_r1.train.planning.plan import GIB
@@ -315,18 +319,19 @@ PLANTS = [
     ("plan", little_memory, "needs"),
     ("disk", full_disk, "both stages need"),
 ]
-planted = pytest.mark.parametrize(("line", "plant", "says"), PLANTS, ids=[plant.__name__ for _, plant, _ in PLANTS])
+
+
+def planted(faults):
+    return pytest.mark.parametrize(("line", "plant", "says"), faults, ids=[plant.__name__ for _, plant, _ in faults])
 
 
 def test_each_check_has_a_plant():
     assert {line for line, _, _ in PLANTS} == {check.name for check in CHECKS}
 
 
-@planted
+@planted([entry for entry in PLANTS if entry[0] not in SLOWEST])
 def test_a_fault_fails_its_line(dataset, tmp_path, own_base, monkeypatch, line, plant, says):
     """And none of those that it needs."""
-    if line in SLOWEST:
-        pytest.skip("made with all others, by the slow tests")
     patient = patient_of(dataset, tmp_path)
     plant(patient, monkeypatch, own_base)
     found = wrong_lines(patient, chosen((line,)))
@@ -335,9 +340,156 @@ def test_a_fault_fails_its_line(dataset, tmp_path, own_base, monkeypatch, line, 
 
 
 @pytest.mark.slow
-@planted
+@planted(PLANTS)
 def test_a_fault_fails_no_other_line(dataset, tmp_path, own_base, monkeypatch, line, plant, says):
     patient = patient_of(dataset, tmp_path)
     plant(patient, monkeypatch, own_base)
     found = wrong_lines(patient, CHECKS)
     assert list(found) == [line] and says in found[line], found
+
+
+# --------------------------------------------------------------------------------------------- tokens of no reply
+
+
+def test_banning_changes_nothing_that_is_sampled(dataset, tmp_path, monkeypatch):
+    """The same rollouts, to the bit, as from a sampler that may write anything and does not."""
+    seen = []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        patient = patient_of(dataset, tmp_path / str(number))
+        patient.load()
+        seen.append(roll_out(patient))
+        monkeypatch.setattr(grpo, "banned_tokens", lambda *_: ())
+    assert seen[0].suppressed > seen[1].suppressed and seen[0].mask.sum() > 20
+    assert torch.equal(seen[0].sampled, seen[1].sampled) and torch.equal(seen[0].advantages, seen[1].advantages)
+
+
+def test_padding_that_ends_a_reply_is_not_banned(tiny):
+    pad, end = tiny.tokenizer.pad_token_id, tiny.tokenizer.eos_token_id
+    assert pad in banned_tokens(tiny.tokenizer, end) and pad not in banned_tokens(tiny.tokenizer, [end, pad])
+    assert end not in banned_tokens(tiny.tokenizer, None)
+
+
+# ------------------------------------------------------------------------------------------------------- command
+
+
+def doctor(dataset_folder, tmp_path, *args) -> int:
+    common = ["doctor", "tiny", "--data", str(dataset_folder), "--out", str(tmp_path / "runs")]
+    return main([*common, *map(str, args)])
+
+
+def test_lines_and_exit_status(dataset_folder, tmp_path, capsys):
+    assert doctor(dataset_folder, tmp_path, "--only", "limits", "box") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:4]] == [
+        ["ok", f"{n}:"] for n in ("model", "image_tokens", "limits", "box")
+    ]
+    assert lines[-1].endswith("0 wrong, 0 skipped") and "no server named" in lines[2]
+    assert doctor(dataset_folder, tmp_path, "--only", "longest", "--set", "rft.max_completion=7", "--smoke") == 1
+    said = capsys.readouterr()
+    assert (
+        "wrong    longest: rft.max_completion is 7" in said.out
+        and "           -> set rft.max_completion to" in said.out
+    )
+    assert "--smoke is left out: see to longest first" in said.err
+    assert doctor(dataset_folder, tmp_path, "--only", "colour") == 2
+    assert "no check is called 'colour'" in capsys.readouterr().err
+    assert doctor(dataset_folder, tmp_path, "--served-model", "x") == 2
+
+
+def test_what_needs_something_wrong_is_skipped(dataset_folder, tmp_path, capsys):
+    assert doctor(dataset_folder, tmp_path, "--model", tmp_path / "nowhere", "--only", "box", "--json") == 1
+    checks = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["model"]["status"] == "wrong" and "no model at" in checks["model"]["said"] and checks["model"]["fix"]
+    assert checks["box"]["status"] == "skipped" and checks["box"]["said"] == "needs model, which is wrong"
+
+
+def test_a_receipt_is_what_it_says(dataset_folder, dataset, tmp_path, capsys):
+    receipts = tmp_path / "receipts"
+    receipts.mkdir()
+    config = tmp_path / "secret_name.toml"
+    config.write_text('extends = "tiny"\n')
+    common = ["doctor", str(config), "--data", str(dataset_folder), "--only", "labels", "limits", "lora", "--json"]
+    assert main([*common, "--receipt", str(receipts)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    (file,) = receipts.iterdir()
+    found = read_receipt(file)
+    assert shown["receipt"] == str(file) and file.name == f"{found['sha256'][:16]}.json"
+    assert found["receipt"].startswith("self-reported") and found["examined"]["config"] == "own"
+    assert found["examined"]["dataset_sha256"] == dataset.hash and len(found["examined"]["model_sha256"]) == 64
+    assert {entry["name"]: entry["status"] for entry in found["checks"]}["lora"] == "skipped"
+    text = file.read_text()
+    private = (str(tmp_path), str(dataset.root), socket.gethostname(), "secret_name", dataset.split("train")[0].image)
+    assert not [word for word in private if word in text] and "/" not in text
+    with pytest.raises(SurgeryR1Error, match="another file"):
+        write_receipt({**found, "format": 2}, file)
+    file.write_text(text.replace('"ok"', '"no"', 1))
+    with pytest.raises(SurgeryR1Error, match="its content has"):
+        read_receipt(file)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "receipts").glob("*.json")), ids=lambda path: path.stem)
+def test_receipts_of_the_repository_are_as_they_were_written(path):
+    found = read_receipt(path)
+    assert found["sha256"].startswith(path.stem) and found["receipt"].startswith("self-reported")
+    assert path.stem in (ROOT / "docs" / "receipts" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_explains_every_check():
+    page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert [check.name for check in CHECKS if f"| `{check.name}` |" not in page] == []
+
+
+class TestServer:
+    """A chat server that reads prompts as the trainer does, and one that does not."""
+
+    @pytest.fixture(autouse=True)
+    def no_network(self, monkeypatch):
+        yield from only_this_machine(monkeypatch)
+
+    @pytest.fixture
+    def serve(self, tmp_path, tiny, dataset):
+        pytest.importorskip("openai", reason="pip install 'surgery-r1[teacher]'")
+        encoder = encode.PromptEncoder(tiny.processor, "norm100")
+        prompts = (prompt_of(sample, dataset) for sample in dataset.split("train"))
+        replies = {prompt.text: ("<", encoder.token_count(prompt)) for prompt in prompts}
+        (tmp_path / "replies.json").write_text(json.dumps(replies))
+        script = Path(__file__).with_name("chat_server.py")
+        yield from serving(script, tmp_path, "--replies", str(tmp_path / "replies.json"))
+
+    def test_alike(self, dataset_folder, tmp_path, serve, capsys):
+        server = serve("")
+        assert doctor(dataset_folder, tmp_path, "--only", "limits", "--endpoint", server.endpoint) == 0
+        assert "so is the server" in capsys.readouterr().out and len(server.requests) == 3
+
+    def test_other_pixel_limits(self, dataset_folder, tmp_path, serve, capsys):
+        server = serve("more")
+        assert doctor(dataset_folder, tmp_path, "--only", "limits", "--endpoint", server.endpoint) == 1
+        out = capsys.readouterr().out
+        assert "wrong    limits" in out and "chat template or pixel limits" in out and len(server.requests) == 1
+
+    def test_a_row_that_the_server_would_refuse(self, dataset_folder, tmp_path, serve, capsys):
+        models = json.dumps([{"id": "tiny", "object": "model", "created": 0, "owned_by": "us", "max_model_len": 64}])
+        server = serve("", 0.0, "--models", models)
+        assert doctor(dataset_folder, tmp_path, "--only", "longest", "--endpoint", server.endpoint) == 1
+        assert "the server's max_model_len is 64" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_smoke_says_what_a_run_will_take(dataset_folder, tmp_path, capsys):
+    few = [
+        "--set",
+        "sft.batch_size=2",
+        "rft.prompts=4",
+        "rft.generations=4",
+        "sft.max_steps=3600",
+        "sft.eval_every=3600",
+    ]
+    receipt = tmp_path / "receipt.json"
+    assert doctor(dataset_folder, tmp_path, *few, "--only", "model", "--smoke", "--json", "--receipt", receipt) == 0
+    smoke = json.loads(capsys.readouterr().out)["smoke"]
+    assert smoke["frames"] == 10 and smoke["steps"] == 5 and smoke["scored"] > 0
+    assert read_receipt(receipt)["smoke"] == smoke
+    asked = 28 * smoke["reply_seconds"]
+    assert smoke["hours"]["sft"] == pytest.approx(smoke["sft_step_seconds"] + asked / 3600, abs=2e-3)
+    assert smoke["peak_memory_bytes"] > 2**28 and not (tmp_path / "runs").exists()

@@ -93,14 +93,14 @@ class Result:
         return f"{text}\n           -> {self.fix}" if self.fix else text
 
 
-def check(name: str, *, proves: str, fix: str, needs: Iterable[str] = ()) -> Callable[[Callable[[Patient], Found]], Check]:
+def check(
+    name: str, *, proves: str, fix: str, needs: Iterable[str] = ()
+) -> Callable[[Callable[[Patient], Found]], Check]:
     """A function that looks, as a :class:`Check`."""
     return lambda look: Check(name, proves, fix, look, tuple(needs))
 
 
-def examine(
-    patient: Patient, checks: Iterable[Check], told: Callable[[Result], None] = lambda _: None
-) -> list[Result]:
+def examine(patient: Patient, checks: Iterable[Check], told: Callable[[Result], None] = lambda _: None) -> list[Result]:
     """Make the checks in order. One that needs another that is wrong is skipped: it would only repeat it.
 
     Args:

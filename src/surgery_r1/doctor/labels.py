@@ -25,7 +25,9 @@ def labels(patient: Patient) -> Found:
     dataset, told = patient.dataset, ""
     for split in ("train", "dev"):
         if not dataset.split(split):
-            raise Wrong(f"no {split} questions", "build the dataset from label folders that hold the training sequences")
+            raise Wrong(
+                f"no {split} questions", "build the dataset from label folders that hold the training sequences"
+            )
     frames = evenly_spaced(list(dataset.frames.values()), _IMAGES)
     shown = Dataset(dataset.root, dataset.image_root, dataset.manifest, {}, {f.frame_id: f for f in frames})
     issues = list(islice(changes(shown), 100))

@@ -92,14 +92,20 @@ def device(patient: Patient) -> Found:
     if dtype == torch.float16:
         raise Wrong("model.dtype is float16, whose small gradients become 0 in training")
     if cuda and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
-        raise Wrong("the GPU does not compute in bfloat16", "set model.dtype to float32, and sft.trl and rft.trl bf16 = false")
+        raise Wrong(
+            "the GPU does not compute in bfloat16", "set model.dtype to float32, and sft.trl and rft.trl bf16 = false"
+        )
     target = patient.loaded.model.device
     one = torch.ones(64, 64, dtype=dtype, device=target)
     if not torch.equal(one @ one, one * 64):
-        raise Wrong(f"a product of matrices of ones is wrong in {dtype} on {target}", "see to driver and build of torch")
+        raise Wrong(
+            f"a product of matrices of ones is wrong in {dtype} on {target}", "see to driver and build of torch"
+        )
     name = torch.cuda.get_device_name() if cuda else "CPU"
     word = str(dtype).removeprefix("torch.")
-    return Found(f"{name}, {word}", {"device": name, "dtype": word, "gpus": seen, "torch_threads": torch.get_num_threads()})
+    return Found(
+        f"{name}, {word}", {"device": name, "dtype": word, "gpus": seen, "torch_threads": torch.get_num_threads()}
+    )
 
 
 @check(
@@ -135,4 +141,3 @@ def disk(patient: Patient) -> Found:
     if free < needs:
         raise Wrong(f"{free / _GIB:.1f} GiB free where runs are written, both stages need {needs / _GIB:.1f}")
     return Found(f"{free / _GIB:.1f} GiB free, both stages need {needs / _GIB:.1f}", {"needed_bytes": needs})
-

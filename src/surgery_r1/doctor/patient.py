@@ -55,7 +55,9 @@ class Patient:
     def load(self) -> Bundle:
         """The model as training loads it, an adapter merged into its base."""
         own = self.config.model
-        settings: dict[str, Any] = {name: getattr(own, name) or None for name in ("min_pixels", "max_pixels", "box_space")}
+        settings: dict[str, Any] = {
+            name: getattr(own, name) or None for name in ("min_pixels", "max_pixels", "box_space")
+        }
         bundle = from_pretrained(
             self.base, dtype=own.dtype, attention=own.attention, allow_hub=self.allowed.hub, **settings
         )
@@ -87,7 +89,9 @@ class Patient:
         """Training questions on distinct frames, evenly spread; with ``kinds`` one for each kind of question."""
         train = self.dataset.split("train")
         if not train:
-            raise SurgeryR1Error("no training questions", where=self.dataset.root, fix="build it from training sequences")
+            raise SurgeryR1Error(
+                "no training questions", where=self.dataset.root, fix="build it from training sequences"
+            )
         by = {sample.kind if kinds else sample.image: sample for sample in reversed(train)}
         return evenly_spaced(list(by.values()), count)
 

@@ -92,14 +92,18 @@ def image_tokens(patient: Patient) -> Found:
     if in_text != features:
         raise Wrong(f"tokens {in_text} in the text, features {features} from the tower")
     if (ids[:, -1] == bundle.tokenizer.pad_token_id).any():
-        raise Wrong("prompts are padded at their end, where a reply should begin", "set padding_side of the tokenizer to left")
+        raise Wrong(
+            "prompts are padded at their end, where a reply should begin", "set padding_side of the tokenizer to left"
+        )
     marked = batch.get("mm_token_type_ids")
     if marked is None or not torch.equal(marked.bool(), ids == token):
         raise Wrong("mm_token_type_ids does not mark the image tokens of a padded batch", _upgrade())
     with torch.inference_mode():
         logits = bundle.model(**{name: value.to(device) for name, value in batch.items()}, logits_to_keep=1).logits
     if not bool(torch.isfinite(logits).all()):
-        raise Wrong("the model's logits of a batch are not finite", "try model.dtype = 'float32' and attention = 'eager'")
+        raise Wrong(
+            "the model's logits of a batch are not finite", "try model.dtype = 'float32' and attention = 'eager'"
+        )
     return Found(f"{', '.join(map(str, features))} of each in a batch of {len(features)}", {"image_tokens": features})
 
 
@@ -164,7 +168,10 @@ def limits(patient: Patient) -> Found:
     figures = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"], "image_tokens": most}
     said = f"{most} image tokens a frame at {size['longest_edge']:,} pixels; trainer and predictor alike"
     if most > _MANY_TOKENS:
-        raise Wrong(f"a frame takes {most} image tokens at {size['longest_edge']:,} pixels", "set model.max_pixels, such as 1003520")
+        raise Wrong(
+            f"a frame takes {most} image tokens at {size['longest_edge']:,} pixels",
+            "set model.max_pixels, such as 1003520",
+        )
     if patient.server is None:
         return Found(f"{said}; no server named", figures)
     _ask_server(patient, prompts)
@@ -210,7 +217,9 @@ def box(patient: Patient) -> Found:
     for size in dict.fromkeys((sample.width, sample.height) for sample in patient.samples(20)):
         _find_drawn(processor, *size)
     said = f"{len(samples)} boxes come back within {worst:.2f} units ({space})"
-    return Found(f"{said}; a drawn one is where it is said to be", {"units_off": round(worst, 3), "boxes": len(samples)})
+    return Found(
+        f"{said}; a drawn one is where it is said to be", {"units_off": round(worst, 3), "boxes": len(samples)}
+    )
 
 
 def _find_drawn(processor: Any, width: int, height: int) -> None:
@@ -228,7 +237,9 @@ def _find_drawn(processor: Any, width: int, height: int) -> None:
     if (view.input_width, view.input_height) != view.units("pixels") or max(
         abs(a - b) for a, b in zip(found, told, strict=True)
     ) > _BLUR:
-        raise Wrong(f"a box drawn on a {width} x {height} frame is seen at {[*map(int, found)]}, and said to be at {told}")
+        raise Wrong(
+            f"a box drawn on a {width} x {height} frame is seen at {[*map(int, found)]}, and said to be at {told}"
+        )
 
 
 def picture(patches: torch.Tensor, grid: torch.Tensor, settings: Any) -> np.ndarray:
@@ -244,4 +255,3 @@ def picture(patches: torch.Tensor, grid: torch.Tensor, settings: Any) -> np.ndar
     # Block row, row in it, pixel row; the same for columns.
     ordered = blocks[:, :, :, :, :, 0].mean(4).transpose(0, 2, 4, 1, 3, 5)
     return np.asarray(ordered.reshape(high * size, wide * size))
-

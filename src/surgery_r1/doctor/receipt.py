@@ -25,10 +25,14 @@ from surgery_r1.train.config import shipped_configs
 from surgery_r1.train.run_folder import git_state
 
 _FORMAT = 1
-_SAID_BY = "self-reported: written by who ran it, confirmed by nobody; the hash shows only that it was not changed since"
+_SAID_BY = (
+    "self-reported: written by who ran it, confirmed by nobody; the hash shows only that it was not changed since"
+)
 
 
-def receipt(patient: Patient, config_name: str, results: Sequence[Result], smoke: dict[str, Any] | None) -> dict[str, Any]:
+def receipt(
+    patient: Patient, config_name: str, results: Sequence[Result], smoke: dict[str, Any] | None
+) -> dict[str, Any]:
     """The receipt of an examination, with its own hash.
 
     Args:
@@ -99,5 +103,7 @@ def read_receipt(path: Path) -> dict[str, Any]:
     found = read_json(path)
     named = found.pop("sha256", None)
     if named != (real := _sha256(found)):
-        raise SurgeryR1Error(f"sha256 is {named}, its content has {real}", where=path, fix="ask who wrote it for the file as it was")
+        raise SurgeryR1Error(
+            f"sha256 is {named}, its content has {real}", where=path, fix="ask who wrote it for the file as it was"
+        )
     return {**found, "sha256": named}

@@ -73,7 +73,9 @@ def roll_out(patient: Patient) -> Rollouts:
     arguments, _ = rft_arguments(config, patient.scratch / "rollouts", patient.allowed)
     few = patient.few(train=_GROUPS)
     rows = rft_dataset(few, bundle.processor, bundle.info.box_space, reasoning=config.rft.reasoning)
-    kind = SharedFrameGRPOTrainer if config.rft.share_frames and attention.enable(bundle.model) else WholeModelGRPOTrainer
+    kind = (
+        SharedFrameGRPOTrainer if config.rft.share_frames and attention.enable(bundle.model) else WholeModelGRPOTrainer
+    )
     rewards = trl_rewards(config.rft.rewards, seed=config.seed)
     shown = {"model": bundle.model, "args": arguments, "train_dataset": rows, "processing_class": bundle.processor}
     trainer: Any = kind(**shown, reward_funcs=rewards)
@@ -109,9 +111,7 @@ def roll_out(patient: Patient) -> Rollouts:
 
 def _as_loss_would(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
     """Log-probabilities of a batch's completions, by the trainer's own pass."""
-    ids, mask = (
-        torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], dim=1) for name in ("ids", "mask")
-    )
+    ids, mask = (torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], dim=1) for name in ("ids", "mask"))
     names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
     shown = {name: batch[name] for name in names if name in batch}
     found = trainer._get_per_token_logps_and_entropies(

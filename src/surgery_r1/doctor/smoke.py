@@ -69,11 +69,14 @@ def _five_steps(config: TrainConfig, few: Dataset) -> TrainConfig:
     group = max(1, rft.micro_batch // rft.generations)
     prompts = min(rft.prompts, there // group * group)
     if not prompts:
-        raise SurgeryR1Error(f"{there} questions on ten frames, {group} are asked in a pass", fix="lower rft.micro_batch")
+        raise SurgeryR1Error(
+            f"{there} questions on ten frames, {group} are asked in a pass", fix="lower rft.micro_batch"
+        )
     trl = {**config.sft.trl, "logging_steps": 1}
     if rft.rollouts == "server":
         raise SurgeryR1Error(
-            "rollouts from a server are not part of --smoke", fix="give --set rft.rollouts=trainer, or train a few steps"
+            "rollouts from a server are not part of --smoke",
+            fix="give --set rft.rollouts=trainer, or train a few steps",
         )
     return replace(
         config,

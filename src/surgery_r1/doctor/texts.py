@@ -63,7 +63,9 @@ def chat_template(patient: Patient) -> Found:
     if ids[: len(first)] != first:
         raise Wrong("the tokens of a training row do not begin with those of its prompt")
     if ids[len(long) : len(long) + 1] == [] or ids[len(long)] not in ends_of(patient):
-        raise Wrong("a reply in a training row is not followed by a token that ends generation: the model never learns to stop")
+        raise Wrong(
+            "a reply in a training row is not followed by a token that ends generation: the model never learns to stop"
+        )
     read = tokenizer.decode(long[len(first) :], skip_special_tokens=True)
     if read != reply:
         raise Wrong(f"a reply is read back as {read!r:.120}", "let <think>, <answer> and <box> be no special tokens")
@@ -144,7 +146,10 @@ def longest(patient: Patient) -> Found:
         ("eval.max_new_tokens", config.eval.max_new_tokens, config.eval.reasoning),
     ):
         if replies[form] > limit:
-            raise Wrong(f"{name} is {limit}, a reply in the training rows has {replies[form]} tokens", f"set {name} to {replies[form]} or more")
+            raise Wrong(
+                f"{name} is {limit}, a reply in the training rows has {replies[form]} tokens",
+                f"set {name} to {replies[form]} or more",
+            )
     whole = max(row, prompt + config.rft.max_completion, prompt + config.eval.max_new_tokens)
     places = {
         "sft.trl.max_length": (config.sft.trl.get("max_length"), row),

@@ -19,7 +19,7 @@ from surgery_r1.doctor.patient import SMALL_MODEL, Patient
 from surgery_r1.models.processor import view_of
 from surgery_r1.models.sharing.attention import core
 from surgery_r1.records import Sample
-from surgery_r1.rewards import Mixture, trl_rewards
+from surgery_r1.rewards import trl_rewards
 from surgery_r1.train import ranks
 from surgery_r1.train.config import ModelConfig, TrainConfig
 from surgery_r1.train.datasets import rft_question, train_samples
@@ -55,8 +55,12 @@ def sampler(patient: Patient) -> Found:
     if not gap.mean <= bound:
         raise Wrong(f"they differ by {gap.mean:.2g} nats a token (largest {gap.largest:.2g}), above {bound:g}")
     figures = {"gap_mean": gap.mean, "gap_max": gap.largest, "tokens": int(made.mask.sum())}
-    server = "; those of a server are compared at every step of training" if patient.config.rft.rollouts == "server" else ""
-    return Found(f"{gap.mean:.1g} nats a token over {figures['tokens']} tokens (largest {gap.largest:.1g}){server}", figures)
+    server = (
+        "; those of a server are compared at every step of training" if patient.config.rft.rollouts == "server" else ""
+    )
+    return Found(
+        f"{gap.mean:.1g} nats a token over {figures['tokens']} tokens (largest {gap.largest:.1g}){server}", figures
+    )
 
 
 @check(
@@ -183,7 +187,9 @@ def options(patient: Patient) -> Found:
     questions = len(train_samples(patient.dataset, False)) * (1 + len(rft.flips))
     asked = arguments.generation_batch_size // arguments.num_generations
     if questions < asked:
-        raise Wrong(f"{questions} training questions, {asked} are asked at a time", f"set rft.prompts to {questions} or less")
+        raise Wrong(
+            f"{questions} training questions, {asked} are asked at a time", f"set rft.prompts to {questions} or less"
+        )
     figures = {"processes": number, "sft": [*of_sft], "rft": [*of_rft]}
     said = f"{number} process(es); SFT {of_sft[1]} pass(es) of {of_sft[0]} {unit}, RFT {of_rft[1]} of {of_rft[0]} completions"
     return Found(said, figures)
@@ -228,8 +234,10 @@ def _two_steps(config: TrainConfig, own: bool) -> TrainConfig:
     sft = replace(config.sft, batch_size=2, micro_batch=1, pack_tokens=0, warmup_steps=0, max_steps=2, eval_every=1)
     # A rate at which a step is seen, whatever the config's schedule.
     sft = replace(sft, trl=held, patience=0, learning_rate=max(config.sft.learning_rate, 1e-5), flips=())
-    model = replace(config.model, vision_cache="", offload_vision=False) if own else ModelConfig(
-        dtype="float32", freeze_vision=config.model.freeze_vision
+    model = (
+        replace(config.model, vision_cache="", offload_vision=False)
+        if own
+        else ModelConfig(dtype="float32", freeze_vision=config.model.freeze_vision)
     )
     dev = replace(config.eval, dev_samples=1, batch_size=1, max_new_tokens=2)
     return replace(config, model=model, sft=sft, eval=dev, tracker="none", ranks=replace(config.ranks, shard="none"))
@@ -255,4 +263,3 @@ def plan(patient: Patient) -> Found:
     known = "" if room is None else f" of {room / GIB:.1f}"
     figures = {f"{stage}_peak_bytes": made.peak for stage, made in plans.items()}
     return Found(f"{said}{known} a process; --smoke measures the hours", figures)
-

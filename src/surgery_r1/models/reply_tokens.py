@@ -27,4 +27,6 @@ def banned_tokens(tokenizer: Any, ends: int | Iterable[int] | None) -> tuple[int
     ending = {ends} if isinstance(ends, int) else set(ends or ())
     known = tokenizer.added_tokens_encoder
     found = {known[name] for name in _FRAMES if name in known} | {tokenizer.pad_token_id}
-    return tuple(sorted(token for token in found if token is not None and token not in ending | {tokenizer.eos_token_id}))
+    return tuple(
+        sorted(token for token in found if token is not None and token not in ending | {tokenizer.eos_token_id})
+    )

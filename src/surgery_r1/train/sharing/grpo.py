@@ -33,7 +33,9 @@ class WholeModelGRPOTrainer(GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         #: Tokens that no completion may hold; TRL bans that of images.
-        self.banned = banned_tokens(getattr(self.processing_class, "tokenizer", self.processing_class), self.eos_token_ids)
+        self.banned = banned_tokens(
+            getattr(self.processing_class, "tokenizer", self.processing_class), self.eos_token_ids
+        )
         own = self.generation_config.suppress_tokens or ()
         self.generation_config.suppress_tokens = sorted({*own, *self.banned})
 
