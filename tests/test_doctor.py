@@ -1,4 +1,4 @@
-"""The doctor: a sound run passes, each planted fault fails its own line and no other, receipts show no more than they say.
+"""The doctor: a sound run passes, each planted fault fails its own line and no other, receipts keep what is private.
 
 Faults are planted for real: in a model's folder, in a dataset, in a config, or in a library's function.
 """

@@ -146,10 +146,10 @@ class Doctor:
         seconds, skipped = sum(result.seconds for result in results), [r for r in results if r.status == "skipped"]
         say(f"\n{len(results)} checks in {seconds:.0f} s: {len(bad)} wrong, {len(skipped)} skipped")
         if measured is not None:
-            hours = measured["hours"]
+            hours, gib = measured["hours"], measured["peak_memory_bytes"] / _GIB
             say(
-                f"a step takes {measured['sft_step_seconds']:.2f} s (SFT) and {measured['rft_step_seconds']:.2f} s (RFT), "
-                f"a reply {measured['reply_seconds']:.2f} s; most memory {measured['peak_memory_bytes'] / _GIB:.1f} GiB"
+                f"a step takes {measured['sft_step_seconds']:.2f} s (SFT) and {measured['rft_step_seconds']:.2f} s "
+                f"(RFT), a reply {measured['reply_seconds']:.2f} s; most memory {gib:.1f} GiB"
             )
             say(
                 f"a full run: SFT {hours['sft']:.1f} h, RFT {hours['rft']:.1f} h, predicting val "

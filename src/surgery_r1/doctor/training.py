@@ -191,7 +191,8 @@ def options(patient: Patient) -> Found:
             f"{questions} training questions, {asked} are asked at a time", f"set rft.prompts to {questions} or less"
         )
     figures = {"processes": number, "sft": [*of_sft], "rft": [*of_rft]}
-    said = f"{number} process(es); SFT {of_sft[1]} pass(es) of {of_sft[0]} {unit}, RFT {of_rft[1]} of {of_rft[0]} completions"
+    said = f"{number} process(es); SFT {of_sft[1]} pass(es) of {of_sft[0]} {unit}"
+    said += f", RFT {of_rft[1]} of {of_rft[0]} completions"
     return Found(said, figures)
 
 
