@@ -348,6 +348,22 @@ def test_a_fault_fails_no_other_line(dataset, tmp_path, own_base, monkeypatch, l
     assert list(found) == [line] and says in found[line], found
 
 
+def test_groups_of_a_trained_model_must_differ(dataset, tmp_path):
+    """The base stands for one: its replies earn nothing, and differ in length."""
+    (tmp_path / "mine.py").write_text("def length(text, truth):\n    return len(text) % 97 / 97\n")
+    mine = f"{tmp_path / 'mine.py'}:length"
+    patient = patient_of(dataset, tmp_path, rft_rewards={"format": 1.0})
+    bundle = patient.load()
+    bundle.info = replace(bundle.info, stage="sft")
+    (check,) = (check for check in CHECKS if check.name == "rewards")
+    (result,) = examine(patient, [check])
+    assert result.status == "wrong" and "earn the same in 3 of 3 groups" in result.said and "SFT" in result.fix
+    del patient.rollouts
+    patient.config = replace(patient.config, rft=replace(patient.config.rft, rewards={mine: 1.0}))
+    (result,) = examine(patient, [check])
+    assert result.status == "ok" and result.figures["groups_that_differ"] == 3
+
+
 # --------------------------------------------------------------------------------------------- tokens of no reply
 
 

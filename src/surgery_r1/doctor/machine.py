@@ -114,7 +114,11 @@ def device(patient: Patient) -> Found:
     fix="close what else takes memory, or take a larger machine",
 )
 def memory(patient: Patient) -> Found:
-    free, needs = psutil.virtual_memory().available, patient.weights_bytes + _SPARE
+    try:
+        needs = patient.weights_bytes + _SPARE
+    except SurgeryR1Error as error:
+        raise Skip(f"there is no model to load ({error.what})") from None
+    free = psutil.virtual_memory().available
     if free < needs:
         raise Wrong(f"{free / _GIB:.1f} GiB of main memory are free, loading takes {needs / _GIB:.1f}")
     return Found(f"{free / _GIB:.1f} GiB free, loading takes {needs / _GIB:.1f}", {"loading_bytes": needs})
