@@ -201,16 +201,16 @@ def _ask_server(patient: Patient, prompts: list[Prompt]) -> None:
 def box(patient: Patient) -> Found:
     bundle, worst = patient.loaded, 0.0
     space, processor = bundle.info.box_space, bundle.processor
-    samples = [sample for sample in patient.samples(200) if sample.box_px is not None]
-    for sample in samples:
+    samples = [(sample, sample.box_px) for sample in patient.samples(200) if sample.box_px is not None]
+    for sample, true in samples:
         view = view_of(processor, sample.width, sample.height)
-        written = codec.render(None, sample.answer, codec.to_model(sample.box_px, space, view))
+        written = codec.render(None, sample.answer, codec.to_model(true, space, view))
         back = codec.read_reply(written, space, view).box_px
         units = view.units(space)
         if back is None:
-            raise Wrong(f"the box {sample.box_px} is not read back from {written!r}")
+            raise Wrong(f"the box {true} is not read back from {written!r}")
         steps = (view.width / units[0], view.height / units[1]) * 2
-        off = max(abs(a - b) / step for a, b, step in zip(sample.box_px, back, steps, strict=True))
+        off = max(abs(a - b) / step for a, b, step in zip(true, back, steps, strict=True))
         worst = max(worst, off)
     if worst > 1.0:
         raise Wrong(f"a box comes back {worst:.1f} of the model's units from where it was")

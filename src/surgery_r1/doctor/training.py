@@ -78,11 +78,11 @@ def rewards(patient: Patient) -> Found:
         texts, truth = _replies(patient, sample)
         for name, function in zip(weights, trl_rewards(weights, seed=patient.config.seed), strict=True):
             values[name].append(tuple(function(completions=texts, truth=[truth] * len(texts))))
-    for name, groups in values.items():
-        known = [value for group in groups for value in group if value is not None]
+    for name, given in values.items():
+        known = [value for group in given for value in group if value is not None]
         if not all(0 <= value <= 1 for value in known):
             raise Wrong(f"reward {name} gives {min(known)} to {max(known)}, not numbers in [0, 1]")
-        if known and all(len(set(group)) == 1 for group in groups):
+        if known and all(len(set(group)) == 1 for group in given):
             raise Wrong(f"reward {name} gives {known[0]:g} to right and wrong replies alike")
     said, figures = f"{len(weights)} rewards tell right from wrong", {"rewards": len(weights)}
     if patient.loaded.info.stage == "base":
