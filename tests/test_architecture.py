@@ -32,7 +32,7 @@ LEVELS: list[set[str]] = [
     {"evaluate"},
     {"train"},
     {"data.export"},
-    {"report", "bench"},
+    {"report", "bench", "doctor"},
     {"inference"},
     {"stages"},
     {"demo", "reproduce"},

@@ -40,6 +40,7 @@ COMMANDS = (
         ("autopsy",),
         ("ask",),
         ("export",),
+        ("doctor",),
         ("bench",),
         ("gpu",),
     ),

@@ -20,6 +20,7 @@ from surgery_r1.cli.bench import Bench
 from surgery_r1.cli.data import Build, Check, MakeScenes
 from surgery_r1.cli.data_export import ExportData
 from surgery_r1.cli.demo import DemoCommand
+from surgery_r1.cli.doctor import Doctor
 from surgery_r1.cli.evaluate import Report, Score
 from surgery_r1.cli.gpu import Gpu
 from surgery_r1.cli.messages import shown_messages
@@ -74,6 +75,7 @@ Command = (
     | Annotated[Autopsy, _named("autopsy")]
     | Annotated[Ask, _named("ask")]
     | Annotated[Export, _named("export")]
+    | Annotated[Doctor, _named("doctor")]
     | Annotated[Bench, _named("bench")]
     | Annotated[Gpu, _named("gpu")]
 )
@@ -117,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _trains(args: list[str]) -> bool:
     """Whether a command needs the trainers; ``data export`` needs their data sets."""
-    return args[:1] in (["train"], ["demo"], ["reproduce"], ["bench"], ["gpu"]) or args[:2] == ["data", "export"]
+    command = args[:1] in (["train"], ["demo"], ["reproduce"], ["bench"], ["gpu"], ["doctor"])
+    return command or args[:2] == ["data", "export"]
 
 
 def _run(args: list[str]) -> int:

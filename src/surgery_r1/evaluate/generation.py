@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgery_r1.models.encode import Prompt, PromptEncoder
+from surgery_r1.models.reply_tokens import banned_tokens
 from surgery_r1.models.sharing.attention import can_share, core, enable
 from surgery_r1.models.sharing.prefill import prefill, prefix_length
 
@@ -66,6 +67,8 @@ class TransformersEngine:
             enable(model)
         self.encoder = PromptEncoder(processor, box_space)
         self.options = options or GenerationOptions()
+        #: For ``generate``, to which an empty list is an error.
+        self._banned = list(banned_tokens(processor.tokenizer, model.generation_config.eos_token_id)) or None
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[str]]:
         """Greedy replies, batch by batch, in the order of ``prompts``."""
@@ -112,5 +115,6 @@ class TransformersEngine:
                 # Training turns the cache off in the model's configuration.
                 use_cache=True,
                 pad_token_id=tokenizer.pad_token_id,
+                suppress_tokens=self._banned,
             )
         return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -7,6 +7,7 @@ import logging
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,20 +29,35 @@ class Recorder(TrainerCallback):
     def __init__(self, stage: str, write: Callable[[dict[str, Any]], None], *, quiet: bool = False) -> None:
         self.stage, self.write, self.quiet = stage, write, quiet
         self.bar: Any = None
+        self._since, self._spent, self._steps = time.perf_counter(), 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._since = time.perf_counter()
         if state.is_world_process_zero:
             self.bar = progress_bar(state.max_steps, self.stage, "steps", initial=state.global_step, quiet=self.quiet)
 
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._spent += time.perf_counter() - self._since
+        self._steps += 1
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Last of the callbacks: what dev took does not count.
+        self._since = time.perf_counter()
         if self.bar is not None:
             self.bar.update(1)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._since = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Metrics | None = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
         # JSON has no NaN: a reward that applied to nothing in this step is left out.
         numbers = {k: v for k, v in logs.items() if isinstance(v, int | float) and math.isfinite(v)}
+        if self._steps:
+            # Seconds of a step with its reading of frames; TRL says the same of RFT.
+            numbers.setdefault("step_time", self._spent / self._steps)
+            self._spent, self._steps = 0.0, 0
         self.write({"stage": self.stage, "step": state.global_step, **numbers})
         if self.bar is not None:
             shown = {k.split("/")[1] if "/" in k else k: f"{logs[k]:.3f}" for k in _SHOWN if k in numbers}

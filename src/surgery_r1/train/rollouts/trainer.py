@@ -22,7 +22,7 @@ from surgery_r1.train.rollouts.gap import Gap, GapMeter
 from surgery_r1.train.rollouts.sampling import Sampling
 from surgery_r1.train.rollouts.server import Question, RolloutServer
 from surgery_r1.train.rollouts.sync import AdapterSync, FullSync, WeightSync
-from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer, WholeModelGRPOTrainer, frame_tokens
+from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer, WholeModelGRPOTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ class ServerGRPOTrainer(WholeModelGRPOTrainer):
             first = range(0, len(prompt_ids), size)
             if any(prompt_ids[i : i + size] != [prompt_ids[i]] * size for i in first):
                 raise AssertionError("TRL no longer keeps the completions of a prompt together")
-            image, banned = processor.image_token_id, frame_tokens(processor)
-            questions = [Question(self._asked[i], prompt_ids[i], image, banned) for i in first]
+            image = processor.image_token_id
+            questions = [Question(self._asked[i], prompt_ids[i], image, self.banned) for i in first]
             places = self._places(len(prompt_ids))[::size]
             seeds = [server_seed(self.args.seed, self.state.global_step, place) for place in places]
             groups = self._sampling.server.sample(name, questions, size, seeds)

@@ -19,6 +19,7 @@ from trl.trainer import grpo_trainer
 
 from surgery_r1._util.overriding import overriding
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models.reply_tokens import banned_tokens
 from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.models.sharing.attention import core, enable, enabled
 from surgery_r1.models.sharing.prefill import PromptTokens, prefill, prefix_length
@@ -29,8 +30,17 @@ from surgery_r1.train.sharing.prompts_once import PromptsOnce
 
 
 class WholeModelGRPOTrainer(GRPOTrainer):
-    """TRL's GRPOTrainer, which asks a model that is spread over ranks as a whole, and samples alike on any number of
-    ranks (:mod:`surgery_r1.train.draws`), but for several beams or sequences a prompt."""
+    """TRL's GRPOTrainer, which asks a model that is spread over ranks as a whole, for nothing but text, and samples
+    alike on any number of ranks (:mod:`surgery_r1.train.draws`), but for several beams or sequences a prompt."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: Tokens that no completion may hold; TRL bans that of images.
+        self.banned = banned_tokens(
+            getattr(self.processing_class, "tokenizer", self.processing_class), self.eos_token_ids
+        )
+        own = self.generation_config.suppress_tokens or ()
+        self.generation_config.suppress_tokens = sorted({*own, *self.banned})
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
         model = core(self.accelerator.unwrap_model(self.model_wrapped))
@@ -96,9 +106,7 @@ class SharedFrameGRPOTrainer(WholeModelGRPOTrainer):
         model = self.accelerator.unwrap_model(self.model_wrapped)
         shared = partial(generate_shared, model, model.generate, self._images)
         with overriding(model, "generate", shared):
-            completions, log_probs = super()._generate_single_turn(*args, **kwargs)
-        banned = frame_tokens(self.processing_class)
-        return [without(banned, ids, self.eos_token_ids[0]) for ids in completions], log_probs
+            return super()._generate_single_turn(*args, **kwargs)
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         names = ("input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss")
@@ -147,22 +155,6 @@ class SharedFrameGRPOTrainer(WholeModelGRPOTrainer):
 
         entropy = output.entropy if output.entropy is not None else torch.zeros_like(output.log_probs)
         return back(output.log_probs), back(entropy)
-
-
-def frame_tokens(processor: Any) -> tuple[int, ...]:
-    """Tokens that stand for images and videos: behind one in a completion the model would look for an image."""
-    ids = (getattr(processor, name, None) for name in ("image_token_id", "video_token_id"))
-    return tuple(token for token in ids if token is not None)
-
-
-def without(banned: Sequence[int], ids: list[int], end: int) -> list[int]:
-    """A completion up to its first banned token, which untrained models sample at times; ``end`` for an empty one.
-
-    >>> without((7, 8), [1, 2, 7, 3], end=0), without((7, 8), [8], end=0)
-    ([1, 2], [0])
-    """
-    cut = next((place for place, token in enumerate(ids) if token in banned), len(ids))
-    return ids[:cut] or [end]
 
 
 def generate_shared(model: Any, generate: Any, images: ImageIds, generation_config: Any, **inputs: Any) -> torch.Tensor:
