@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -55,18 +56,18 @@ async def timed(client: httpx.AsyncClient, data: bytes, questions: list[str]) ->
     return time.perf_counter() - started
 
 
-async def measured(address: str, rounds: int) -> dict[str, float]:
+async def measured(address: str, rounds: int, cpu: Callable[[], float]) -> dict[str, float]:
     """Medians over rounds; the ways are taken in turn, so that other work on the machine meets all of them."""
     single: list[float] = []
-    shared, one_by_one, at_once = [], [], []
+    shared, one_by_one, at_once, used = [], [], [], []
     frames = drawn(8 * rounds)
     async with httpx.AsyncClient(base_url=address, timeout=300) as client:
         for number in range(rounds):
             eight = frames[8 * number : 8 * number + 8]
             shared.append(await timed(client, *eight[0]))
-            each = [
-                await timed(client, data, asked[:1]) for data, asked in ((d, a[i:]) for i, (d, a) in enumerate(eight))
-            ]
+            before = cpu()
+            each = [await timed(client, data, asked[i : i + 1]) for i, (data, asked) in enumerate(eight)]
+            used.append((cpu() - before) / len(each))
             single += each
             one_by_one.append(sum(each))
             started = time.perf_counter()
@@ -80,9 +81,16 @@ async def measured(address: str, rounds: int) -> dict[str, float]:
     return {
         **found,
         "answers": len(single),
+        "answer_cpu_ms": round(1000 * statistics.median(used)),
         "ratio": round(statistics.median(ratios), 3),
         "ratio_at_once": round(statistics.median(at_once_ratios), 3),
     }
+
+
+def cpu_seconds(pid: int) -> float:
+    """That a process has used so far: on a busy machine they say more than the clock."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int) -> int:
@@ -102,9 +110,14 @@ def main() -> None:
             assert server.stdout is not None
             address = server.stdout.readline().split()[-1]
             httpx.get(address).raise_for_status()
-            up, before = time.perf_counter() - started, memory(server.pid)
-            found = asyncio.run(measured(address, args.rounds))
-            found |= {"page_s": round(up, 1), "memory_before_mib": before, "memory_after_mib": memory(server.pid)}
+            up, used, before = time.perf_counter() - started, cpu_seconds(server.pid), memory(server.pid)
+            found = asyncio.run(measured(address, args.rounds, lambda: cpu_seconds(server.pid)))
+            found |= {
+                "page_s": round(up, 1),
+                "page_cpu_s": round(used, 1),
+                "memory_before_mib": before,
+                "memory_after_mib": memory(server.pid),
+            }
         finally:
             server.send_signal(signal.SIGTERM)
     loads = {"load_before": round(load, 1), "load_after": round(os.getloadavg()[0], 1), "cpus": os.cpu_count()}
