@@ -30,8 +30,8 @@ def agreement(reply: Reply, rule: LocationRule | None) -> dict[str, Any]:
         ``conclusion`` (the answer that the rationale ends at), ``box_place`` (the quadrant of the box), and flags, None
         where there is nothing to compare: ``rationale_answer`` (the rationale ends at the answer given),
         ``answer_box`` and ``rationale_box`` (location questions: answer, and what the rationale ends at, are the
-        quadrant of the box), ``names_subject`` (the rationale names what was asked about, and not only others). ``disagree`` lists flags
-        that are false.
+        quadrant of the box), ``names_subject`` (the rationale names what was asked about, and not only others).
+        ``disagree`` lists flags that are false.
     """
     kind, subject = vocab.classify_question(reply.question)
     rationale = (reply.rationale or "")[:_LONGEST]
