@@ -35,7 +35,7 @@ LEVELS: list[set[str]] = [
     {"report", "bench", "doctor"},
     {"inference"},
     {"stages"},
-    {"demo", "reproduce"},
+    {"demo", "reproduce", "serve"},
     {"cli"},
     {"__main__"},
 ]

@@ -39,6 +39,7 @@ COMMANDS = (
         ("report",),
         ("autopsy",),
         ("ask",),
+        ("serve",),
         ("export",),
         ("doctor",),
         ("bench",),

@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("trl", "datasets", "pyarrow", "psutil"),
     "teacher": ("openai",),
     "qlora": ("bitsandbytes",),
+    "serve": ("fastapi", "uvicorn", "python_multipart"),
 }
 
 
