@@ -1,0 +1,93 @@
+// One pane: a frame with what one model said about it. Text from models only ever becomes text nodes.
+import { agreementWords, coverWords, problemWords, rate, truthOf } from "./words.js";
+
+/** `el("p.small", {title}, ...children)`: an element with attributes, listeners (`onclick`) and children; null children are left out. */
+export function el(name, attributes = {}, ...children) {
+  const [tag, ...classes] = name.split(".");
+  const node = document.createElement(tag);
+  node.className = classes.join(" ");
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value === true) node.setAttribute(key, "");
+    else if (value !== false && value !== null && value !== undefined) node.setAttribute(key, value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+/** Lays an element over a part of the frame; what sticks out is cut off. */
+function lay(node, box, { width, height }) {
+  const [x1, x2] = [box[0], box[2]].map((x) => Math.min(Math.max(x / width, 0), 1));
+  const [y1, y2] = [box[1], box[3]].map((y) => Math.min(Math.max(y / height, 0), 1));
+  Object.assign(node.style, { left: `${100 * x1}%`, top: `${100 * y1}%`, width: `${100 * (x2 - x1)}%`, height: `${100 * (y2 - y1)}%` });
+  node.classList.toggle("low", y1 < 0.12);
+  node.classList.toggle("far", x1 > 0.6);
+  return node;
+}
+
+/** The frame with what is drawn into it. `pane` may be null: the frame alone. */
+export function picture(frame, pane) {
+  const one = pane?.one, figure = el("figure.shot");
+  figure.style.setProperty("--ratio", frame.width / frame.height);
+  const seen = !one ? frame.title : `${frame.title}; ${one.box_px ? `box around ${one.answer ?? "no answer"}` : "no box"}${pane.cover ? "; the first box is painted over" : ""}`;
+  figure.append(el("img", { src: pane?.covered ?? frame.url, alt: seen, draggable: "false" }));
+  if (pane?.cover) figure.append(lay(el("div.covered", {}, el("span", {}, "covered")), pane.cover, frame));
+  if (!one) return figure;
+  const truth = truthOf(frame, one);
+  if (truth) figure.append(lay(el("div.true"), truth.box_px, frame));
+  if (one.box_px) figure.append(lay(el("div.predicted", {}, el("span", {}, one.answer ?? "no answer")), one.box_px, frame));
+  figure.append(el("div.pointed", { hidden: true }));
+  return figure;
+}
+
+/** The rationale; what it names points to its place in the picture. `known`: name -> box found by an earlier question. */
+function rationale(one, figure, frame, known) {
+  const quote = el("blockquote"), letters = Array.from(one.rationale), pointed = figure.querySelector(".pointed");
+  let at = 0;
+  for (const span of one.spans) {
+    const box = span.box_px ?? known(span.name), text = letters.slice(span.start, span.end).join("");
+    quote.append(letters.slice(at, span.start).join(""));
+    at = span.end;
+    if (!box) { quote.append(el("span.named", {}, text)); continue; }
+    const show = (on) => () => {
+      pointed.hidden = !on;
+      if (on) lay(pointed, box, frame);
+      pointed.classList.toggle("part", span.kind === "place" || span.kind === "half");
+    };
+    quote.append(el("button.named", { type: "button", "data-kind": span.kind, "aria-label": `${text}: show in the picture`, onpointerenter: show(true), onpointerleave: show(false), onfocus: show(true), onblur: show(false), onclick: show(true) }, text));
+  }
+  quote.append(letters.slice(at).join(""));
+  return quote;
+}
+
+const mark = ({ ok, title, lines }, kind = "") => el(`p.mark.${ok === false ? "disagree" : ok ? "agree" : "open"}${kind}`, {}, el("b", {}, title), ...lines.map((line) => el("span", {}, line)));
+
+function confidence(one) {
+  const bar = el("i");
+  bar.style.width = `${100 * one.confidence}%`;
+  const title = "The model's own probability of this wording of the answer, after its rationale. Not calibrated.";
+  return el("p.confidence", { title }, `confidence ${rate(one.confidence)}`, el("span.track", { "aria-hidden": "true" }, bar), el("small", {}, "its own, not calibrated"));
+}
+
+/** A pane as an element. `on`: what its buttons do; `known`: see above. */
+export function paneNode(frame, pane, on, known) {
+  const { one, reply } = pane, figure = picture(frame, pane);
+  const about = [pane.model.stage !== pane.model.id ? pane.model.stage : null, pane.cover ? "box covered" : null, reply ? `${(reply.ms / 1000).toFixed(2)} s` : null];
+  const top = el("div.top", {}, el("p.who", {}, el("b", {}, pane.model.id), about.filter(Boolean).join(" · "))), said = el("div.said");
+  const node = el("article.pane", { "aria-label": `${pane.model.id}${pane.cover ? ", box covered" : ""}`, "aria-busy": String(!one && !pane.failure) }, top, figure, said);
+  if (!one) top.append(el("p.answer.none", {}, pane.failure ? "no reply" : "…"));
+  if (pane.failure) said.append(el("p.mark.disagree", {}, el("b", {}, "No reply"), el("span", {}, pane.failure)));
+  if (!one) return node;
+  const truth = truthOf(frame, one);
+  top.append(el(`p.answer${one.answer === null ? ".none" : ""}`, {}, one.answer ?? "no answer"));
+  if (truth) top.append(el("p.truth", { title: "What was drawn: the truth of this sample scene" }, `drawn: ${truth.answer}`));
+  if (one.confidence !== null) top.append(confidence(one));
+  if (pane.cover) said.append(mark({ ok: null, ...coverWords(pane.first, one) }, ".cover"));
+  if (one.rationale) said.append(rationale(one, figure, frame, known));
+  said.append(mark(agreementWords(one)));
+  if (!one.known_form) said.append(el("p.small", {}, "A form of question that the model was never asked in training."));
+  if (one.problems.length) said.append(el("details.problems", {}, el("summary", {}, `The reply has faults: ${problemWords(one.problems)}`), el("code", {}, one.text)));
+  if (pane.again) said.append(el("p.small", {}, "Asked again with the box covered: the next one."));
+  else if (one.box_px && !pane.cover) said.append(el("p", {}, el("button", { type: "button", "aria-keyshortcuts": "c", onclick: () => on.cover(pane) }, "Cover the box and ask again")));
+  return node;
+}
