@@ -34,7 +34,7 @@ LEVELS: list[set[str]] = [
     {"data.export"},
     {"report", "bench"},
     {"inference"},
-    {"demo"},
+    {"demo", "serve"},
     {"cli"},
     {"__main__"},
 ]

@@ -239,6 +239,20 @@ def parse(text: str) -> ParsedReply:
     return ParsedReply(rationale, answer, box, tuple(code for code in PROBLEMS if code in problems), numbers)
 
 
+def answer_span(text: str) -> tuple[int, int] | None:
+    """Where the answer of a reply stands, from behind its tag to before the closing one; None where none was taken.
+
+    >>> start, end = answer_span("<think>why</think><answer>kidney</answer>")
+    >>> (start, end)
+    (26, 32)
+    """
+    if parse(text).answer is None:
+        return None
+    # Taken only where it opens once.
+    start = text.index("<answer>") + len("<answer>")
+    return start, text.index("</answer>", start)
+
+
 def _single(texts: list[str], opened: int, part: str, problems: set[str]) -> str | None:
     if opened > 1:
         problems.add({"reasoning": "several_reasonings", "answer": "several_answers", "box": "several_boxes"}[part])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ class Reply:
         rationale: None where none was asked for, or none could be read.
         text: the raw text.
         problems: what was wrong with it, codes of :data:`surgery_r1.codec.PROBLEMS`; empty for a sound reply.
+        confidence: the model's probability of exactly this answer, see
+            :func:`surgery_r1.evaluate.confidence.answer_probability`; None without an answer, or for a sampled reply.
         frame: the frame that was shown.
     """
 
@@ -44,6 +46,7 @@ class Reply:
     rationale: str | None
     text: str
     problems: tuple[str, ...] = ()
+    confidence: float | None = None
     frame: Image | None = field(default=None, repr=False, compare=False)
 
     def picture(self) -> Image:
@@ -78,6 +81,15 @@ class Reply:
         return data.getvalue()
 
 
+@dataclass(frozen=True, slots=True)
+class AskOptions:
+    """How a model is asked: see :meth:`Model.ask_many`."""
+
+    reasoning: bool = True
+    max_new_tokens: int = 256
+    batch_size: int = 16
+
+
 class Model:
     """A loaded model; see :func:`load`.
 
@@ -94,7 +106,12 @@ class Model:
         self.stage: str = bundle.info.stage
         self._checked_forms: set[bool] = set()
         # Further questions about a frame need not encode it again.
-        keep_frozen_features(bundle.model)
+        self._features = keep_frozen_features(bundle.model)
+
+    @property
+    def bundle(self) -> Bundle:
+        """Weights, processor and what is known of the model."""
+        return self._bundle
 
     def ask(
         self, image: str | Path | Image, question: str, *, reasoning: bool = True, max_new_tokens: int = 256
@@ -143,29 +160,87 @@ class Model:
         >>> len(surgery_r1.load("tiny").ask_many(questions, max_new_tokens=4))
         2
         """
+        pairs = [(image, _told(checked_question(question))) for image, question in questions]
+        options = AskOptions(reasoning, max_new_tokens, batch_size)
+        return self.reply(pairs, options)
+
+    def reply(
+        self,
+        questions: Sequence[tuple[str | Path | Image, str]],
+        options: AskOptions,
+        *,
+        sampled: bool = False,
+        stop: Callable[[], bool] | None = None,
+    ) -> list[Reply]:
+        """Replies to questions as they stand, greedy, or drawn from the model's whole distribution.
+
+        For servers: questions are not told, and :meth:`forget` drops what is kept of frames.
+
+        Args:
+            questions: as :func:`checked_question` returns them. One that comes n times is read once.
+            sampled: draw at temperature 1.
+            stop: asked between tokens; where it says yes, replies end as they are.
+
+        Raises:
+            SurgeryR1Error: as :meth:`ask`, for control tokens, images and forms of reply.
+        """
+        from surgery_r1.evaluate.confidence import answer_probability
         from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
         from surgery_r1.models.encode import Prompt
-        from surgery_r1.models.processor import view_of
+
+        self._check_form(options.reasoning)
+        shown = _frames([image for image, _ in questions])
+        settings = GenerationOptions(options.batch_size, options.max_new_tokens, options.reasoning)
+        processor = self._bundle.processor
+        engine = TransformersEngine(self._bundle.model, processor, self._bundle.info.box_space, settings)
+        texts = [prompts.user_text(question, "cot", options.reasoning) for _, question in questions]
+        wanted = [Prompt((frame,), text) for frame, text in zip(shown, texts, strict=True)]
+        written = [one for batch in engine.write(wanted, sampled=sampled, stop=stop) for one in batch]
+        return [
+            read(
+                one.text,
+                question,
+                frame.image,
+                self._bundle,
+                reasoning=options.reasoning,
+                confidence=answer_probability(one, processor.tokenizer),
+            )
+            for frame, (_, question), one in zip(shown, questions, written, strict=True)
+        ]
+
+    def forget(self) -> None:
+        """Drop what is kept of frames that were shown."""
+        if self._features is not None:
+            self._features.forget()
+
+    def _check_form(self, reasoning: bool) -> None:
         from surgery_r1.models.reply_forms import check_reply_form
 
-        pairs = list(questions)
-        asked = [_checked(question) for _, question in pairs]
-        shown = list(zip(_frames([image for image, _ in pairs]), asked, strict=True))
         if reasoning not in self._checked_forms:
             check_reply_form(self._bundle.info, reasoning, self.folder)
             self._checked_forms.add(reasoning)
-        options = GenerationOptions(batch_size, max_new_tokens, reasoning)
-        space, processor = self._bundle.info.box_space, self._bundle.processor
-        engine = TransformersEngine(self._bundle.model, processor, space, options)
-        wanted = [Prompt((frame,), prompts.user_text(question, "cot", reasoning)) for frame, question in shown]
-        texts = [text for batch in engine.generate(wanted) for text in batch]
-        replies = []
-        for (frame, question), text in zip(shown, texts, strict=True):
-            read = read_reply(text, space, view_of(processor, *frame.image.size))
-            # That a rationale is absent is no problem where none was asked for.
-            problems = tuple(code for code in read.problems if reasoning or code != "no_reasoning")
-            replies.append(Reply(question, read.answer, read.box_px, read.rationale, text, problems, frame.image))
-        return replies
+
+
+def read(
+    text: str,
+    question: str,
+    frame: Image,
+    bundle: Bundle,
+    *,
+    reasoning: bool,
+    confidence: float | None = None,
+) -> Reply:
+    """What a model wrote about a frame, as a reply.
+
+    Args:
+        bundle: of the model; its weights need not be here.
+        reasoning: whether a rationale was asked for: where none was, its absence is no problem.
+    """
+    from surgery_r1.models.processor import view_of
+
+    found = read_reply(text, bundle.info.box_space, view_of(bundle.processor, *frame.size))
+    problems = tuple(code for code in found.problems if reasoning or code != "no_reasoning")
+    return Reply(question, found.answer, found.box_px, found.rationale, text, problems, confidence, frame)
 
 
 def _frames(images: Iterable[str | Path | Image]) -> list[MemoryImage]:
@@ -204,8 +279,12 @@ def load(model: str | Path, *, device: str | None = None, dtype: str = "auto", a
         return Model(from_pretrained(model, device=device, dtype=dtype, allow_hub=allow_hub))
 
 
-def _checked(question: str) -> str:
-    """The question without blanks around it; one of an unknown form is told, an empty or endless one is an error."""
+def checked_question(question: str) -> str:
+    """The question without blanks around it.
+
+    Raises:
+        SurgeryR1Error: for one that is empty or endless.
+    """
     question = question.strip()
     if not question:
         raise SurgeryR1Error("the question is empty", fix='ask for instance "What organ is being operated?"')
@@ -213,6 +292,11 @@ def _checked(question: str) -> str:
         raise SurgeryR1Error(
             f"a question of {len(question):,} characters", fix=f"ask in at most {MAX_TEXT:,}, as label files are read"
         )
+    return question
+
+
+def _told(question: str) -> str:
+    """The question; that its form is not known is told."""
     if vocab.classify_question(question)[0] is None:
         logger.warning(
             "%r has none of the forms of EndoVis-VQLA (%s): a model that was trained on those was never asked such a "

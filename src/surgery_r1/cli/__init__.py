@@ -24,6 +24,7 @@ from surgery_r1.cli.evaluate import Report, Score
 from surgery_r1.cli.gpu import Gpu
 from surgery_r1.cli.messages import shown_messages
 from surgery_r1.cli.predict import Ask, PredictCommand
+from surgery_r1.cli.serve import Serve
 from surgery_r1.cli.train import Export, TrainRft, TrainSft
 from surgery_r1.errors import OtherProcessFailed, SurgeryR1Error
 
@@ -67,6 +68,7 @@ Command = (
     | Annotated[Report, _named("report")]
     | Annotated[Autopsy, _named("autopsy")]
     | Annotated[Ask, _named("ask")]
+    | Annotated[Serve, _named("serve")]
     | Annotated[Export, _named("export")]
     | Annotated[Bench, _named("bench")]
     | Annotated[Gpu, _named("gpu")]

@@ -12,11 +12,11 @@ from surgery_r1 import prompts as wording
 from surgery_r1._util.parallel import finished_map
 from surgery_r1.chat.client import Client, Limits, Names
 from surgery_r1.chat.endpoint import check_endpoint
-from surgery_r1.chat.frames import frame_url
+from surgery_r1.chat.frames import frame_url, image_url
 from surgery_r1.chat.reply import WHOLE, ChatReply
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.generation import GenerationOptions
-from surgery_r1.models.encode import Prompt, PromptEncoder
+from surgery_r1.models.encode import MemoryImage, Prompt, PromptEncoder
 from surgery_r1.models.load import resolve, weights_sha256
 
 KEY_VARIABLE = "SURGERY_R1_ENDPOINT_KEY"
@@ -77,14 +77,14 @@ class Served:
     weights_sha256: str | None
 
 
-def open_client(server: ServerOptions, max_new_tokens: int) -> tuple[Client, bool]:
-    """A client for greedy replies, and whether its server is on this machine.
+def open_client(server: ServerOptions, max_new_tokens: int, temperature: float = 0.0) -> tuple[Client, bool]:
+    """A client for greedy replies, or sampled ones, and whether its server is on this machine.
 
     Raises:
         SurgeryR1Error: for an endpoint elsewhere that was not allowed, or a missing client.
     """
     endpoint = check_endpoint(server.endpoint, server.allow_remote, setting=_NAMES.endpoint, key_variable=_NAMES.key)
-    limits = Limits(max_tokens=max_new_tokens, temperature=0.0, timeout=server.timeout, retries=server.retries)
+    limits = Limits(max_tokens=max_new_tokens, temperature=temperature, timeout=server.timeout, retries=server.retries)
     return Client(endpoint, server.endpoint, limits, _NAMES, server.key), endpoint.local
 
 
@@ -155,6 +155,10 @@ def _same(path: str, folder: Path) -> bool:
     return bool(path) and Path(path).is_dir() and Path(path).samefile(folder)
 
 
+def _url_of(image: Path | MemoryImage) -> str:
+    return image_url(image.image) if isinstance(image, MemoryImage) else frame_url(image)
+
+
 class EndpointEngine:
     """Asks a chat server, several requests at a time. Replies come as they are done.
 
@@ -183,7 +187,7 @@ class EndpointEngine:
         self.encoder = PromptEncoder(processor, box_space)
         self._client, self._served, self._options, self._concurrency = client, served, options, concurrency
         # The questions of a frame are neighbours.
-        self._url = lru_cache(maxsize=2)(frame_url)
+        self._url = lru_cache(maxsize=2)(_url_of)
 
     def replies(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
         """Greedy replies as they are done, each with the number of its prompt.
@@ -203,7 +207,7 @@ class EndpointEngine:
     def _request(self, prompt: Prompt) -> tuple[Prompt, list[dict[str, Any]], int]:
         """A prompt, its conversation, and the tokens that the server must find in it."""
         messages = wording.messages(prompt.text, self.encoder.box_space, images=0)
-        urls = [self._url(image) for image in prompt.images if isinstance(image, Path)]
+        urls = [self._url(image) for image in prompt.images]
         messages[-1]["content"][:0] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         return prompt, messages, self.encoder.token_count(prompt)
 

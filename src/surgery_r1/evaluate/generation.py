@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from surgery_r1.evaluate.confidence import GreedyProbabilities, Written
 from surgery_r1.models.encode import Prompt, PromptEncoder
 from surgery_r1.models.sharing.attention import can_share, core, enable
 from surgery_r1.models.sharing.prefill import prefill, prefix_length
@@ -69,12 +70,24 @@ class TransformersEngine:
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[str]]:
         """Greedy replies, batch by batch, in the order of ``prompts``."""
+        for batch in self.write(prompts):
+            yield [written.text for written in batch]
+
+    def write(
+        self, prompts: Sequence[Prompt], *, sampled: bool = False, stop: Callable[[], bool] | None = None
+    ) -> Iterator[list[Written]]:
+        """Replies batch by batch, in the order of ``prompts``, with the probabilities of their tokens where greedy.
+
+        Args:
+            sampled: draw from the whole distribution (temperature 1) instead. Prompts may repeat: each is read once.
+            stop: asked between tokens; where it says yes, replies end as they are.
+        """
         was_training = self.model.training
         self.model.eval()
         try:
             size = self.options.batch_size
             for start in range(0, len(prompts), size):
-                yield self._batch(prompts[start : start + size])
+                yield self._batch(prompts[start : start + size], sampled, stop)
         finally:
             self.model.train(was_training)
 
@@ -82,35 +95,56 @@ class TransformersEngine:
         """As :meth:`generate`, each reply with the number of its prompt."""
         return numbered(self.generate(prompts))
 
-    def _batch(self, batch: Sequence[Prompt]) -> list[str]:
+    def _batch(self, batch: Sequence[Prompt], sampled: bool, stop: Callable[[], bool] | None) -> list[Written]:
         if not self.share_frames:
-            return self._continue(self.encoder(batch))
+            return self._continue(self.encoder(batch), sampled, stop)
         tokens, images = self.encoder.tokens(batch)
         pad = self.encoder.processor.tokenizer.pad_token_id
         # Frames of different size have prefixes of different length, which cannot share one cache.
         groups: dict[int, list[int]] = {}
         for i, prompt in enumerate(tokens):
             groups.setdefault(prefix_length(prompt, self.encoder.processor.image_token_id), []).append(i)
-        texts = [""] * len(batch)
+        found: dict[int, Written] = {}
         for group in groups.values():
             inputs = prefill(self.model, [tokens[i] for i in group], images, pad, share=True)
-            for i, text in zip(group, self._continue(inputs), strict=True):
-                texts[i] = text
-        return texts
+            found |= dict(zip(group, self._continue(inputs, sampled, stop), strict=True))
+        return [found[i] for i in range(len(batch))]
 
-    def _continue(self, inputs: dict[str, Any]) -> list[str]:
+    def _continue(self, inputs: dict[str, Any], sampled: bool, stop: Callable[[], bool] | None) -> list[Written]:
         """Replies to encoded prompts."""
         import torch
+        from transformers import LogitsProcessorList, StoppingCriteriaList
 
         tokenizer = self.encoder.processor.tokenizer
+        probabilities = GreedyProbabilities()
+        how: dict[str, Any] = {"do_sample": False, "logits_processor": LogitsProcessorList([probabilities])}
+        if sampled:
+            how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        if stop is not None:
+            how["stopping_criteria"] = StoppingCriteriaList([_stopping(stop)])
         inputs = {n: value.to(self.model.device) if torch.is_tensor(value) else value for n, value in inputs.items()}
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
                 max_new_tokens=self.options.max_new_tokens,
-                do_sample=False,
+                **how,
                 # Training turns the cache off in the model's configuration.
                 use_cache=True,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        rows = output[:, inputs["input_ids"].shape[1] :].tolist()
+        texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+        if sampled:
+            return [Written(text) for text in texts]
+        log_probs = probabilities.rows(len(rows))
+        return [Written(*parts) for parts in zip(texts, rows, log_probs, strict=True)]
+
+
+def _stopping(stop: Callable[[], bool]) -> Callable[..., Any]:
+    """``stop`` as transformers asks it: all rows or none."""
+    import torch
+
+    def criterion(input_ids: Any, scores: Any, **_: Any) -> Any:
+        return torch.full((len(input_ids),), stop(), dtype=torch.bool, device=input_ids.device)
+
+    return criterion

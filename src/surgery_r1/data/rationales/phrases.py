@@ -104,14 +104,43 @@ class Names:
 
     def find(self, text: str) -> Iterator[str]:
         """Names in a text, in order."""
+        return (name for _, _, name in self.spans(text))
+
+    def spans(self, text: str) -> Iterator[tuple[int, int, str]]:
+        """Names in a text, in order, with where each begins and ends."""
         for match in self._pattern.finditer(text):
             name = self._by_word[vocab.spoken(match[1])]
             if name not in self._exact or match[0] == name:
-                yield name
+                yield match.start(), match.end(), name
 
     def without(self, text: str) -> str:
         """The text with its names blanked out."""
         return _blank(self._pattern, text)
+
+
+def place_spans(text: str) -> list[tuple[int, int, str, tuple[str, ...]]]:
+    """Places that a text names, in order: where each begins and ends, how it is named, and what.
+
+    Returns:
+        (start, end, ``class``, (class,)), (start, end, ``corner``, (corner,)) or (start, end, ``half``, halves), of
+        which there are two in "left of and above the center".
+
+    >>> place_spans("upper right, so it is left-top")
+    [(0, 11, 'corner', ('right-top',)), (22, 30, 'class', ('left-top',))]
+    """
+    found = [(*match.span(), "class", (f"{match[1]}-{match[2]}",)) for match in _CLASS.finditer(text)]
+    rest = _blank(_CLASS, text)
+    for pattern in _CORNERS:
+        for match in pattern.finditer(rest):
+            found.append((*match.span(), "corner", (f"{match['side'].lower()}-{_level(match['level'])}",)))
+        rest = _blank(pattern, rest)
+    for pattern in _HALVES:
+        for match in pattern.finditer(rest):
+            words = (word.lower() for word in match.groups() if word)
+            sides = tuple(word if word in ("left", "right") else _level(word) for word in words)
+            found.append((*match.span(), "half", sides))
+        rest = _blank(pattern, rest)
+    return sorted(found)
 
 
 @lru_cache(maxsize=256)
