@@ -58,20 +58,20 @@ async function openFile(file) {
   const url = URL.createObjectURL(file);
   try {
     const { naturalWidth: width, naturalHeight: height } = await loadImage(url);
-    addFrame({ title: file.name || "pasted frame", url, width, height, file, questions: state.forms });
+    addFrame({ title: file.name, name: file.name, url, width, height, file, questions: state.forms });
     show(null, state.frames.at(-1));
     say(`${state.frame.title}, ${width} × ${height} pixels. It is sent to this page's own server and nowhere else.`);
     $("question").focus();
   } catch {
     URL.revokeObjectURL(url);
-    say(`${file.name || "What was given"} is no picture that this browser can read. PNG and JPEG are.`, { wrong: true });
+    say(`${file.name} is no picture that this browser can read. PNG and JPEG are.`, { wrong: true });
   }
 }
 
 function addFrame(frame) {
   state.frames.push(frame);
   frame.button = el("button.frame", { type: "button", title: frame.title, "aria-label": frame.title, "aria-pressed": "false", onclick: () => show(null, frame) }, el("img", { src: frame.url, alt: "" }));
-  $("open").before(frame.button);
+  $("frames").append(frame.button);
 }
 
 // ---- asking
@@ -112,13 +112,9 @@ async function askPane(result, pane) {
 async function cover(result, panes) {
   const todo = panes.filter((pane) => pane.one?.box_px && !pane.cover && !pane.again);
   if (!todo.length) return;
-  const added = [];
-  for (const pane of todo) {
-    const again = { model: pane.model, cover: pane.one.box_px, first: pane.one, covered: await coverBox(result.frame, pane.one.box_px) };
-    pane.again = again;
-    result.panes.splice(result.panes.indexOf(pane) + 1, 0, again);
-    added.push(again);
-  }
+  const added = todo.map((pane) => (pane.again = { model: pane.model, cover: pane.one.box_px, first: pane.one }));
+  for (const pane of added) pane.covered = await coverBox(result.frame, pane.cover);
+  for (const pane of todo) result.panes.splice(result.panes.indexOf(pane) + 1, 0, pane.again);
   show(result);
   say("Asking again with the box covered …", { heard: true });
   await Promise.all(added.map((pane) => askPane(result, pane)));
@@ -139,7 +135,7 @@ function tell(result, panes) {
 // ---- what is shown
 
 const save = (blob, result, ending) => {
-  const name = `${result.frame.title} ${result.question}`.replace(/\.\w+$/, "").replace(/[^\p{L}\p{N}]+/gu, "_").slice(0, 80);
+  const name = `${result.frame.name} ${result.question}`.replace(/[^\p{L}\p{N}]+/gu, "_").slice(0, 80);
   const link = el("a", { href: URL.createObjectURL(blob), download: `surgery-r1_${name}.${ending}` });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
@@ -176,7 +172,7 @@ function drawSuggested() {
   for (const asked of state.frame.questions) groups.set(asked.kind, [...(groups.get(asked.kind) ?? []), asked]);
   let key = 0;
   const chip = ({ question, kind, subject }) => el("button.chip", { type: "button", "aria-label": question, title: question, "aria-keyshortcuts": ++key < 10 ? key : null, onclick: () => ask(question) },
-    kind in TITLES ? subject.replaceAll("_", " ") : question);
+    kind in TITLES ? subject.replaceAll("_", " ") : kind === "organ" ? "What organ?" : question);
   $("suggested").replaceChildren(...[...groups].map(([kind, all]) => el("div.set", {}, kind in TITLES ? el("span", {}, TITLES[kind]) : null, ...all.map(chip))));
 }
 
@@ -187,7 +183,7 @@ function drawHistory() {
       const odd = one && agreementWords(one).ok === false ? ", its parts disagree" : "";
       return `${model.id}${covered ? ", covered" : ""}: ${one ? (one.answer ?? "no answer") + odd : failure ? "failed" : "…"}`;
     });
-    return el("li", {}, el("button.past", { type: "button", "aria-current": result === state.shown ? "true" : null, onclick: () => { show(result); $("result").focus(); $("result").scrollIntoView({ block: "nearest" }); } }, el("img", { src: result.frame.url, alt: "" }), el("span", {}, el("b", {}, result.question), el("small", {}, `${result.frame.title} · ${replies.join(" · ")}`))));
+    return el("li", {}, el("button.past", { type: "button", "aria-current": result === state.shown ? "true" : null, onclick: () => { show(result); $("result").focus(); $("result").scrollIntoView({ block: "nearest" }); } }, el("img", { src: result.frame.url, alt: "" }), el("span", {}, el("b", {}, result.question), el("small", {}, `${result.frame.name} · ${replies.join(" · ")}`))));
   }));
 }
 
@@ -260,7 +256,7 @@ async function start() {
   $("question").maxLength = state.limits.question_chars ?? 500;
   $("forms").replaceChildren(...state.forms.map(({ question }) => el("option", { value: question })));
   drawModels();
-  for (const { id, url, ...rest } of samples.samples) addFrame({ ...rest, url: url.replace(/^\//, ""), sample: id });
+  for (const { id, url, ...rest } of samples.samples) addFrame({ ...rest, name: rest.title.split(":")[0], url: url.replace(/^\//, ""), sample: id });
   if (state.frames.length) show(null, state.frames[0]);
 }
 start().catch((error) => say(error.message, { wrong: true }));

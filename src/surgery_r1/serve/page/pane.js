@@ -82,12 +82,12 @@ export function paneNode(frame, pane, on, known) {
   top.append(el(`p.answer${one.answer === null ? ".none" : ""}`, {}, one.answer ?? "no answer"));
   if (truth) top.append(el("p.truth", { title: "What was drawn: the truth of this sample scene" }, `drawn: ${truth.answer}`));
   if (one.confidence !== null) top.append(confidence(one));
-  if (pane.cover) said.append(mark({ ok: null, ...coverWords(pane.first, one) }, ".cover"));
+  if (pane.cover) top.append(mark({ ok: null, ...coverWords(pane.first, one) }, ".cover"));
   if (one.rationale) said.append(rationale(one, figure, frame, known));
   said.append(mark(agreementWords(one)));
   if (!one.known_form) said.append(el("p.small", {}, "A form of question that the model was never asked in training."));
   if (one.problems.length) said.append(el("details.problems", {}, el("summary", {}, `The reply has faults: ${problemWords(one.problems)}`), el("code", {}, one.text)));
-  if (pane.again) said.append(el("p.small", {}, "Asked again with the box covered: the next one."));
+  if (pane.again) said.append(el("p.small", {}, "Asked again with the box covered: see the next one."));
   else if (one.box_px && !pane.cover) said.append(el("p", {}, el("button", { type: "button", "aria-keyshortcuts": "c", onclick: () => on.cover(pane) }, "Cover the box and ask again")));
   return node;
 }

@@ -93,7 +93,7 @@ export async function sheet(result) {
     if (pane.one?.box_px) drawBox(context, pane.one.box_px, pane.one.answer ?? "no answer", scale, x, top, width, height);
     write(context, captions[i], x, top + height + 14, width);
   }
-  write(context, [[`15px ${FONT}`, SOFT, `${frame.title} · surgery-r1 · ${NOTICE}`]], gap, canvas.height - 36, across);
+  write(context, [[`15px ${FONT}`, SOFT, `${frame.name} · surgery-r1 · ${NOTICE}`]], gap, canvas.height - 36, across);
   return new Promise((done) => canvas.toBlob(done, "image/png"));
 }
 
@@ -101,6 +101,6 @@ export async function sheet(result) {
 export function record(result) {
   const { frame, panes, question } = result;
   const replies = panes.map(({ model, reply, cover, failure }) => ({ model: model.id, covered_px: cover ?? null, ...(reply ?? { failure: failure ?? null }) }));
-  const text = JSON.stringify({ question, frame: { name: frame.title, width: frame.width, height: frame.height }, asked: result.asked, replies, notice: NOTICE }, null, 2);
+  const text = JSON.stringify({ question, frame: { name: frame.name, width: frame.width, height: frame.height }, asked: result.asked, replies, notice: NOTICE }, null, 2);
   return new Blob([text], { type: "application/json" });
 }
