@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from surgery_r1 import __version__
-from surgery_r1.geometry import LocationRule, scale
+from surgery_r1.geometry import LOCATION_RULES, LocationRule, scale
 from surgery_r1.inference import Reply
 from surgery_r1.serve import judging, schema
 from surgery_r1.serve.engines import Engine
@@ -22,7 +22,7 @@ from surgery_r1.serve.guard import Guard
 from surgery_r1.serve.limits import Limits
 from surgery_r1.serve.page_files import PageFile
 from surgery_r1.serve.questions import described, suggestions
-from surgery_r1.serve.refusal import Refusal, busy, stopping
+from surgery_r1.serve.refusal import Refusal, busy, stopping, unexpected
 from surgery_r1.serve.request import JobMaker, read_upload
 from surgery_r1.serve.scenes import SampleScene
 from surgery_r1.serve.worker import Answered, Job, Worker
@@ -47,7 +47,7 @@ class Service:
     engines: Mapping[str, Engine]
     scenes: Mapping[str, SampleScene]
     page: Mapping[str, PageFile]
-    location_rule: LocationRule | None = LocationRule("image", "normal")
+    location_rule: LocationRule | None = LOCATION_RULES[0]
     limits: Limits = field(default_factory=Limits)
     token: str = ""
     hosts: tuple[str, ...] = ()
@@ -76,6 +76,7 @@ def make_app(service: Service) -> tuple[Any, Worker]:
     _add_page(app, service)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _no_route)
+    app.add_exception_handler(Exception, _surprise)
     guard = Guard(app, body_bytes=service.limits.body_bytes, token=service.token, hosts=service.hosts)
     return guard, worker
 
@@ -83,6 +84,10 @@ def make_app(service: Service) -> tuple[Any, Worker]:
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
     return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _surprise(_: Request, error: Exception) -> Response:
+    return await _refused(_, unexpected(error))
 
 
 async def _no_route(_: Request, error: Exception) -> Response:
@@ -177,9 +182,9 @@ def _add_answer(app: FastAPI, service: Service, worker: Worker) -> None:
 async def _watched(request: Request, job: Job) -> Answered:
     """Wait for a job; it is given up when nobody waits for it any more."""
     waiting = asyncio.wrap_future(job.done)
-    gone = asyncio.ensure_future(request.receive())
+    gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([waiting, gone], return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
             raise Refusal(499, "gone", "the client has gone", "stay")
         return waiting.result()

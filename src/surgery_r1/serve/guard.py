@@ -65,6 +65,10 @@ class Guard:
             if exchange.answered:
                 raise
             await exchange.refuse(refusal)
+        except Exception:
+            # It has been answered and told where it was caught; uvicorn would print what was asked with it.
+            if not exchange.answered:
+                raise
 
     def _check(self, path: str, headers: dict[str, str]) -> None:
         host = headers.get("host", "")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+
+logger = logging.getLogger(__name__)
 
 #: Seconds after which it is worth asking again.
 RETRY_AFTER = 2
@@ -40,3 +43,13 @@ def stopping() -> Refusal:
     """503: what runs is finished, nothing new begins."""
     headers = {"Retry-After": "30", "Connection": "close"}
     return Refusal(503, "stopping", "the server is being stopped", "ask the one that replaces it", headers)
+
+
+def unexpected(error: Exception) -> Refusal:
+    """500: an error that nobody foresaw. Its message may hold what was asked, so that its kind and place are told."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    place = "" if last is None else f" at {last.tb_frame.f_code.co_filename}:{last.tb_lineno}"
+    logger.error("a request failed: %s%s", type(error).__name__, place)
+    return Refusal(500, "internal", f"the server failed ({type(error).__name__})", "ask again, or for less at a time")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from surgery_r1.chat.endpoint import addresses_of
 from surgery_r1.errors import SurgeryR1Error
-from surgery_r1.geometry import LocationRule
+from surgery_r1.geometry import LOCATION_RULES, LocationRule
 from surgery_r1.serve.engines import Engine, OwnEngine, ServerEngine, names_of
 from surgery_r1.serve.limits import Limits
 from surgery_r1.serve.page_files import read_page
@@ -40,7 +40,7 @@ class ServeSettings:
     port: int = 8765
     token: str = ""
     hosts: tuple[str, ...] = ()
-    location_rule: LocationRule | None = LocationRule("image", "normal")
+    location_rule: LocationRule | None = LOCATION_RULES[0]
     limits: Limits = field(default_factory=Limits)
     server: ServerOptions | None = None
     dtype: str = "auto"
@@ -56,6 +56,8 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
         SurgeryR1Error: for an address beyond loopback without a token, an address that cannot be listened at, or a
             model that cannot be loaded.
     """
+    # Starlette looks for it only when a form comes.
+    import python_multipart  # noqa: F401
     import uvicorn
 
     from surgery_r1.serve.app import Service, make_app
@@ -133,7 +135,7 @@ def load_engines(settings: ServeSettings) -> dict[str, Engine]:
     return {name: OwnEngine(model, name, settings.limits, settings.dtype) for model, name in pairs}
 
 
-def warm_up(engines: dict[str, Engine], frame: Any) -> None:
+def warm_up(engines: Mapping[str, Engine], frame: Any) -> None:
     """Ask each model once: the first question takes longer, and one that cannot answer is told now."""
     for engine in engines.values():
         question = "What organ is being operated?"

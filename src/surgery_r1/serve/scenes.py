@@ -60,11 +60,12 @@ def draw_scenes(size: tuple[int, int] = SIZE) -> dict[str, SampleScene]:
         image = render_scene(plan, style, size)
         encoded = io.BytesIO()
         image.save(encoded, "PNG", compress_level=6)
+        drawn = objects_of(plan, style, size)
         objects = tuple(
             {"name": seen.name, "state": seen.state, "location": seen.location, "box_px": list(seen.box_px)}
-            for seen in objects_of(plan, style, size)
+            for seen in drawn
         )
-        names = [vocab.spoken(seen["name"]) for seen in objects if seen["name"] != vocab.ORGAN]
+        names = [vocab.spoken(seen.name) for seen in drawn if seen.name != vocab.ORGAN]
         title = f"Drawn scene {number}: {', '.join(names) or 'no tool'}"
         name = f"scene-{number}"
         scenes[name] = SampleScene(name, title, image, encoded.getvalue(), objects)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.inference import Reply
 from surgery_r1.serve.engines import Asked, Engine
 from surgery_r1.serve.limits import Limits
-from surgery_r1.serve.refusal import Refusal, busy, stopping
+from surgery_r1.serve.refusal import Refusal, busy, stopping, unexpected
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +132,10 @@ class Worker:
         taken: list[Job] = []
         asked = 0
         for job in list(self._waiting):
+            if job.abandoned:
+                self._waiting.remove(job)
+                self._pixels -= job.pixels
+                continue
             fits = not taken or (
                 (job.model, job.reasoning) == (taken[0].model, taken[0].reasoning)
                 and asked + len(job.questions) <= self._limits.batch
@@ -153,7 +155,8 @@ class Worker:
             if len(jobs) > 1:
                 # One of them may have spoilt it for the others.
                 for job in jobs:
-                    self._answer([job])
+                    if not job.done.done():
+                        self._answer([job])
                 return
             failure = error if isinstance(error, Refusal) else _failure(error)
             if not jobs[0].done.done():
@@ -163,32 +166,34 @@ class Worker:
         engine, reasoning = self.engines[jobs[0].model], jobs[0].reasoning
         started = time.monotonic()
 
-        def stop() -> bool:
-            return all(job.abandoned for job in jobs)
-
         # Equal frames become one object, which is read once.
         frames = {job.key: job.frame for job in jobs}
         asked: list[Asked] = [(frames[job.key], question) for job in jobs for question in job.questions]
-        replies = iter(engine.replies(asked, reasoning=reasoning, sampled=False, stop=stop))
+        replies = iter(engine.replies(asked, reasoning=reasoning, sampled=False, stop=partial(_given_up, jobs)))
         greedy = [[next(replies) for _ in job.questions] for job in jobs]
-        again: list[Asked] = [
-            (frames[job.key], question) for job in jobs for question in job.questions for _ in range(job.samples)
-        ]
-        drawn = iter(engine.replies(again, reasoning=reasoning, sampled=True, stop=stop) if again else ())
-        samples = [[[next(drawn) for _ in range(job.samples)] for _ in job.questions] for job in jobs]
-        ended = time.monotonic()
-        for job, own, more in zip(jobs, greedy, samples, strict=True):
+
+        def finish(number: int, samples: list[list[Reply]]) -> None:
+            job, now = jobs[number], time.monotonic()
             if not job.done.done():
-                job.done.set_result(Answered(own, more, started - job.since, ended - started, len(asked)))
+                job.done.set_result(Answered(greedy[number], samples, started - job.since, now - started, len(asked)))
+
+        # Those that want nothing more need not wait for the others.
+        for number, job in enumerate(jobs):
+            if not job.samples:
+                finish(number, [[] for _ in job.questions])
+        for number, job in enumerate(jobs):
+            if job.samples and not job.abandoned:
+                again: list[Asked] = [(job.frame, question) for question in job.questions for _ in range(job.samples)]
+                drawn = iter(engine.replies(again, reasoning=reasoning, sampled=True, stop=partial(_given_up, [job])))
+                finish(number, [[next(drawn) for _ in range(job.samples)] for _ in job.questions])
+
+
+def _given_up(jobs: Sequence[Job]) -> bool:
+    return all(job.abandoned for job in jobs)
 
 
 def _failure(error: Exception) -> Refusal:
-    """What the engine raised, as a response. Neither it nor the log says what was asked."""
+    """What the engine raised, as a response."""
     if isinstance(error, SurgeryR1Error):
         return Refusal(502, "engine", error.what, error.fix or "see to the engine, and ask again")
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    place = "" if last is None else f" at {last.tb_frame.f_code.co_filename}:{last.tb_lineno}"
-    logger.error("a request failed: %s%s", type(error).__name__, place)
-    return Refusal(500, "internal", f"the model failed ({type(error).__name__})", "ask again, or with fewer questions")
+    return unexpected(error)

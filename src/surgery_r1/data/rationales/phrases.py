@@ -128,7 +128,9 @@ def place_spans(text: str) -> list[tuple[int, int, str, tuple[str, ...]]]:
     >>> place_spans("upper right, so it is left-top")
     [(0, 11, 'corner', ('right-top',)), (22, 30, 'class', ('left-top',))]
     """
-    found = [(*match.span(), "class", (f"{match[1]}-{match[2]}",)) for match in _CLASS.finditer(text)]
+    found: list[tuple[int, int, str, tuple[str, ...]]] = [
+        (*match.span(), "class", (f"{match[1]}-{match[2]}",)) for match in _CLASS.finditer(text)
+    ]
     rest = _blank(_CLASS, text)
     for pattern in _CORNERS:
         for match in pattern.finditer(rest):
