@@ -7,7 +7,10 @@ const $ = (id) => document.getElementById(id);
 const MOST_MODELS = 3;
 /** Kinds whose suggested questions differ in one name: what stands before those names. */
 const TITLES = { location: "Where is", state: "State of" };
-const HINT = ["Ask about this frame, or take a suggested question.", "The model answers, points with a box and says why. What it names is linked to the picture; where rationale, answer and box disagree, the page says so."];
+const HINT = [
+  "Ask about this frame, or take a suggested question.",
+  "The model answers, points with a box and says why. What it names is linked to the picture; where rationale, answer and box disagree, the page says so.",
+];
 const state = { models: [], chosen: [], forms: [], frames: [], frame: null, history: [], shown: null, token: null, limits: {} };
 
 /** A line beneath the question; `heard`: only for those who do not see what it says elsewhere on the page. */
@@ -28,7 +31,9 @@ async function api(path, body) {
   }
   if (response.status === 401 && (await askToken())) return api(path, body);
   const reply = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(errorWords(reply.error ?? { message: `the server replied ${response.status}` }, response.headers.get("Retry-After")));
+  if (response.ok) return reply;
+  const failure = reply.error ?? { message: `the server replied ${response.status}` };
+  throw new Error(errorWords(failure, response.headers.get("Retry-After")));
   return reply;
 }
 
@@ -53,8 +58,10 @@ function askToken() {
 
 async function openFile(file) {
   if (!file) return;
-  const { body_bytes: most } = state.limits;
-  if (most && file.size > most) return say(`${file.name} has ${(file.size / 2 ** 20).toFixed(1)} MiB; the server takes ${(most / 2 ** 20).toFixed(0)}.`, { wrong: true });
+  const { body_bytes: most } = state.limits, mib = (bytes) => bytes / 2 ** 20;
+  if (most && file.size > most) {
+    return say(`${file.name} has ${mib(file.size).toFixed(1)} MiB; the server takes ${mib(most).toFixed(0)}.`, { wrong: true });
+  }
   const url = URL.createObjectURL(file);
   try {
     const { naturalWidth: width, naturalHeight: height } = await loadImage(url);
@@ -70,7 +77,9 @@ async function openFile(file) {
 
 function addFrame(frame) {
   state.frames.push(frame);
-  frame.button = el("button.frame", { type: "button", title: frame.title, "aria-label": frame.title, "aria-pressed": "false", onclick: () => show(null, frame) }, el("img", { src: frame.url, alt: "" }));
+  const { title } = frame, onclick = () => show(null, frame);
+  const attributes = { type: "button", title, "aria-label": title, "aria-pressed": "false", onclick };
+  frame.button = el("button.frame", attributes, el("img", { src: frame.url, alt: "" }));
   $("frames").append(frame.button);
 }
 
@@ -153,6 +162,13 @@ function drawn(result, pane) {
   return pane.node;
 }
 
+const unasked = (frame) => el("article.pane", {}, picture(frame),
+  el("div.said.hint", {}, el("p.who", {}, frame.title), ...HINT.map((text) => el("p", {}, text))));
+
+const head = (result) => el("div.head", {}, el("h2", {}, result.question), el("p.actions", {},
+  el("button", { type: "button", "aria-keyshortcuts": "s", onclick: () => savePicture(result) }, "Save picture"),
+  el("button", { type: "button", "aria-keyshortcuts": "j", onclick: () => saveRecord(result) }, "Save JSON")));
+
 /** Shows a result, or a frame of which nothing was asked yet. */
 function show(result, frame = result.frame) {
   const other = frame !== state.frame;
@@ -160,9 +176,8 @@ function show(result, frame = result.frame) {
   state.frame = frame;
   for (const each of state.frames) each.button.setAttribute("aria-pressed", String(each === frame));
   if (other) { drawSuggested(); say(""); }
-  const parts = result ? result.panes.map((pane) => drawn(result, pane)) : [el("article.pane", {}, picture(frame), el("div.said.hint", {}, el("p.who", {}, frame.title), ...HINT.map((text) => el("p", {}, text))))];
-  const heads = result ? [el("h2", {}, result.question), el("p.actions", {}, el("button", { type: "button", "aria-keyshortcuts": "s", onclick: () => savePicture(result) }, "Save picture"), el("button", { type: "button", "aria-keyshortcuts": "j", onclick: () => saveRecord(result) }, "Save JSON"))] : [];
-  $("result").replaceChildren(el("div.head", {}, ...heads), el(`div.panes.of${Math.min(parts.length, 4)}`, {}, ...parts));
+  const panes = result ? result.panes.map((pane) => drawn(result, pane)) : [unasked(frame)];
+  $("result").replaceChildren(result ? head(result) : "", el(`div.panes.of${Math.min(panes.length, 4)}`, {}, ...panes));
   if (result) $("question").value = result.question;
   drawHistory();
 }
@@ -171,9 +186,13 @@ function drawSuggested() {
   const groups = new Map();
   for (const asked of state.frame.questions) groups.set(asked.kind, [...(groups.get(asked.kind) ?? []), asked]);
   let key = 0;
-  const chip = ({ question, kind, subject }) => el("button.chip", { type: "button", "aria-label": question, title: question, "aria-keyshortcuts": ++key < 10 ? key : null, onclick: () => ask(question) },
-    kind in TITLES ? subject.replaceAll("_", " ") : kind === "organ" ? "What organ?" : question);
-  $("suggested").replaceChildren(...[...groups].map(([kind, all]) => el("div.set", {}, kind in TITLES ? el("span", {}, TITLES[kind]) : null, ...all.map(chip))));
+  const chip = ({ question, kind, subject }) => {
+    const keys = ++key < 10 ? key : null, onclick = () => ask(question);
+    const text = kind in TITLES ? subject.replaceAll("_", " ") : kind === "organ" ? "What organ?" : question;
+    return el("button.chip", { type: "button", "aria-label": question, title: question, "aria-keyshortcuts": keys, onclick }, text);
+  };
+  const set = ([kind, all]) => el("div.set", {}, kind in TITLES ? el("span", {}, TITLES[kind]) : null, ...all.map(chip));
+  $("suggested").replaceChildren(...[...groups].map(set));
 }
 
 function drawHistory() {
@@ -183,21 +202,33 @@ function drawHistory() {
       const odd = one && agreementWords(one).ok === false ? ", its parts disagree" : "";
       return `${model.id}${covered ? ", covered" : ""}: ${one ? (one.answer ?? "no answer") + odd : failure ? "failed" : "…"}`;
     });
-    return el("li", {}, el("button.past", { type: "button", "aria-current": result === state.shown ? "true" : null, onclick: () => { show(result); $("result").focus(); $("result").scrollIntoView({ block: "nearest" }); } }, el("img", { src: result.frame.url, alt: "" }), el("span", {}, el("b", {}, result.question), el("small", {}, `${result.frame.name} · ${replies.join(" · ")}`))));
+    const onclick = () => {
+      show(result);
+      $("result").focus();
+      $("result").scrollIntoView({ block: "nearest" });
+    };
+    const words = el("span", {}, el("b", {}, result.question), el("small", {}, [result.frame.name, ...replies].join(" · ")));
+    const current = result === state.shown ? "true" : null;
+    return el("li", {}, el("button.past", { type: "button", "aria-current": current, onclick }, el("img", { src: result.frame.url, alt: "" }), words));
   }));
 }
 
 function drawModels() {
-  $("models").hidden = state.models.length < 2;
-  $("models").replaceChildren(el("span", {}, "ask"), ...state.models.map(({ id }) => el("button.chip", { type: "button", "aria-pressed": String(state.chosen.includes(id)), onclick: (event) => {
-    const without = state.chosen.filter((other) => other !== id);
-    const wanted = without.length < state.chosen.length ? without : state.models.map((model) => model.id).filter((other) => other === id || without.includes(other));
-    if (!wanted.length || wanted.length > MOST_MODELS) return say(wanted.length ? `${MOST_MODELS} checkpoints at most stand side by side.` : "One checkpoint at least is asked.", { wrong: true });
-    state.chosen = wanted;
-    for (const button of $("models").querySelectorAll("button")) button.setAttribute("aria-pressed", String(wanted.includes(button.textContent)));
-    event.currentTarget.focus();
-    say(`${wanted.join(", ")} ${wanted.length > 1 ? "are" : "is"} asked from now on.`);
-  } }, id)));
+  const all = state.models.map((model) => model.id);
+  const chip = (id) => el("button.chip", { type: "button", "aria-pressed": String(state.chosen.includes(id)), onclick: () => choose(id) }, id);
+  $("models").hidden = all.length < 2;
+  $("models").replaceChildren(el("span", {}, "ask"), ...all.map(chip));
+}
+
+/** Asks a checkpoint too, or no longer. */
+function choose(id) {
+  const on = !state.chosen.includes(id), all = state.models.map((model) => model.id);
+  const wanted = all.filter((other) => (other === id ? on : state.chosen.includes(other)));
+  if (!wanted.length) return say("One checkpoint at least is asked.", { wrong: true });
+  if (wanted.length > MOST_MODELS) return say(`${MOST_MODELS} checkpoints at most stand side by side.`, { wrong: true });
+  state.chosen = wanted;
+  for (const button of $("models").querySelectorAll("button")) button.setAttribute("aria-pressed", String(wanted.includes(button.textContent)));
+  say(`${wanted.join(", ")} ${wanted.length > 1 ? "are" : "is"} asked from now on.`);
 }
 
 // ---- hands

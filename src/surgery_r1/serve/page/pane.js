@@ -29,8 +29,9 @@ function lay(node, box, { width, height }) {
 export function picture(frame, pane) {
   const one = pane?.one, figure = el("figure.shot");
   figure.style.setProperty("--ratio", frame.width / frame.height);
-  const seen = !one ? frame.title : `${frame.title}; ${one.box_px ? `box around ${one.answer ?? "no answer"}` : "no box"}${pane.cover ? "; the first box is painted over" : ""}`;
-  figure.append(el("img", { src: pane?.covered ?? frame.url, alt: seen, draggable: "false" }));
+  const box = one && (one.box_px ? `a box, labelled ${one.answer ?? "no answer"}` : "no box");
+  const alt = [frame.title, box, pane?.cover ? "the first box is painted over" : null].filter(Boolean).join("; ");
+  figure.append(el("img", { src: pane?.covered ?? frame.url, alt, draggable: "false" }));
   if (pane?.cover) figure.append(lay(el("div.covered", {}, el("span", {}, "covered")), pane.cover, frame));
   if (!one) return figure;
   const truth = truthOf(frame, one);
@@ -54,27 +55,35 @@ function rationale(one, figure, frame, known) {
       if (on) lay(pointed, box, frame);
       pointed.classList.toggle("part", span.kind === "place" || span.kind === "half");
     };
-    quote.append(el("button.named", { type: "button", "data-kind": span.kind, "aria-label": `${text}: show in the picture`, onpointerenter: show(true), onpointerleave: show(false), onfocus: show(true), onblur: show(false), onclick: show(true) }, text));
+    const hands = { onpointerenter: show(true), onpointerleave: show(false), onfocus: show(true), onblur: show(false), onclick: show(true) };
+    const attributes = { type: "button", "data-kind": span.kind, "aria-label": `${text}: show in the picture` };
+    quote.append(el("button.named", { ...attributes, ...hands }, text));
   }
   quote.append(letters.slice(at).join(""));
   return quote;
 }
 
-const mark = ({ ok, title, lines }, kind = "") => el(`p.mark.${ok === false ? "disagree" : ok ? "agree" : "open"}${kind}`, {}, el("b", {}, title), ...lines.map((line) => el("span", {}, line)));
+function mark({ ok, title, lines }, kind = "") {
+  const name = ok === null ? "open" : ok ? "agree" : "disagree";
+  return el(`p.mark.${name}${kind}`, {}, el("b", {}, title), ...lines.map((line) => el("span", {}, line)));
+}
 
 function confidence(one) {
   const bar = el("i");
   bar.style.width = `${100 * one.confidence}%`;
   const title = "The model's own probability of this wording of the answer, after its rationale. Not calibrated.";
-  return el("p.confidence", { title }, `confidence ${rate(one.confidence)}`, el("span.track", { "aria-hidden": "true" }, bar), el("small", {}, "its own, not calibrated"));
+  const track = el("span.track", { "aria-hidden": "true" }, bar);
+  return el("p.confidence", { title }, `confidence ${rate(one.confidence)}`, track, el("small", {}, "its own, not calibrated"));
 }
 
 /** A pane as an element. `on`: what its buttons do; `known`: see above. */
 export function paneNode(frame, pane, on, known) {
   const { one, reply } = pane, figure = picture(frame, pane);
-  const about = [pane.model.stage !== pane.model.id ? pane.model.stage : null, pane.cover ? "box covered" : null, reply ? `${(reply.ms / 1000).toFixed(2)} s` : null];
-  const top = el("div.top", {}, el("p.who", {}, el("b", {}, pane.model.id), about.filter(Boolean).join(" · "))), said = el("div.said");
-  const node = el("article.pane", { "aria-label": `${pane.model.id}${pane.cover ? ", box covered" : ""}`, "aria-busy": String(!one && !pane.failure) }, top, figure, said);
+  const { id, stage } = pane.model, time = reply ? `${(reply.ms / 1000).toFixed(2)} s` : null;
+  const about = [stage !== id ? stage : null, pane.cover ? "box covered" : null, time].filter(Boolean).join(" · ");
+  const top = el("div.top", {}, el("p.who", {}, el("b", {}, id), about)), said = el("div.said");
+  const attributes = { "aria-label": `${id}${pane.cover ? ", box covered" : ""}`, "aria-busy": String(!one && !pane.failure) };
+  const node = el("article.pane", attributes, top, figure, said);
   if (!one) top.append(el("p.answer.none", {}, pane.failure ? "no reply" : "…"));
   if (pane.failure) said.append(el("p.mark.disagree", {}, el("b", {}, "No reply"), el("span", {}, pane.failure)));
   if (!one) return node;
@@ -86,8 +95,14 @@ export function paneNode(frame, pane, on, known) {
   if (one.rationale) said.append(rationale(one, figure, frame, known));
   said.append(mark(agreementWords(one)));
   if (!one.known_form) said.append(el("p.small", {}, "A form of question that the model was never asked in training."));
-  if (one.problems.length) said.append(el("details.problems", {}, el("summary", {}, `The reply has faults: ${problemWords(one.problems)}`), el("code", {}, one.text)));
+  if (one.problems.length) {
+    const summary = el("summary", {}, `The reply has faults: ${problemWords(one.problems)}`);
+    said.append(el("details.problems", {}, summary, el("code", {}, one.text)));
+  }
   if (pane.again) said.append(el("p.small", {}, "Asked again with the box covered: see the next one."));
-  else if (one.box_px && !pane.cover) said.append(el("p", {}, el("button", { type: "button", "aria-keyshortcuts": "c", onclick: () => on.cover(pane) }, "Cover the box and ask again")));
+  else if (one.box_px && !pane.cover) {
+    const attributes = { type: "button", "aria-keyshortcuts": "c", onclick: () => on.cover(pane) };
+    said.append(el("p", {}, el("button", attributes, "Cover the box and ask again")));
+  }
   return node;
 }

@@ -29,7 +29,10 @@ function caption(pane) {
   lines.push([`600 30px ${FONT}`, PAPER, one.answer ?? "no answer"]);
   if (one.confidence !== null) lines.push([`15px ${FONT}`, SOFT, `confidence ${rate(one.confidence)} (its own, not calibrated)`]);
   if (one.rationale) lines.push([`17px ${FONT}`, PAPER, one.rationale]);
-  for (const { title, lines: more } of [...(pane.cover ? [coverWords(pane.first, one)] : []), agreementWords(one)]) lines.push([`600 15px ${FONT}`, PAPER, title], ...more.map((text) => [`15px ${FONT}`, SOFT, text]));
+  const marks = [...(pane.cover ? [coverWords(pane.first, one)] : []), agreementWords(one)];
+  for (const { title, lines: more } of marks) {
+    lines.push([`600 15px ${FONT}`, PAPER, title], ...more.map((text) => [`15px ${FONT}`, SOFT, text]));
+  }
   return lines;
 }
 
@@ -67,7 +70,8 @@ function drawBox(context, box, label, scale, x, y, width, height) {
   }
   context.setLineDash([]);
   Object.assign(context, { font: `600 18px ${FONT}`, textBaseline: "middle" });
-  const wide = context.measureText(label).width + 14, left = x + Math.min(x1, width - wide), top = y + (y1 > 28 ? y1 - 28 : Math.min(y2, height - 28));
+  const wide = context.measureText(label).width + 14, left = x + Math.min(x1, width - wide);
+  const top = y + (y1 > 28 ? y1 - 28 : Math.min(y2, height - 28));
   context.fillStyle = BOX;
   context.fillRect(left, top, wide, 28);
   context.fillStyle = INK;
@@ -100,7 +104,8 @@ export async function sheet(result) {
 /** A result as JSON: the server's own replies, without the frame. */
 export function record(result) {
   const { frame, panes, question } = result;
-  const replies = panes.map(({ model, reply, cover, failure }) => ({ model: model.id, covered_px: cover ?? null, ...(reply ?? { failure: failure ?? null }) }));
-  const text = JSON.stringify({ question, frame: { name: frame.name, width: frame.width, height: frame.height }, asked: result.asked, replies, notice: NOTICE }, null, 2);
-  return new Blob([text], { type: "application/json" });
+  const { name, width, height } = frame;
+  const replies = panes.map(({ model, reply, cover, failure = null }) => ({ model: model.id, covered_px: cover ?? null, ...(reply ?? { failure }) }));
+  const whole = { question, frame: { name, width, height }, asked: result.asked, replies, notice: NOTICE };
+  return new Blob([JSON.stringify(whole, null, 2)], { type: "application/json" });
 }

@@ -20,7 +20,8 @@ export function agreementWords(one) {
   };
   if (disagree.length) return { ok: false, title: "Its parts disagree", lines: disagree.map((name) => lines[name]) };
   if (flags.rationale_answer && flags.answer_box) return { ok: true, title: "Rationale, answer and box agree", lines: [] };
-  if (flags.rationale_answer) return { ok: true, title: "Rationale and answer agree", lines: ["For this question the box says nothing about the answer."] };
+  const aside = ["For this question the box says nothing about the answer."];
+  if (flags.rationale_answer) return { ok: true, title: "Rationale and answer agree", lines: aside };
   if (flags.answer_box) return { ok: true, title: "Answer and box agree", lines: [] };
   return { ok: null, title: "Nothing to compare with each other", lines: [] };
 }
@@ -29,10 +30,11 @@ export function agreementWords(one) {
 export function coverWords(before, after) {
   const said = (one) => one.answer ?? "no answer";
   const same = before.answer === after.answer;
-  const answer = same ? `Same answer with the box covered: ${said(after)}` : `Another answer with the box covered: ${said(before)} → ${said(after)}`;
+  const title = `${same ? "Same" : "Another"} answer with the box covered: ${same ? "" : `${said(before)} → `}${said(after)}`;
   const overlap = iou(before.box_px, after.box_px);
-  const box = !after.box_px ? "It points nowhere now." : overlap >= 0.5 ? "It still points to what is covered." : "It points elsewhere now.";
-  return { same, title: answer, lines: [box, ...(same ? ["This answer did not need what lies in the box."] : [])] };
+  const where = overlap >= 0.5 ? "It still points to what is covered." : "It points elsewhere now.";
+  const box = after.box_px ? where : "It points nowhere now.";
+  return { same, title, lines: [box, ...(same && after.answer !== null ? ["This answer did not need what lies in the box."] : [])] };
 }
 
 /** Problems of a reply: the codec's codes, read as words. */
