@@ -366,6 +366,19 @@ def test_a_frame_of_ones_own_is_sent_as_it_is(open_page, server, way):
     ask(page, "Enter")
     assert server.posted == [{"image": png, "question": "What organ is being operated?", "model": "rft"}]
     assert page.locator(".truth").count() == 0
+    page.get_by_role("button", name="Forget all").click()
+    assert page.locator(".frame").count() == 2 and page.locator(".past").count() == 0
+
+
+def test_a_frame_that_was_taken_turned_is_shown_upright(open_page, server):
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (320, 256)).save(turned, "JPEG", exif=exif)
+    page = open_page()
+    page.locator("#file").set_input_files({"name": "turned.jpg", "mimeType": "image/jpeg", "buffer": turned.getvalue()})
+    page.get_by_text("turned.jpg, 256 × 320 pixels").wait_for()
+    shown = page.locator(".shot").bounding_box()
+    assert shown["width"] / shown["height"] == pytest.approx(0.8, abs=0.01)
 
 
 def test_what_cannot_be_used_is_said_in_plain_words(open_page, server):
@@ -386,7 +399,7 @@ def test_what_cannot_be_used_is_said_in_plain_words(open_page, server):
     }.items():
         server.change = {"rft": {"error": error}}
         ask(page)
-        assert words in page.locator(".mark.disagree").inner_text() and words in status.text_content()
+        assert words in page.locator(".mark.failed").inner_text() and words in status.text_content()
     page.unroute("**/*")
     page.route("**/*", lambda route: route.abort())
     page.keyboard.press("2")

@@ -67,7 +67,7 @@ async function openFile(file) {
     const { naturalWidth: width, naturalHeight: height } = await loadImage(url);
     addFrame({ title: file.name, name: file.name, url, width, height, file, questions: state.forms });
     show(null, state.frames.at(-1));
-    say(`${state.frame.title}, ${width} × ${height} pixels. It is sent to this page's own server and nowhere else.`);
+    say(`${state.frame.title}, ${width} × ${height} pixels. It goes to the server of this page when you ask.`);
     $("question").focus();
   } catch {
     URL.revokeObjectURL(url);
@@ -175,7 +175,11 @@ function show(result, frame = result.frame) {
   state.shown = result;
   state.frame = frame;
   for (const each of state.frames) each.button.setAttribute("aria-pressed", String(each === frame));
-  if (other) { drawSuggested(); say(""); }
+  if (other) {
+    drawSuggested();
+    say("");
+    frame.button.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
   const panes = result ? result.panes.map((pane) => drawn(result, pane)) : [unasked(frame)];
   $("result").replaceChildren(result ? head(result) : "", el(`div.panes.of${Math.min(panes.length, 4)}`, {}, ...panes));
   if (result) $("question").value = result.question;
@@ -263,9 +267,14 @@ $("file").addEventListener("change", (event) => { openFile(event.target.files[0]
 $("help").addEventListener("click", () => $("keys").showModal());
 $("forget").addEventListener("click", () => {
   for (const pane of state.history.flatMap((result) => result.panes)) if (pane.covered) URL.revokeObjectURL(pane.covered);
+  for (const own of state.frames.filter((frame) => frame.file)) {
+    own.button.remove();
+    URL.revokeObjectURL(own.url);
+  }
+  state.frames = state.frames.filter((frame) => !frame.file);
   state.history = [];
-  show(null, state.frame);
-  say("Forgotten.");
+  show(null, state.frames[0]);
+  say("Forgotten, with the frames of your own.");
   $("question").focus();
 });
 document.addEventListener("paste", (event) => {

@@ -85,7 +85,7 @@ export function paneNode(frame, pane, on, known) {
   const attributes = { "aria-label": `${id}${pane.cover ? ", box covered" : ""}`, "aria-busy": String(!one && !pane.failure) };
   const node = el("article.pane", attributes, top, figure, said);
   if (!one) top.append(el("p.answer.none", {}, pane.failure ? "no reply" : "…"));
-  if (pane.failure) said.append(el("p.mark.disagree", {}, el("b", {}, "No reply"), el("span", {}, pane.failure)));
+  if (pane.failure) said.append(el("p.mark.disagree.failed", {}, el("b", {}, pane.failure)));
   if (!one) return node;
   const truth = truthOf(frame, one);
   top.append(el(`p.answer${one.answer === null ? ".none" : ""}`, {}, one.answer ?? "no answer"));
