@@ -38,7 +38,7 @@ Stage = Literal["sft", "rft"]
 
 #: Config values that may differ when a run is resumed: they change speed or length, and no result before the end.
 _FREE = (
-    *("threads", "tracker", "eval.batch_size", "sft.patience", "rft.gap_bound"),
+    *("threads", "tracker", "eval.batch_size", "sft.patience", "rft.gap_bound", "rft.rollouts_every"),
     *("model.vision_cache", "model.vision_cache_gib", "model.vision_memory_mib", "model.offload_vision"),
 )
 

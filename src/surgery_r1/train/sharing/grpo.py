@@ -22,16 +22,32 @@ from surgery_r1.models.sharing import prefix_tree
 from surgery_r1.models.sharing.attention import core, enable, enabled
 from surgery_r1.models.sharing.prefill import PromptTokens, prefill, prefix_length
 from surgery_r1.train import shards
+from surgery_r1.train.rollouts.recorder import RolloutRecorder
 from surgery_r1.train.sharing.image_ids import ImageIds, image_ids_of
 from surgery_r1.train.sharing.prompts_once import PromptsOnce
 
 
 class WholeModelGRPOTrainer(GRPOTrainer):
-    """TRL's GRPOTrainer, which asks a model that is spread over ranks as a whole."""
+    """TRL's GRPOTrainer, which asks a model that is spread over ranks as a whole.
+
+    Args:
+        recorder: keeps the groups of some steps.
+    """
+
+    def __init__(self, *args: Any, recorder: RolloutRecorder | None = None, **kwargs: Any) -> None:
+        self._recorder = recorder
+        super().__init__(*args, **kwargs)
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         with shards.whole(self.model):
             return super()._generate_single_turn(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        batch = super()._generate_and_score_completions(inputs)
+        if self._recorder is not None and self.model is not None and self.model.training:
+            weights = dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
+            self._recorder.take(self.state.global_step + 1, inputs, self._logs, weights)
+        return batch
 
 
 class SharedFrameGRPOTrainer(WholeModelGRPOTrainer):
