@@ -46,18 +46,6 @@ def work(dataset, tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: the page's script is not run")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium on this machine: the page's script is not run")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def opened(browser, work):
     """A function that opens a page; any error of its script fails the test."""
@@ -65,6 +53,8 @@ def opened(browser, work):
 
     def go(path: Path = work / "page.html", width: int = 1280):
         page = browser.new_page(viewport={"width": width, "height": 900})
+        # Machines are shared.
+        page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: message.type == "error" and errors.append(message.text))
         page.goto(path.as_uri())

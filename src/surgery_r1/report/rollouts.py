@@ -13,7 +13,7 @@ from surgery_r1._util.files import atomic_write, dump_json, read_json
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.report.curves import panels
 from surgery_r1.report.inputs import Run, read_runs
-from surgery_r1.report.pictures import BUDGET, Pictures, thumbnails
+from surgery_r1.report.pictures import BUDGET, SIZES, Pictures, thumbnails
 from surgery_r1.report.template import rendered
 from surgery_r1.train.rollouts.files import read_rollouts, rollout_files
 from surgery_r1.train.rollouts.record import MARKS
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Bytes that the page may take, and that the packed groups may take of them: beyond, steps are left out evenly.
 MOST_BYTES, _MOST_GROUPS = 14_500_000, 9_000_000
+
+#: One frame is looked at a time, and larger than in the gallery, where there is room.
+_LARGER = ((640, 75), (480, 70), *SIZES)
 
 _SCRIPTS = ("dom.js", "rollouts_data.js", "rollouts_curves.js", "rollouts_replies.js", "rollouts_frame.js", "rollouts.js")
 
@@ -71,7 +74,7 @@ def write_rollout_page(
         worst_first = sorted(packed.frames, key=lambda frame: packed.frames[frame])
         room = MOST_BYTES - sum(map(len, packed.chunks))
         there = [(f, dataset.image_path(dataset.frames[f])) for f in worst_first if f in dataset.frames]
-        pictures = thumbnails(there, max_items, min(BUDGET, room))
+        pictures = thumbnails(there, max_items, min(BUDGET, room), _LARGER)
     curves = panels(run.records)
     page = rendered(
         "rollouts.html.jinja",
