@@ -267,7 +267,8 @@ def test_what_changed_between_two_systems_can_be_filtered(work, page, browser):
         return shown.locator("#cards .id").all_inner_texts()
 
     count = lambda change: len(found(change))  # noqa: E731
-    assert (count("wrong → right"), count("right → right"), count("wrong → wrong"), count("right → wrong")) == (8, 8, 8, 0)
+    changes = ("wrong → right", "right → right", "wrong → wrong", "right → wrong")
+    assert [count(change) for change in changes] == [8, 8, 8, 0]
     first = found("wrong → right")
     assert shown.locator(".system h4.went-wrong").all_inner_texts() == ["sft"] * 8
     assert "sft → rft" in shown.locator("#filters").inner_text()

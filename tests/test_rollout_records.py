@@ -33,7 +33,7 @@ def test_what_a_record_says():
     weights = {"format": 0.5, "answer": 1.0, "spatial": 3.0}
     record = group_record(7, SHOWN, truth(), texts, rewards, [1.25, -0.5, -0.75], weights)
     right, wrong, torn = record["replies"]
-    assert (right["answer"], right["answer_right"], right["conclusion"], right["referent"]) == ("Idle", True, "Idle", "own")
+    assert [right[key] for key in ("answer", "answer_right", "conclusion", "referent")] == ["Idle", True, "Idle", "own"]
     assert right["box_px"] == pytest.approx(list(FORCEPS), abs=1) and right["iou"] > 0.98
     assert (wrong["referent"], wrong["answer_fits_box"], wrong["conclusion"]) == ("other_clearly", True, "Grasping")
     assert wrong["marks"] == ["disagreement", "wrong referent"]
@@ -58,7 +58,7 @@ def logged(texts):
     """What TRL has logged of a generation."""
     completions = [[{"role": "assistant", "content": text}] for text in texts]
     numbers = [*map(float, range(len(texts)))]
-    return {"completion": completions, "advantages": numbers, "rewards": {name: numbers for name in WEIGHTS}}
+    return {"completion": completions, "advantages": numbers, "rewards": dict.fromkeys(WEIGHTS, numbers)}
 
 
 def rows(count):

@@ -23,8 +23,8 @@ from surgery_r1.train import callbacks
 from surgery_r1.train import stage as stage_module
 from surgery_r1.train.checkpoints import last_checkpoint
 from surgery_r1.train.options import Permissions
-from surgery_r1.train.rollouts.files import read_rollouts, rollout_files
 from surgery_r1.train.rft import generation_cycle, rft_arguments
+from surgery_r1.train.rollouts.files import read_rollouts, rollout_files
 from surgery_r1.train.sft import sft_arguments
 
 ALLOWED = Permissions(upload=True)

@@ -60,13 +60,14 @@
 
   const offer = (title, key, options) => {
     if (options.length < 2) return;
-    choice(filters, title, key, options, state[key], (value) => {
+    const set = choice(filters, title, key, options, state[key], (value) => {
       state[key] = value;
       if (key === "group") compare();
       if (state.before === state.model) state.before = state.model ? state.model - 1 : 1;
       build();
       refresh();
     });
+    if (key === "change") set.title = "right: an accepted answer, and a box with an IoU of at least .5";
   };
   const build = () => {
     filters.replaceChildren();

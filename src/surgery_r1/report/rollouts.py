@@ -27,7 +27,14 @@ MOST_BYTES, _MOST_GROUPS = 14_500_000, 9_000_000
 #: One frame is looked at a time, and larger than in the gallery, where there is room.
 _LARGER = ((640, 75), (480, 70), *SIZES)
 
-_SCRIPTS = ("dom.js", "rollouts_data.js", "rollouts_curves.js", "rollouts_replies.js", "rollouts_frame.js", "rollouts.js")
+_SCRIPTS = (
+    "dom.js",
+    "rollouts_data.js",
+    "rollouts_curves.js",
+    "rollouts_replies.js",
+    "rollouts_frame.js",
+    "rollouts.js",
+)
 
 
 @dataclass(slots=True)
@@ -50,7 +57,12 @@ class _Packed:
 
 
 def write_rollout_page(
-    sources: Sequence[Path], out: Path, *, dataset: Dataset | None = None, frames: bool = True, max_items: int | None = None
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    dataset: Dataset | None = None,
+    frames: bool = True,
+    max_items: int | None = None,
 ) -> dict[str, Any]:
     """One static HTML file that needs no network: every recorded group with its frame, boxes, replies and rewards.
 
