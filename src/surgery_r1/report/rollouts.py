@@ -80,13 +80,7 @@ def write_rollout_page(
     """
     run, files = _run_of(sources)
     packed = _pack(files)
-    pictures = Pictures()
-    if frames and dataset is not None:
-        _refuse_another(run, dataset)
-        worst_first = sorted(packed.frames, key=lambda frame: packed.frames[frame])
-        room = MOST_BYTES - sum(map(len, packed.chunks))
-        there = [(f, dataset.image_path(dataset.frames[f])) for f in worst_first if f in dataset.frames]
-        pictures = thumbnails(there, max_items, min(BUDGET, room), _LARGER)
+    pictures = _pictures(run, packed, dataset, max_items) if frames and dataset is not None else Pictures()
     curves = panels(run.records)
     page = rendered(
         "rollouts.html.jinja",
@@ -133,6 +127,15 @@ def _run_of(sources: Sequence[Path]) -> tuple[Run, dict[int, Path]]:
         raise SurgeryR1Error(what, where=where, fix=fix)
     run = next(iter(found.values()))
     return run, rollout_files(run.path)
+
+
+def _pictures(run: Run, packed: _Packed, dataset: Dataset, most: int | None) -> Pictures:
+    """Frames of the worst groups first, in the room that the groups leave."""
+    _refuse_another(run, dataset)
+    worst_first = sorted(packed.frames, key=lambda frame: packed.frames[frame])
+    there = [(f, dataset.image_path(dataset.frames[f])) for f in worst_first if f in dataset.frames]
+    room = MOST_BYTES - sum(map(len, packed.chunks))
+    return thumbnails(there, most, min(BUDGET, room), _LARGER)
 
 
 def _refuse_another(run: Run, dataset: Dataset) -> None:
