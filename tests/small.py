@@ -18,7 +18,7 @@ def small(**changes) -> TrainConfig:
         "ranks": {},
         "model": {},
     }
-    base["rft"] |= {"max_completion": 24, "learning_rate": 1e-3}
+    base["rft"] |= {"max_completion": 24, "learning_rate": 1e-3, "rollouts_every": 1}
     for name, value in changes.items():
         table, _, key = name.partition("_")
         base[table][key] = value

@@ -141,7 +141,7 @@ def test_images_are_mirrored_when_a_row_is_fetched(tiny, dataset):
     half = len(rows) // 2
     as_is, mirrored = (np.asarray(rows[i]["images"][0]) for i in (0, half))
     assert (mirrored == as_is[::-1, ::-1]).all() and not (mirrored == as_is).all()
-    assert set(rows[0]) == {"id", "prompt", "images", "truth"}
+    assert set(rows[0]) == {"id", "prompt", "images", "truth", "shown"}
 
 
 def test_rows_of_sft_tell_of_the_mirrored_frame(tiny, dataset):

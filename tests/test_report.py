@@ -247,6 +247,30 @@ def test_the_script_runs_in_a_browser(work, page):
         pytest.skip(f"chromium did not start here: {done.stderr[-200:]}")
     read = Page(done.stdout)
     assert "Surgery-R1 report" in read.texts["title"] and "24 questions match; 24 shown." in done.stdout
-    assert len([1 for tag, a in read.tags if tag == "figure"]) == 24
-    pressed = [a["data-value"] for tag, a in read.tags if tag == "button" and a.get("aria-pressed") == "true"]
-    assert pressed == ["1", "all", "all", "all", "all"]
+    # Both systems side by side, failures of the last one first.
+    assert len([1 for tag, a in read.tags if tag == "figure" and a["class"] == "system"]) == 48
+    outcomes = [a["class"] for tag, a in read.tags if tag == "h4" and a.get("class", "").startswith("went")]
+    assert outcomes[1::2] == ["went-wrong"] * 8 + ["went-right"] * 16
+    pressed = {a["data-key"]: a["data-value"] for tag, a in read.tags if a.get("aria-pressed") == "true"}
+    assert pressed.pop("view") == "side by side" and pressed.pop("model") == "1" and set(pressed.values()) == {"all"}
+
+
+def test_what_changed_between_two_systems_can_be_filtered(work, page, browser):
+    """Of 24 questions SFT has 8 right and RFT 16, among them all that SFT has."""
+    shown = browser.new_page()
+    shown.set_default_timeout(120_000)
+    shown.goto((work / "report.html").as_uri())
+
+    def found(change: str, **pressed: str) -> list[str]:
+        for key, value in {**pressed, "change": change}.items():
+            shown.locator(f'button[data-key="{key}"][data-value="{value}"]').click()
+        return shown.locator("#cards .id").all_inner_texts()
+
+    count = lambda change: len(found(change))  # noqa: E731
+    changes = ("wrong → right", "right → right", "wrong → wrong", "right → wrong")
+    assert [count(change) for change in changes] == [8, 8, 8, 0]
+    first = found("wrong → right")
+    assert shown.locator(".system h4.went-wrong").all_inner_texts() == ["sft"] * 8
+    assert "sft → rft" in shown.locator("#filters").inner_text()
+    # The other way round the same questions were lost; one system alone shows them too.
+    assert sorted(found("right → wrong", model="0", view="one")) == sorted(f"{name} · sft" for name in first)

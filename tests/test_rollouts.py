@@ -27,6 +27,7 @@ from surgery_r1.evaluate.endpoint import ServerOptions
 from surgery_r1.models.load import from_pretrained
 from surgery_r1.train import stage
 from surgery_r1.train.rollouts import sync
+from surgery_r1.train.rollouts.files import read_rollouts, rollout_files
 from surgery_r1.train.rollouts.gap import GapMeter
 from surgery_r1.train.rollouts.sampling import Sampling
 from surgery_r1.train.rollouts.server import Question, RolloutServer
@@ -262,10 +263,11 @@ def trained(dataset, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_run_with_a_server_has_its_weights_at_every_step(tiny, trained, lora):
+def test_a_run_with_a_server_has_its_weights_at_every_step(tiny, trained, tmp_path, lora):
     server = SecondModel(Path(tiny.folder))
     steps = trained(server, "run", lora=lora, rft_learning_rate=1e-2)
     assert len(steps) == 4
+    assert [len(read_rollouts(path)) for path in rollout_files(tmp_path / "run").values()] == [2] * 4
     # Rounding: weights that change so much would show.
     assert max(step["sampler/gap_max"] for step in steps) < 1e-3
     assert len({step["reward"] for step in steps}) > 1

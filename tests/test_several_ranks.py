@@ -30,6 +30,7 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.export import export
 from surgery_r1.models.tiny.architecture import TINY_BASE
 from surgery_r1.train import ranks, stage
+from surgery_r1.train.rollouts.files import read_rollouts, rollout_files
 from surgery_r1.train.step_shares import StandIns, StepBatches, passes, without_targets
 
 # ------------------------------------------------------------------------------------------------ in one process
@@ -277,6 +278,9 @@ def test_rft_on_an_adapter_of_two_processes(dataset_folder, tmp_path):
     assert weights(run / "base") and not list(run.glob("*.partial"))
     assert all(tensor.numel() for tensor in weights(run / "best").values())
     assert [record["step"] for record in records(run) if "dev/joint" in record] == [0, 2]
+    # Both ranks' groups, each once.
+    asked = [[group["id"] for group in read_rollouts(path)] for path in rollout_files(run).values()]
+    assert [len({*ids}) for ids in asked] == [2, 2] == [len(ids) for ids in asked]
     merged = weights(export(run, tmp_path / "model"))
     assert merged.keys() == weights(run / "base").keys()
     # Rollouts, rewards and steps after a stop are those of the run that was not stopped.
@@ -284,6 +288,9 @@ def test_rft_on_an_adapter_of_two_processes(dataset_folder, tmp_path):
     assert json.loads((stopped / "result.json").read_text())["steps"] == 1
     trained(tmp_path, 2, out=stopped, resume=True, **job)
     assert records(stopped) == records(run)
+    assert [p.read_bytes() for p in rollout_files(stopped).values()] == [
+        p.read_bytes() for p in rollout_files(run).values()
+    ]
     ours, theirs = (weights(path / "checkpoints" / "checkpoint-2") for path in (stopped, run))
     assert ours and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

@@ -24,6 +24,7 @@ from surgery_r1.train import stage as stage_module
 from surgery_r1.train.checkpoints import last_checkpoint
 from surgery_r1.train.options import Permissions
 from surgery_r1.train.rft import generation_cycle, rft_arguments
+from surgery_r1.train.rollouts.files import read_rollouts, rollout_files
 from surgery_r1.train.sft import sft_arguments
 
 ALLOWED = Permissions(upload=True)
@@ -48,12 +49,14 @@ def story(run) -> list[dict]:
 
 
 def assert_same(run, other) -> None:
-    """Equal last checkpoints and equal best models, bit for bit, and the same metrics.jsonl, times aside."""
+    """Equal last checkpoints, best models and recorded groups, bit for bit, the same metrics.jsonl, times aside."""
     for path in (run / "best", *(run / "checkpoints").glob("checkpoint-*")):
         ours, theirs = weights(path), weights(other / path.relative_to(run))
         assert ours and ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), path
     assert story(run) == story(other)
+    recorded = [{path.name: path.read_bytes() for path in (r / "rollouts").glob("*")} for r in (run, other)]
+    assert recorded[0] == recorded[1]
     results = [json.loads((r / "result.json").read_text()) for r in (run, other)]
     assert {k: v for k, v in results[0].items() if k != "best"} == {k: v for k, v in results[1].items() if k != "best"}
 
@@ -355,6 +358,30 @@ def test_rft_files(rft_run):
     for name in ("format", "answer", "box", "coherence"):
         assert all(0 <= r[f"rewards/{name}/mean"] <= 1 for r in rewards)
     assert from_pretrained(rft_run, with_model=False).info.stage == "rft"
+
+
+@pytest.mark.parametrize("changes", [{}, {"rft_share_frames": False}, {"rft_questions_per_frame": 2}])
+def test_recorded_groups_are_what_the_step_was_paid_for(rft_run, dataset, tmp_path, changes):
+    run = rft_run
+    if changes:
+        run = tmp_path / "run"
+        fit("rft", small(rft_max_steps=2, eval_dev_samples=1, **changes), dataset, run)
+    logged = {record["step"]: record for record in records(run) if "reward" in record}
+    assert [*rollout_files(run)] == [*logged]
+    for step, path in rollout_files(run).items():
+        groups = read_rollouts(path)
+        replies = [reply for group in groups for reply in group["replies"]]
+        assert (len(groups), len(replies)) == (2, 8)
+        for name in ("format", "answer", "box", "coherence"):
+            paid = [reply["rewards"][name] for reply in replies]
+            assert sum(paid) / 8 == pytest.approx(logged[step][f"rewards/{name}/mean"], abs=1e-3)
+        # Advantages of a step have mean 0, and follow the rewards of a group.
+        assert sum(reply["advantage"] for reply in replies) == pytest.approx(0, abs=1e-2)
+        for group in groups:
+            sample = dataset.samples[group["id"]]
+            assert group["frame"] == sample.frame_id and group["kind"] == sample.kind
+            if group["flip"] == "none":
+                assert group["question"] == sample.question and group["true"][0]["answer"] == sample.answer
 
 
 def test_rft_rewards_vary_within_a_group_and_move_every_weight(dataset, tmp_path, monkeypatch):

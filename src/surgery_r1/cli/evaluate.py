@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -65,7 +65,7 @@ class Score:
 
 @dataclass
 class Report:
-    """Write one static HTML file: tables, curves, and every question with its boxes."""
+    """Write one static HTML file: tables, curves, and every question with its boxes; or the rollouts of RFT."""
 
     sources: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, score folders, or folders that hold some; tables list them in this order."""
@@ -79,22 +79,27 @@ class Report:
     """Leave every picture of a frame out, so that the file may be passed on."""
     max_pictures: int | None = None
     """Largest number of frames with a picture; by default as many as some 9 MB hold."""
+    rollouts: bool = False
+    """Show what RFT has tried instead: the recorded groups of one run, with what each reply was paid for."""
     json: bool = False
     """Print what was written as JSON instead of tables."""
 
     def run(self) -> int:
         """Exit status 0."""
         from surgery_r1.data.dataset import open_dataset
-        from surgery_r1.report import write_report
+        from surgery_r1.report import write_report, write_rollout_page
         from surgery_r1.report.inputs import read_inputs
 
         wanted = self.data is not None and not self.no_frames
         dataset = open_dataset(self.data, images=self.images) if wanted and self.data is not None else None
-        result = write_report(
-            self.sources, self.out, dataset=dataset, frames=not self.no_frames, max_items=self.max_pictures
-        )
+        settings: dict[str, Any] = {"dataset": dataset, "frames": not self.no_frames, "max_items": self.max_pictures}
+        result = (write_rollout_page if self.rollouts else write_report)(self.sources, self.out, **settings)
         if self.json:
             _say(dump_json(result, indent=2))
+            return 0
+        if self.rollouts:
+            counts = f"{result['groups']} groups of {result['steps']} steps, {result['pictures']} pictures"
+            _say(f"{self.out}: {counts}, {result['bytes']:,} bytes")
             return 0
         for group in read_inputs(self.sources)[0]:
             _say(_group_table(group))

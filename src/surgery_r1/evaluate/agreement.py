@@ -7,15 +7,16 @@ model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from surgery_r1 import vocab
 from surgery_r1.codec import Prediction
 from surgery_r1.data.rationales.checks import CheckContext, SourceWords
 from surgery_r1.data.rationales.claims import Claims, read_claims
 from surgery_r1.evaluate.score_record import ScoreRecord
-from surgery_r1.geometry import LocationRule, iou, quadrant
-from surgery_r1.records import Frame, Sample
+from surgery_r1.geometry import Box, LocationRule, iou, quadrant
+from surgery_r1.matching import Asked
+from surgery_r1.records import AnnotatedObject, Frame, Sample
 
 if TYPE_CHECKING:
     from surgery_r1.data.dataset import Dataset
@@ -29,6 +30,30 @@ _RATES = {
     "rationale_box": "rationale_box",
     "answer_box": "answer_box",
 }
+
+
+class Annotated(Protocol):
+    """A frame, as both :class:`surgery_r1.records.Frame` and a reward's truth hold it."""
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        ...
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        ...
+
+    @property
+    def objects(self) -> tuple[AnnotatedObject, ...]:
+        """Every annotated object."""
+        ...
+
+    @property
+    def organ_box(self) -> Box | None:
+        """Box of the organ in pixels, where annotated."""
+        ...
 
 
 class AgreementReader:
@@ -47,7 +72,7 @@ class AgreementReader:
         return read_claims(rationale, CheckContext(sample, frame, self._words[sample.source], self.rule(sample)))
 
 
-def answer_fits_box(reading: Prediction, sample: Sample, frame: Frame, rule: LocationRule | None) -> bool | None:
+def answer_fits_box(reading: Prediction, asked: Asked, seen: Annotated, rule: LocationRule | None) -> bool | None:
     """Whether the answer fits the model's own box, right or wrong.
 
     A place fits if it is the quadrant of the box under the measured location rule. A state, tool or organ fits if it
@@ -57,22 +82,22 @@ def answer_fits_box(reading: Prediction, sample: Sample, frame: Frame, rule: Loc
     Returns:
         None where the truth does not let it be told: no box in the set, no trusted rule, a kind of its own.
     """
-    if sample.box_px is None or sample.kind not in vocab.KINDS:
+    if asked.accepted[0][1] is None or asked.kind not in vocab.KINDS:
         return None
-    if sample.kind == "location":
-        if rule is None or (rule.reference == "organ" and frame.organ_box is None):
+    if asked.kind == "location":
+        if rule is None or (rule.reference == "organ" and seen.organ_box is None):
             return None
         if reading.box_px is None:
             return False
-        return reading.answer == quadrant(reading.box_px, rule, frame.width, frame.height, frame.organ_box)
+        return reading.answer == quadrant(reading.box_px, rule, seen.width, seen.height, seen.organ_box)
     if reading.box_px is None:
         return False
-    overlaps = [(iou(reading.box_px, seen.box_px), -i) for i, seen in enumerate(frame.objects)]
+    overlaps = [(iou(reading.box_px, one.box_px), -i) for i, one in enumerate(seen.objects)]
     best, index = max(overlaps, default=(0.0, 0))
     if best == 0.0:
         return False
-    seen = frame.objects[-index]
-    return reading.answer == (seen.state if sample.kind == "state" else seen.name)
+    shown = seen.objects[-index]
+    return reading.answer == (shown.state if asked.kind == "state" else shown.name)
 
 
 def agreement(

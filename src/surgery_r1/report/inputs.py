@@ -62,8 +62,29 @@ def read_inputs(sources: Sequence[Path]) -> tuple[list[Group], list[Run]]:
     Raises:
         SurgeryR1Error: when a source is missing or holds nothing to report, or a file in it cannot be read.
     """
-    scored: dict[Path, Scored] = {}
-    runs: dict[Path, list[Run]] = {}
+    folders = _all_folders(sources)
+    scored = {folder: _read_scores(folder) for folder in folders if (folder / "scores.jsonl").is_file()}
+    groups: dict[tuple[str, str | None], Group] = {}
+    for item in scored.values():
+        split, dataset_hash = str(item.metrics.get("split")), item.metrics.get("dataset_hash")
+        groups.setdefault((split, dataset_hash), Group(split, dataset_hash)).scored.append(item)
+    for group in groups.values():
+        _tell_apart(group.scored)
+    return list(groups.values()), _runs_in(folders)
+
+
+def read_runs(sources: Sequence[Path]) -> list[Run]:
+    """The run folders of :func:`read_inputs`, without reading scores."""
+    return _runs_in(_all_folders(sources))
+
+
+def _runs_in(folders: Sequence[Path]) -> list[Run]:
+    return [run for folder in folders if (folder / "metrics.jsonl").is_file() for run in _read_run(folder)]
+
+
+def _all_folders(sources: Sequence[Path]) -> list[Path]:
+    """Of all sources, each once, in the order given."""
+    found: dict[Path, None] = {}
     for source in sources:
         folders = _folders(source)
         if not folders:
@@ -72,18 +93,8 @@ def read_inputs(sources: Sequence[Path]) -> tuple[list[Group], list[Run]]:
                 where=str(source),
                 fix="name run folders of surgery-r1 train, or score folders of surgery-r1 score",
             )
-        for folder in folders:
-            if (folder / "scores.jsonl").is_file() and folder not in scored:
-                scored[folder] = _read_scores(folder)
-            if (folder / "metrics.jsonl").is_file() and folder not in runs:
-                runs[folder] = _read_run(folder)
-    groups: dict[tuple[str, str | None], Group] = {}
-    for item in scored.values():
-        split, dataset_hash = str(item.metrics.get("split")), item.metrics.get("dataset_hash")
-        groups.setdefault((split, dataset_hash), Group(split, dataset_hash)).scored.append(item)
-    for group in groups.values():
-        _tell_apart(group.scored)
-    return list(groups.values()), [run for stages in runs.values() for run in stages]
+        found |= dict.fromkeys(folders)
+    return list(found)
 
 
 def _folders(source: Path) -> list[Path]:

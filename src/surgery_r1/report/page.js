@@ -1,29 +1,19 @@
-"use strict";
-// The gallery. Text from models only ever becomes text nodes; nothing is computed here, only shown and filtered.
+// The gallery: nothing is computed here, only shown and filtered.
 (() => {
   const source = document.getElementById("data");
   if (!source) return;
   const data = JSON.parse(source.textContent);
   const cards = document.getElementById("cards"), more = document.getElementById("more");
   const count = document.getElementById("count"), filters = document.getElementById("filters");
-  const PAGE = 24, SVG = "http://www.w3.org/2000/svg";
-  const state = { group: 0, model: data.models[0].length - 1, kind: "all", answer: "all", outcome: "all", parts: "all" };
+  const PAGE = 24;
+  const state = { group: 0, kind: "all", answer: "all", outcome: "all", parts: "all", change: "all" };
+  const compare = () => {
+    state.model = data.models[state.group].length - 1;
+    state.before = Math.max(state.model - 1, 0);
+    state.view = state.model > 0 ? "side by side" : "one";
+  };
+  compare();
   let shown = 0, found = [];
-
-  const element = (tag, className, text) => {
-    const node = document.createElement(tag);
-    if (className) node.className = className;
-    if (text !== undefined) node.textContent = text;
-    return node;
-  };
-  const rect = (svg, className, box) => {
-    const node = document.createElementNS(SVG, "rect");
-    node.setAttribute("class", className);
-    const [x1, y1, x2, y2] = box;
-    for (const [name, value] of [["x", x1], ["y", y1], ["width", x2 - x1], ["height", y2 - y1]]) node.setAttribute(name, value);
-    svg.append(node);
-  };
-  const rate = (value) => value.toFixed(3).replace(/^0/, "");
 
   const OUTCOMES = {
     all: () => true,
@@ -38,84 +28,64 @@
   const tally = new Map();
   for (const item of data.items) for (const one of item.by) if (one && one.rightParts) tally.set(one.rightParts, (tally.get(one.rightParts) || 0) + 1);
   const PARTS = ["all", ...[...tally.keys()].sort((a, b) => tally.get(b) - tally.get(a))];
-  const matches = (item) => {
+  const change = (item) => {
+    const before = item.by[state.before], after = item.by[state.model];
+    return before && after ? changeOf(before, after) : null;
+  };
+  const matchesButChange = (item) => {
     const one = item.group === state.group && item.by[state.model];
     return one && (state.kind === "all" || item.kind === state.kind)
       && (state.parts === "all" || one.rightParts === state.parts)
       && (state.answer === "all" || one.right === (state.answer === "right")) && OUTCOMES[state.outcome](one);
   };
-
-  const card = (item) => {
-    const one = item.by[state.model], models = data.models[item.group];
-    const figure = element("figure", "card"), caption = element("figcaption");
-    const svg = document.createElementNS(SVG, "svg");
-    const picture = Object.hasOwn(data.pictures, item.frame) ? data.pictures[item.frame] : "blank";
-    svg.setAttribute("class", `shot ${picture}`);
-    svg.setAttribute("viewBox", `0 0 ${item.size[0]} ${item.size[1]}`);
-    svg.setAttribute("role", "img");
-    svg.setAttribute("aria-label", "true box solid, predicted box dashed");
-    if (one.trueBox) rect(svg, "true", one.trueBox);
-    if (one.box) { rect(svg, "under", one.box); rect(svg, "predicted", one.box); }
-    const answers = element("p", "answers");
-    answers.append(element("span", "chip true", one.true),
-      element("span", one.right ? "chip right" : "chip wrong", one.answer === null ? "no answer" : one.answer),
-      element("span", "iou", one.iou === null ? "" : `IoU ${rate(one.iou)}`));
-    const outcome = element("p", "outcome", one.outcome || "");
-    if (one.wrongReferent) outcome.append(" · ", element("b", "", "wrong referent"), ": the box fits another object better");
-    if (one.contradicts) outcome.append(" · ", element("b", "", "rationale says"), ` ${one.contradicts}`);
-    caption.append(element("p", "question", item.question), answers, outcome);
-    if (one.reasoning) caption.append(element("blockquote", "", one.reasoning));
-    if (one.problems !== undefined) {
-      const problems = element("p", "problems", one.problems);
-      if (one.text) problems.append(": ", element("code", "", one.text));
-      caption.append(problems);
-    }
-    const others = item.by.map((other, i) => other && i !== state.model
-      ? `${models[i]}: ${other.answer === null ? "no answer" : other.answer} ${other.right ? "✓" : "✗"} IoU ${rate(other.iou)}` : null);
-    if (others.some(Boolean)) caption.append(element("p", "others", others.filter(Boolean).join(" · ")));
-    caption.append(element("p", "id", `${item.id} · ${models[state.model]}`));
-    figure.append(svg, caption);
-    return figure;
-  };
+  const matches = (item) => matchesButChange(item) && (state.change === "all" || change(item) === state.change);
 
   const grow = () => {
+    const models = data.models[state.group];
+    const card = (item) => state.view === "one" ? cardOfOne(item, state.model, models, data.pictures) : cardOfAll(item, models, data.pictures);
     cards.append(...found.slice(shown, shown + PAGE).map(card));
     shown = Math.min(shown + PAGE, found.length);
     more.hidden = shown >= found.length;
     count.textContent = `${found.length} questions match; ${shown} shown.`;
   };
-  const refresh = () => { found = data.items.filter(matches); shown = 0; cards.replaceChildren(); grow(); };
+  const refresh = () => {
+    found = data.items.filter(matches);
+    if (state.view !== "one") found.sort((a, b) => CHANGES.indexOf(change(a)) - CHANGES.indexOf(change(b)));
+    shown = 0;
+    cards.classList.toggle("wide", state.view !== "one");
+    cards.style.setProperty("--wide", `${270 * data.models[state.group].length}px`);
+    cards.replaceChildren();
+    grow();
+  };
 
-  const choice = (title, key, options) => {
+  const offer = (title, key, options) => {
     if (options.length < 2) return;
-    const set = element("div", "set");
-    set.setAttribute("role", "group");
-    set.setAttribute("aria-label", title);
-    set.append(element("span", "", title));
-    for (const [value, label] of options) {
-      const button = element("button", "", label);
-      button.type = "button";
-      button.dataset.key = key;
-      button.dataset.value = String(value);
-      button.setAttribute("aria-pressed", String(state[key] === value));
-      button.addEventListener("click", () => {
-        state[key] = value;
-        if (key === "group") state.model = Math.min(state.model, data.models[value].length - 1);
-        build();
-        refresh();
-      });
-      set.append(button);
-    }
-    filters.append(set);
+    const set = choice(filters, title, key, options, state[key], (value) => {
+      state[key] = value;
+      if (key === "group") compare();
+      if (state.before === state.model) state.before = state.model ? state.model - 1 : 1;
+      build();
+      refresh();
+    });
+    if (key === "change") set.title = "right: an accepted answer, and a box with an IoU of at least .5";
   };
   const build = () => {
     filters.replaceChildren();
-    choice("Set", "group", data.groups.map((name, i) => [i, name]));
-    choice("Model", "model", data.models[state.group].map((name, i) => [i, name]));
-    choice("Kind", "kind", ["all", ...data.kinds].map((name) => [name, name]));
-    choice("Answer", "answer", ["all", "right", "wrong"].map((name) => [name, name]));
-    choice("Coherence", "outcome", Object.keys(OUTCOMES).map((name) => [name, name]));
-    choice("Right", "parts", PARTS.map((name) => [name, name]));
+    const models = data.models[state.group], several = models.length > 1;
+    const named = (names) => names.map((name) => [name, name]);
+    const numbered = (names) => names.map((name, i) => [i, name]);
+    offer("Set", "group", numbered(data.groups));
+    if (several) offer("Show", "view", named(["side by side", "one"]));
+    offer("Model", "model", numbered(models));
+    if (several) {
+      offer("Compared with", "before", numbered(models).filter(([i]) => i !== state.model));
+      const asked = data.items.filter(matchesButChange).map(change);
+      offer(`${models[state.before]} → ${models[state.model]}`, "change", [["all", "all"], ...CHANGES.map((name) => [name, `${name} ${asked.filter((one) => one === name).length}`])]);
+    }
+    offer("Kind", "kind", named(["all", ...data.kinds]));
+    offer("Answer", "answer", named(["all", "right", "wrong"]));
+    offer("Coherence", "outcome", named(Object.keys(OUTCOMES)));
+    offer("Right", "parts", named(PARTS));
     filters.hidden = false;
   };
   more.addEventListener("click", grow);

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from surgery_r1 import __version__, vocab
+from surgery_r1 import vocab
 from surgery_r1._util.files import atomic_write
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.compare import compare_lines
@@ -20,22 +18,18 @@ from surgery_r1.evaluate.tables import (
     COLUMNS,
     FEW_BLOCKS,
     LESS_IS_BETTER,
-    excludes_zero,
-    facts,
     floors,
-    format_interval,
-    number,
-    signed,
 )
 from surgery_r1.report.curves import curves_svg
 from surgery_r1.report.gallery import Gallery, gallery
 from surgery_r1.report.inputs import Group, Run, Scored, read_inputs
 from surgery_r1.report.pictures import Pictures, thumbnails
+from surgery_r1.report.template import rendered
 
 if TYPE_CHECKING:
     from surgery_r1.data.dataset import Dataset
 
-_HERE = Path(__file__).parent
+_SCRIPTS = ("dom.js", "cards.js", "page.js")
 
 #: Metrics whose paired differences are listed.
 _COMPARED = {
@@ -118,27 +112,17 @@ def write_report(
 
 
 def _render(**context: Any) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    # Model text, labels and folder names are untrusted: escaped here, and only our own script may run at all.
-    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"number": number, "signed": signed}
-    environment.filters |= {"interval": format_interval, "excludes_zero": excludes_zero, "facts": facts}
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = environment.get_template("page.html.jinja").render(
+    return rendered(
+        "page.html.jinja",
+        ("page.css",),
+        _SCRIPTS,
         **context,
         headline=COLUMNS,
         agreement=AGREEMENT_COLUMNS,
         compared=_COMPARED,
         less_is_better=LESS_IS_BETTER,
         few_blocks=FEW_BLOCKS,
-        version=__version__,
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=digest,
     )
-    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def _pictures(groups: Sequence[Group], shown: Gallery, dataset: Dataset, most: int | None) -> Pictures:

@@ -15,7 +15,7 @@ from surgery_r1.errors import SurgeryR1Error
 BUDGET = 9_000_000
 
 #: Width in pixels and JPEG quality, best first; the first that lets every frame in is used, else the last.
-_SIZES: tuple[tuple[int, int], ...] = ((320, 72), (320, 55), (256, 50), (224, 45))
+SIZES: tuple[tuple[int, int], ...] = ((320, 72), (320, 55), (256, 50), (224, 45))
 
 
 @dataclass(slots=True)
@@ -34,15 +34,21 @@ class Pictures:
     width: int = 0
 
 
-def thumbnails(frames: Sequence[tuple[str, Path]], most: int | None = None, budget: int = BUDGET) -> Pictures:
+def thumbnails(
+    frames: Sequence[tuple[str, Path]],
+    most: int | None = None,
+    budget: int = BUDGET,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+) -> Pictures:
     """Thumbnails of ``(frame id, path)`` in the order given, until the budget is used up.
 
     Args:
         most: largest number of pictures; None for as many as the budget allows.
         budget: bytes of base64.
+        sizes: to choose from, as :data:`SIZES`.
     """
     chosen = list(frames if most is None else frames[:most])
-    width, quality = _size(chosen, budget)
+    width, quality = _size(chosen, budget, sizes)
     result = Pictures(left_out=len(frames) - len(chosen), width=width)
     used = 0
     for number, (frame_id, path) in enumerate(chosen):
@@ -58,14 +64,14 @@ def thumbnails(frames: Sequence[tuple[str, Path]], most: int | None = None, budg
     return result
 
 
-def _size(frames: Sequence[tuple[str, Path]], budget: int) -> tuple[int, int]:
+def _size(frames: Sequence[tuple[str, Path]], budget: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """The best size at which a dozen frames, taken from all over, foretell that every frame fits."""
     some = frames[:: max(1, len(frames) // 12)]
-    for width, quality in _SIZES:
-        sizes = [len(uri) for _, path in some if (uri := _uri(path, width, quality)) is not None]
-        if not sizes or sum(sizes) / len(sizes) * len(frames) * 1.05 <= budget:
+    for width, quality in sizes:
+        lengths = [len(uri) for _, path in some if (uri := _uri(path, width, quality)) is not None]
+        if not lengths or sum(lengths) / len(lengths) * len(frames) * 1.05 <= budget:
             return width, quality
-    return _SIZES[-1]
+    return sizes[-1]
 
 
 def _uri(path: Path, width: int, quality: int) -> str | None:

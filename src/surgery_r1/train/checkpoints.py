@@ -20,6 +20,7 @@ from surgery_r1.models.save import recover, refuse_empty
 from surgery_r1.train import ranks, shards, zero
 from surgery_r1.train.callbacks import DevCallback
 from surgery_r1.train.log_state import RestoreLogs, restore_logs, save_logs
+from surgery_r1.train.rollouts.files import prune_rollouts
 from surgery_r1.train.run_folder import prune_metrics
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ def resume_point(out: Path, dev: DevCallback, *, resume: bool, cycle: int = 1) -
     def brought_back() -> tuple[Path | None, list[dict[str, Any]], int | None]:
         checkpoint = last_checkpoint(out / "checkpoints", cycle)
         records = prune_metrics(out, _step_of(checkpoint) if checkpoint else -1)
+        prune_rollouts(out, _step_of(checkpoint) if checkpoint else 0)
         recover(out / "best")
         info = ModelInfo.read(out / "best") if (out / "best" / INFO_FILE).is_file() else None
         return checkpoint, records, info.step if info else None

@@ -17,7 +17,7 @@ from surgery_r1.records import TASKS
 
 #: Values that may differ when a run is resumed: they change speed or length, and no result before the end.
 FREE = (
-    *("threads", "tracker", "eval.batch_size", "sft.patience", "rft.gap_bound"),
+    *("threads", "tracker", "eval.batch_size", "sft.patience", "rft.gap_bound", "rft.rollouts_every"),
     *("model.vision_cache", "model.vision_cache_gib", "model.vision_memory_mib", "model.offload_vision"),
 )
 
@@ -152,6 +152,8 @@ class RftConfig:
         rollouts: who samples completions: the ``trainer`` itself, or a vLLM ``server`` (train rft --endpoint).
         gap_bound: the run stops where log-probabilities of server and trainer differ by more than that many nats a
             token on average; 0 takes .01 in float32, .1 in formats of 16 bit.
+        rollouts_every: keep the groups of steps 1, 1 + that many, ... in the run folder, for ``report --rollouts``
+            (docs/rollouts.md); 0 keeps none.
         flips: also ask each question about its frame mirrored in each of these ways: ``horizontal``, ``vertical``,
             ``both``. A frame that SFT has learned by heart has little left to teach; in a mirror it is new, and the
             right answer and box follow from the labels.
@@ -176,6 +178,7 @@ class RftConfig:
     questions_per_frame: Positive = 1
     rollouts: Literal["trainer", "server"] = "trainer"
     gap_bound: NotNegative = 0.0
+    rollouts_every: Count = 5
     flips: tuple[str, ...] = ()
     oversample: Oversample = field(default_factory=Oversample)
     trl: dict[str, Any] = field(default_factory=dict)

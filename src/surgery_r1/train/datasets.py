@@ -135,7 +135,7 @@ def rft_dataset(
     questions_per_frame: int = 1,
     seed: int = 0,
 ) -> HFDataset:
-    """One prompt for each training question, with columns id (of the sample), prompt, images and truth.
+    """One prompt for each training question, with columns id (of the sample), prompt, images, truth and shown.
 
     Args:
         flips: add every question again with its frame mirrored in each of these ways
@@ -154,6 +154,7 @@ def rft_dataset(
         shown = frame_blocks(shown, questions_per_frame, seed)
     questions = [
         rft_question(dataset, sample, processor, box_space, reasoning=reasoning, flip=flip)
+        | {"shown": _shown(sample, flip)}
         | _image(dataset, sample, flip)
         for flip, sample in shown
     ]
@@ -195,6 +196,11 @@ def frame_blocks(shown: Sequence[tuple[str, Sample]], size: int, seed: int) -> l
         blocks += [questions[i : i + size] for i in range(0, len(questions), size)]
     rng.shuffle(blocks)
     return [question for block in blocks for question in block]
+
+
+def _shown(sample: Sample, flip: str) -> dict[str, str]:
+    """What a recorded group says of its question beside the truth (:mod:`surgery_r1.train.rollouts.record`)."""
+    return {"question": flip_places(sample.question, flip), "frame": sample.frame_id, "flip": flip}
 
 
 def _image(dataset: Dataset, sample: Sample, how: str) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from surgery_r1.train import ranks
 from surgery_r1.train.config import TrainConfig
 from surgery_r1.train.fit import FitOptions, TrainResult, fit
 from surgery_r1.train.options import Permissions, freeze, lora_of, trl_arguments
+from surgery_r1.train.rollouts.recorder import RolloutRecorder
 from surgery_r1.train.rollouts.trainer import ServerGRPOTrainer, SharedFrameServerGRPOTrainer
 from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer, WholeModelGRPOTrainer
 from surgery_r1.train.step_shares import passes
@@ -80,13 +81,14 @@ def train_rft(
     share = config.rft.share_frames and attention.enable(model)
     trainer = {"model": model, "args": arguments, "train_dataset": prompts, "processing_class": processor}
     trainer |= {"reward_funcs": trl_rewards(config.rft.rewards, seed=config.seed), "peft_config": lora_of(config)}
+    cycle = generation_cycle(arguments)
+    trainer["recorder"] = RolloutRecorder(options.out, config.rft.rollouts_every, config.rft.generations, cycle)
     if share:
         trainer["keep_order"] = config.rft.questions_per_frame > 1
     kind: type[GRPOTrainer] = SharedFrameGRPOTrainer if share else WholeModelGRPOTrainer
     if sampling is not None:
         trainer["sampling"] = sampling
         kind = SharedFrameServerGRPOTrainer if share else ServerGRPOTrainer
-    cycle = generation_cycle(arguments)
     with contextlib.closing(sampling) if sampling is not None else contextlib.nullcontext():
         return fit("rft", kind, trainer, options, cycle, every=config.rft.eval_every, baseline=True)
 

@@ -25,15 +25,21 @@ from surgery_r1.models.sharing.attention import core, enable, enabled
 from surgery_r1.models.sharing.prefill import PromptTokens, prefill, prefix_length
 from surgery_r1.train import ranks, shards
 from surgery_r1.train.draws import drawing, uniforms
+from surgery_r1.train.rollouts.recorder import RolloutRecorder
 from surgery_r1.train.sharing.image_ids import ImageIds, image_ids_of
 from surgery_r1.train.sharing.prompts_once import PromptsOnce
 
 
 class WholeModelGRPOTrainer(GRPOTrainer):
     """TRL's GRPOTrainer, which asks a model that is spread over ranks as a whole, for nothing but text, and samples
-    alike on any number of ranks (:mod:`surgery_r1.train.draws`), but for several beams or sequences a prompt."""
+    alike on any number of ranks (:mod:`surgery_r1.train.draws`), but for several beams or sequences a prompt.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        recorder: keeps the groups of some steps.
+    """
+
+    def __init__(self, *args: Any, recorder: RolloutRecorder | None = None, **kwargs: Any) -> None:
+        self._recorder = recorder
         super().__init__(*args, **kwargs)
         #: Tokens that no completion may hold; TRL bans that of images.
         self.banned = banned_tokens(
@@ -57,6 +63,13 @@ class WholeModelGRPOTrainer(GRPOTrainer):
         generations = self._step % options.gradient_accumulation_steps // options.steps_per_generation
         first = (generations * ranks.count() + ranks.index()) * rows
         return range(first, first + rows)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        batch = super()._generate_and_score_completions(inputs)
+        if self._recorder is not None and self.model is not None and self.model.training:
+            weights = dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
+            self._recorder.take(self.state.global_step + 1, inputs, self._logs, weights)
+        return batch
 
 
 class SharedFrameGRPOTrainer(WholeModelGRPOTrainer):
