@@ -11,7 +11,7 @@ import tyro
 
 from surgery_r1._util.offline import stay_offline
 from surgery_r1.cli.output import say
-from surgery_r1.cli.predict import last_demo
+from surgery_r1.cli.predict import trained_model
 from surgery_r1.errors import SurgeryR1Error
 
 TOKEN_VARIABLE = "SURGERY_R1_SERVE_TOKEN"
@@ -58,7 +58,7 @@ class Serve:
         """Exit status 0 when it was told to stop; errors are raised."""
         stay_offline(False)
         token = self._token()
-        models = self.model or (last_demo(),)
+        models = self.model or (trained_model(),)
         from surgery_r1.geometry import location_rule
         from surgery_r1.serve.limits import Limits
         from surgery_r1.serve.run import ServeSettings, serve

@@ -20,7 +20,6 @@ from surgery_r1.evaluate.generation import GenerationOptions
 from surgery_r1.evaluate.run import predict_with_model
 from surgery_r1.evaluate.score import score_predictions
 from surgery_r1.train.config import TrainConfig
-from surgery_r1.train.datasets import train_samples
 from surgery_r1.train.stage import train
 
 STEPS = 5
@@ -65,7 +64,7 @@ def _five_steps(config: TrainConfig, few: Dataset) -> TrainConfig:
     """The config's own stages, cut to a few steps. RFT asks what the frames have, and its time is scaled."""
     sft, rft = config.sft, config.rft
     short: dict[str, Any] = {"max_steps": STEPS, "eval_every": STEPS, "warmup_steps": 1}
-    there = len(train_samples(few, False)) * (1 + len(rft.flips))
+    there = len(few.train_samples()) * (1 + len(rft.flips))
     group = max(1, rft.micro_batch // rft.generations)
     prompts = min(rft.prompts, there // group * group)
     if not prompts:

@@ -22,7 +22,7 @@ from surgery_r1.records import Sample
 from surgery_r1.rewards import trl_rewards
 from surgery_r1.train import ranks
 from surgery_r1.train.config import ModelConfig, TrainConfig
-from surgery_r1.train.datasets import rft_question, train_samples
+from surgery_r1.train.datasets import rft_question
 from surgery_r1.train.options import check_lora_targets
 from surgery_r1.train.planning.plan import GIB, advice
 from surgery_r1.train.rft import rft_arguments
@@ -184,7 +184,7 @@ def options(patient: Patient) -> Found:
     with overriding(ranks, "count", lambda: number):
         of_sft = passes("sft.batch_size", sft.batch_size, sft.micro_batch, unit)
         of_rft = passes("rft.prompts", rft.prompts * rft.generations, rft.micro_batch, "questions", rft.generations)
-    questions = len(train_samples(patient.dataset, False)) * (1 + len(rft.flips))
+    questions = len(patient.dataset.train_samples()) * (1 + len(rft.flips))
     asked = arguments.generation_batch_size // arguments.num_generations
     if questions < asked:
         raise Wrong(

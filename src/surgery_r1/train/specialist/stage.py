@@ -23,7 +23,6 @@ from surgery_r1.models.specialist.fusion import load_trunk
 from surgery_r1.models.specialist.network import build_specialist
 from surgery_r1.models.specialist.words import Words, vocabulary
 from surgery_r1.train import ranks
-from surgery_r1.train.datasets import train_samples
 from surgery_r1.train.dev import Metrics, dev_metrics, dev_samples
 from surgery_r1.train.fit import FitOptions, TrainResult, fit
 from surgery_r1.train.run_folder import seed_everything, start_run
@@ -88,7 +87,7 @@ def _train(
     quiet: bool,
 ) -> TrainResult:
     own = config.specialist
-    samples = train_samples(dataset, include_dev)
+    samples = dataset.train_samples(include_dev)
     if not samples:
         raise SurgeryR1Error("no training questions", where=dataset.root, fix="build it from the training sequences")
     trunk = load_trunk(Path(own.trunk), own.width) if own.design == "fusion" else None
