@@ -19,7 +19,7 @@ from surgery_r1._util.extras import EXTRAS
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 #: Module -> the distribution that brings it, where the names differ.
-NAMES = {"PIL": "pillow", "sklearn": "scikit-learn"}
+NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "python_multipart": "python-multipart"}
 
 
 @functools.cache
@@ -114,6 +114,7 @@ run("report", out / "scores", "--out", out / "report.html")
         (["ask", "FRAME", "Where is suction located?", "--model", "tiny"], "predict"),
         (["predict", "--model", "tiny", "--data", "DATA", "--split", "val", "--out", "OUT"], "predict"),
         (["export", "RUN", "OUT"], "predict"),
+        (["serve", "--model", "tiny"], "serve"),
         (["train", "sft", "--config", "tiny", "--data", "DATA", "--out", "OUT"], "train"),
         (["data", "export", "DATA", "--out", "OUT"], "train"),
         (["data", "export", "DATA", "--out", "OUT", "--for", "trl", "--model", "tiny"], "train"),

@@ -37,6 +37,7 @@ COMMANDS = (
         ("report",),
         ("autopsy",),
         ("ask",),
+        ("serve",),
         ("export",),
         ("bench",),
         ("gpu",),

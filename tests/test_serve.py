@@ -366,6 +366,16 @@ def test_nothing_that_was_asked_is_kept(ask, engine, frame, caplog):
     assert features.computed and not features._kept and not features._last
 
 
+def test_fastapi_reports_to_nobody(service, monkeypatch):
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+    app, worker = make_app(service)
+    settings = getattr(app._app, "_telemetry", None)
+    if settings is None:
+        pytest.skip("a FastAPI without telemetry")
+    assert not any(settings[name] for name in ("tracing", "metrics", "logs", "operation_spans", "auto_configure"))
+    assert not app._app._native_telemetry.enabled() and worker.join(60)
+
+
 @pytest.mark.parametrize(("token", "host"), [("", "0.0.0.0"), ("short", "127.0.0.1"), ("with a blank in it", "::1")])
 def test_beyond_loopback_a_token_must_be_set(token, host):
     with pytest.raises(surgery_r1.SurgeryR1Error, match="token"):

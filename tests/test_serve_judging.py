@@ -45,6 +45,7 @@ def test_parts_that_agree():
         ({"box": (60, 0, 90, 20)}, ["answer_box", "rationale_box"]),
         ({"rationale": "the suction is right-top"}, ["rationale_answer", "rationale_box"]),
         ({"rationale": "the stapler is left-top"}, ["names_subject"]),
+        ({"rationale": "it is left-top"}, []),
         ({"rationale": "", "answer": "right-top"}, ["answer_box"]),
         ({"box": None, "answer": None}, []),
     ],

@@ -12,7 +12,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "predict": ("torch", "transformers", "peft", "accelerate", "safetensors", "cachetools"),
     "train": ("trl", "datasets", "pyarrow", "psutil"),
     "teacher": ("openai",),
-    "serve": ("fastapi", "uvicorn", "starlette", "python_multipart"),
+    "serve": ("fastapi", "uvicorn", "python_multipart"),
 }
 
 

@@ -30,8 +30,8 @@ def agreement(reply: Reply, rule: LocationRule | None) -> dict[str, Any]:
         ``conclusion`` (the answer that the rationale ends at), ``box_place`` (the quadrant of the box), and flags, None
         where there is nothing to compare: ``rationale_answer`` (the rationale ends at the answer given),
         ``answer_box`` and ``rationale_box`` (location questions: answer, and what the rationale ends at, are the
-        quadrant of the box), ``names_subject`` (the rationale names what was asked about). ``disagree`` lists flags
-        that are false.
+        quadrant of the box), ``names_subject`` (the rationale names what was asked about, and not only others).
+        ``disagree`` lists flags that are false.
     """
     kind, subject = vocab.classify_question(reply.question)
     rationale = (reply.rationale or "")[:_LONGEST]
@@ -54,11 +54,16 @@ def _same(one: str | None, other: str | None) -> bool | None:
     return None if one is None or other is None else one == other
 
 
-def _names(rationale: str, kind: str, subject: str) -> bool:
+def _names(rationale: str, kind: str, subject: str) -> bool | None:
+    """Whether a rationale names its subject and not only others like it; None where it names none: "it is Idle"."""
     if kind == "tool":
-        return subject in (*place_classes(rationale), *corners(rationale))
+        named = [*place_classes(rationale), *corners(rationale)]
+        return subject in named if named else None
     # Also by its last word alone: "the forceps".
-    return next(Names([subject, subject.split("_")[-1]]).find(rationale), None) is not None
+    if next(Names([subject, subject.split("_")[-1]]).find(rationale), None) is not None:
+        return True
+    others = WORDS.answers["organ"] if kind == "organ" else WORDS.tools
+    return None if next(others.find(rationale), None) is None else False
 
 
 def spans(reply: Reply, rule: LocationRule | None) -> list[dict[str, Any]]:

@@ -95,6 +95,8 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
     # uvicorn raises the signal again when it is done, for whoever would end by it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
+    # Whoever follows the line at once waits a moment and is not refused.
+    listening.listen(128)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     say(f"serving {', '.join(service.engines)} at http://{shown}:{port}/")

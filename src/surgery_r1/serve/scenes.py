@@ -49,14 +49,13 @@ class SampleScene:
 
 def draw_scenes(size: tuple[int, int] = SIZE) -> dict[str, SampleScene]:
     """The scenes by their fixed ids; the same in every process."""
-    records, plans = sequence_records(18, _SEED), {}
+    records = sequence_records(18, _SEED)
     scenes = {}
     for number, (sequence, frame) in enumerate(_SHOWN, start=1):
         style = style_of(18, sequence, _SEED)
-        if sequence not in plans:
-            plans[sequence] = plan_sequence(records[sequence], size[0] / size[1], style, 18, _SEED, sequence)
-        # A sequence can be shorter than another seed's.
-        plan = plans[sequence][frame % len(plans[sequence])]
+        # Planned as a sequence of one frame: motion is not seen in it.
+        alone = records[sequence][frame : frame + 1]
+        [plan] = plan_sequence(alone, size[0] / size[1], style, 18, _SEED, sequence, frame)
         image = render_scene(plan, style, size)
         encoded = io.BytesIO()
         image.save(encoded, "PNG", compress_level=6)
