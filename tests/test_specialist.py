@@ -151,6 +151,8 @@ def test_where_a_model_that_writes_is_needed(run, dataset, dataset_folder, tmp_p
         ["export", str(run), str(tmp_path / "e")],
     ):
         fails(capsys, main(command), "a specialist writes no text")
+    args = ["predict", "--model", str(run), "--data", str(dataset_folder), "--split", "val", "--engine", "vllm"]
+    fails(capsys, main([*args, "--out", str(tmp_path / "p.jsonl")]), "--engine vllm with a specialist")
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(run, dataset, tmp_path, monkeypatch):

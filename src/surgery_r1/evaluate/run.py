@@ -8,6 +8,7 @@ from typing import Any
 
 from surgery_r1._util.progress import Progress
 from surgery_r1.data.dataset import Dataset
+from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.endpoint import EndpointEngine, ServerOptions, find_served, open_client
 from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
 from surgery_r1.evaluate.predict import predict, refuse_taken
@@ -53,6 +54,8 @@ def predict_with_model(
     refuse_taken(out)
     specialist = specialist_folder(model)
     if specialist is not None:
+        if engine != "transformers":
+            raise SurgeryR1Error(f"--engine {engine} with a specialist", where=specialist, fix="leave it out")
         how: dict[str, Any] = {"limit": limit, "allow_hub": allow_hub, "progress": progress}
         how |= {"name": name or str(model), "batch_size": options.batch_size}
         return predict_with_specialist(specialist, dataset, split, out, **how)

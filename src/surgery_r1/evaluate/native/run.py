@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery_r1._util.progress import Progress
+from surgery_r1.chat.client import Client
 from surgery_r1.codec import View
 from surgery_r1.data.dataset import Dataset
 from surgery_r1.errors import SurgeryR1Error
@@ -20,6 +21,7 @@ from surgery_r1.evaluate.native.server import NativeServer, find_constraint
 from surgery_r1.evaluate.predict import questions as questions_of
 from surgery_r1.evaluate.predict import refuse_taken, write_predictions
 from surgery_r1.models.load import weights_sha256
+from surgery_r1.records import Sample
 
 #: Where no folder says how a server resizes: the grid of Qwen2-VL and Qwen2.5-VL, the only families here that write
 #: pixels, and about the most pixels at which they ground well.
@@ -71,32 +73,59 @@ def predict_native(
             examples that are not there, or as :func:`surgery_r1.evaluate.predict.write_predictions`.
     """
     refuse_taken(out)
-    samples = questions_of(dataset, split, limit)
-    stamp = {"model": str(model), "split": split, "dataset_hash": dataset.hash}
-    stamp |= {"max_new_tokens": options.max_new_tokens, "stage": "few-shot" if settings.few_shot else "zero-shot"}
+    stage = "few-shot" if settings.few_shot else "zero-shot"
+    stamp: dict[str, Any] = {"model": str(model), "stage": stage, "split": split, "dataset_hash": dataset.hash}
+    stamp["max_new_tokens"] = options.max_new_tokens
+    run = _Run(dataset, split, questions_of(dataset, split, limit), out, settings, options, stamp, progress)
     if server is None:
-        opened = open_native(model, dtype=dtype, max_pixels=settings.max_pixels, allow_hub=allow_hub)
-        own = _options(settings, options, opened)
-        _refuse_unknown_pixels(own.boxes, opened)
-        asked = NativeQuestions(dataset, split, own, opened.view)
-        least, most = opened.pixel_limits()
-        stamp |= {"weights_sha256": weights_sha256(opened.folder), "min_pixels": least, "max_pixels": most}
-        stamp |= {"dtype": dtype, "engine": NativeLocal.name, "asked": asked.asked("none")}
-        return write_predictions(samples, out, stamp, NativeLocal(opened, asked, own).replies, progress)
+        return _predict_here(model, run, dtype, allow_hub)
     client, _ = open_client(server, options.max_new_tokens)
     with closing(client):
-        opened_here = _folder_here(model, settings, allow_hub)
-        own = _options(settings, options, opened_here)
-        if opened_here is not None:
-            _refuse_unknown_pixels(own.boxes, opened_here)
-        sizes = _Sizes(opened_here, settings.max_pixels, own.boxes.space == "pixels")
-        asked = NativeQuestions(dataset, split, own, sizes.view)
-        served, _ = served_name(client, model, server.served_model, opened_here and opened_here.folder)
-        constraint, served_as = find_constraint(client, served, unconstrained=settings.unconstrained)
-        stamp |= {"served_as": served_as, "weights_sha256": None, "min_pixels": sizes.least, "max_pixels": sizes.most}
-        stamp |= {"dtype": None, "engine": NativeServer.name, "asked": asked.asked(constraint)}
-        engine = NativeServer(client, served, served_as, asked, own, constraint, server.concurrency, sizes.factor)
-        return write_predictions(samples, out, stamp, engine.replies, progress)
+        folder = _folder_here(model, settings, allow_hub)
+        name, _ = served_name(client, model, server.served_model, folder.folder if folder else None)
+        return _predict_served(client, name, folder, run, server.concurrency)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What is asked, and where the replies go."""
+
+    dataset: Dataset
+    split: str
+    samples: list[Sample]
+    out: Path
+    settings: NativeSettings
+    options: GenerationOptions
+    stamp: dict[str, Any]
+    progress: Progress | None
+
+
+def _predict_here(model: str | Path, run: _Run, dtype: str, allow_hub: bool) -> int:
+    opened = open_native(model, dtype=dtype, max_pixels=run.settings.max_pixels, allow_hub=allow_hub)
+    own = _options(run.settings, run.options, opened)
+    asked = NativeQuestions(run.dataset, run.split, own, opened.view)
+    least, most = opened.pixel_limits()
+    stamp: dict[str, Any] = {"weights_sha256": weights_sha256(opened.folder), "min_pixels": least, "max_pixels": most}
+    stamp |= {"dtype": dtype, "engine": NativeLocal.name, "asked": asked.asked("none")}
+    engine = NativeLocal(opened, asked, own)
+    return write_predictions(run.samples, run.out, {**run.stamp, **stamp}, engine.replies, run.progress)
+
+
+def _predict_served(client: Client, name: str, folder: NativeModel | None, run: _Run, concurrency: int) -> int:
+    """Args as in :class:`NativeServer`; ``folder`` describes the model, where it is here."""
+    own = _options(run.settings, run.options, folder)
+    sizes = _Sizes(folder, run.settings.max_pixels, own.boxes.space == "pixels")
+    asked = NativeQuestions(run.dataset, run.split, own, sizes.view)
+    constraint, served_as = find_constraint(client, name, unconstrained=run.settings.unconstrained)
+    stamp: dict[str, Any] = {
+        "served_as": served_as,
+        "weights_sha256": None,
+        "min_pixels": sizes.least,
+        "max_pixels": sizes.most,
+    }
+    stamp |= {"dtype": None, "engine": NativeServer.name, "asked": asked.asked(constraint)}
+    engine = NativeServer(client, name, served_as, asked, own, constraint, concurrency, sizes.factor)
+    return write_predictions(run.samples, run.out, {**run.stamp, **stamp}, engine.replies, run.progress)
 
 
 def _options(settings: NativeSettings, options: GenerationOptions, opened: NativeModel | None) -> NativeOptions:
@@ -110,6 +139,8 @@ def _options(settings: NativeSettings, options: GenerationOptions, opened: Nativ
             "and --box-format where it is not two corners",
         )
     boxes = NativeBoxes(space, settings.box_format or "xyxy")
+    if opened is not None:
+        _refuse_unknown_pixels(boxes, opened)
     return NativeOptions(boxes, settings.few_shot, options.reasoning, options.max_new_tokens, options.batch_size)
 
 

@@ -117,7 +117,8 @@ class FeatureBody(nn.Module):
 
     def __init__(self, info: SpecialistInfo, vocabulary: int) -> None:
         super().__init__()
-        width, rest = info.width, {"dropout": info.dropout, "batch_first": True, "norm_first": True}
+        width = info.width
+        rest: dict[str, Any] = {"dropout": info.dropout, "batch_first": True, "norm_first": True}
         self.seen = nn.Sequential(nn.LayerNorm(info.channels), nn.Linear(info.channels, width))
         self.places = nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, width))
         self.looks = nn.TransformerEncoderLayer(width, info.heads, 4 * width, **rest)

@@ -115,7 +115,7 @@ def _train(
         seed=config.seed,
         count=own.max_steps * own.frames_per_step,
     )
-    facts = {"stage": "specialist", "base_sha256": encoder.sha256, "dataset_sha256": dataset.hash}
+    facts: dict[str, Any] = {"stage": "specialist", "base_sha256": encoder.sha256, "dataset_sha256": dataset.hash}
     facts |= {"questions": len(samples), "include_dev": include_dev}
     notes = {"base": encoder.name, "dataset": str(dataset.root), "seed": config.seed, "processes": 1}
     start_run(out, config.to_json(), facts, notes, resume=resume, free=_FREE)
