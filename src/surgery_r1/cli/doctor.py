@@ -155,5 +155,8 @@ class Doctor:
                 f"a full run: SFT {hours['sft']:.1f} h, RFT {hours['rft']:.1f} h, predicting val "
                 f"{hours['predict_val']:.1f} h, {hours['total']:.1f} h in all"
             )
+            load, cores = os.getloadavg()[0], os.cpu_count() or 1
+            if load > cores + 1:
+                say(f"this machine is busy (load {load:.1f} on {cores} cores): alone, a run takes less")
         if written is not None:
             say(f"receipt (self-reported): {written}")

@@ -61,6 +61,8 @@ def receipt(
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
             "cores": os.cpu_count(),
+            # Of the last minute: times of a busy machine say little.
+            "load": round(os.getloadavg()[0], 1),
             "memory_gib": round(psutil.virtual_memory().total / 2**30),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },

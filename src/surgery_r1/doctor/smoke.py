@@ -17,6 +17,7 @@ from surgery_r1.data.dataset import Dataset
 from surgery_r1.doctor.patient import Patient
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.generation import GenerationOptions
+from surgery_r1.evaluate.predict import evenly_spaced
 from surgery_r1.evaluate.run import predict_with_model
 from surgery_r1.evaluate.score import score_predictions
 from surgery_r1.train.config import TrainConfig
@@ -119,7 +120,7 @@ def _peak() -> int:
 def _hours(patient: Patient, short: TrainConfig, figures: dict[str, Any]) -> dict[str, float]:
     """Hours of the whole: steps as measured, evaluations on dev, and a prediction of val."""
     config, reply = patient.config, figures["reply_seconds"]
-    asked = config.eval.dev_samples or len(patient.dataset.split("dev"))
+    asked = len(evenly_spaced(patient.dataset.split("dev"), config.eval.dev_samples))
     scale = {"sft": 1.0, "rft": config.rft.prompts / short.rft.prompts}
     hours = {}
     for stage, share in scale.items():
