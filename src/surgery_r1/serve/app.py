@@ -71,7 +71,13 @@ def make_app(service: Service) -> tuple[Any, Worker]:
         docs_url=None,
         redoc_url=None,
         # FastAPI can send bodies and errors to a collector that the environment names.
-        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False},
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
     )
     _add_listings(app, service, worker)
     _add_answer(app, service, worker)
