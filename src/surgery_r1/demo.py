@@ -178,8 +178,7 @@ class Demo:
         return result
 
     def _report(self, dataset: Dataset) -> None:
-        from surgery_r1.report import write_report
-        from surgery_r1.report.rollouts import write_rollout_page
+        from surgery_r1.report import write_report, write_rollout_page
 
         path, rft = self.out / "report.html", self.out / "rft"
         runs = [self.out / name for name in self._variants() if (self.out / name / "run.json").is_file()]
