@@ -176,6 +176,13 @@ def test_what_runs_is_finished_when_it_is_told_to_stop(start):
 
 
 @pytest.mark.slow
+def test_it_stops_as_soon_as_it_has_told_its_address(start):
+    server = start("--model", "tiny")
+    assert httpx.get(f"{server.address}/healthz").status_code == 200
+    assert server.stop() == (0, "")
+
+
+@pytest.mark.slow
 def test_a_taken_port_is_told(start):
     server = start("--model", "tiny")
     port = server.address.rpartition(":")[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,12 @@ from surgery_r1.cli.predict import trained_model
 from surgery_r1.errors import SurgeryR1Error
 
 TOKEN_VARIABLE = "SURGERY_R1_SERVE_TOKEN"
+
+
+def _say_now(text: str) -> None:
+    """To whoever waits for the address at the other end of a pipe."""
+    say(text)
+    sys.stdout.flush()
 
 
 @dataclass
@@ -78,7 +85,7 @@ class Serve:
         settings = ServeSettings(
             tuple(models), self.host, self.port, token, self.host_name, rule, limits, self._server(), self.dtype
         )
-        serve(settings, say)
+        serve(settings, _say_now)
         return 0
 
     def _token(self) -> str:
