@@ -203,8 +203,8 @@ def test_a_model_behind_a_chat_server(start, tiny, tmp_path, fault):
         replies[text] = ("<think>it is left-top</think><answer>left-top</answer><box>[0, 0, 50, 50]</box>", tokens)
     (tmp_path / "replies.json").write_text(json.dumps(replies))
     serve = serving(Path(__file__).with_name("chat_server.py"), tmp_path, "--replies", str(tmp_path / "replies.json"))
+    behind = next(serve)(("none," + fault) if fault else "")
     try:
-        behind = next(serve)(("none," + fault) if fault else "")
         server = start("--model", str(TINY_BASE), "--endpoint", behind.endpoint)
         with httpx.Client(base_url=server.address, timeout=60) as client:
             if fault:
@@ -219,4 +219,4 @@ def test_a_model_behind_a_chat_server(start, tiny, tmp_path, fault):
         assert temperatures == {0.0, 1.0}
         assert server.stop()[0] == 0
     finally:
-        serve.close()
+        behind.stop()
