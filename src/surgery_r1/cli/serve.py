@@ -29,7 +29,8 @@ class Serve:
     """Answer questions over HTTP, with a page for the browser, on this machine."""
 
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A model folder, a run folder (its best), or tiny; several to compare them; by default demo/rft."""
+    """A model folder, a run folder (its best), tiny or tiny-rft; several to compare them; by default demo/rft, or the
+    shipped tiny-rft where there is none."""
     host: str = "127.0.0.1"
     """The address to listen at; other machines can ask only at another one, with a token."""
     port: int = 8765
