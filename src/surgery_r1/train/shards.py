@@ -87,15 +87,12 @@ def arranged(way: Shard, arguments: Any) -> Iterator[None]:
             }
             if arguments.device.type == "cpu":
                 plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
-                precision = "bf16" if arguments.bf16 else "no"
-                _on_a_cpu(DistributedType.FSDP, precision, fsdp_plugin=plugin)
-                if precision != "no":
-                    plugin.set_mixed_precision(precision)
+                _on_a_cpu(DistributedType.FSDP, fsdp_plugin=plugin)
         elif way != "none":
             plugin = zero.plugin_for(2 if way == "zero2" else 3, arguments)
             arguments.deepspeed_plugin = None if arguments.device.type == "cpu" else plugin
             if arguments.device.type == "cpu":
-                _on_a_cpu(DistributedType.DEEPSPEED, "no", deepspeed_plugin=plugin)
+                _on_a_cpu(DistributedType.DEEPSPEED, deepspeed_plugin=plugin)
         try:
             yield
         finally:
@@ -104,9 +101,9 @@ def arranged(way: Shard, arguments: Any) -> Iterator[None]:
                 zero.forget_settings()
 
 
-def _on_a_cpu(kind: DistributedType, precision: str, **plugins: Any) -> None:
+def _on_a_cpu(kind: DistributedType, **plugins: Any) -> None:
     """accelerate ignores plugins on a CPU; what it does with them does not depend on the device."""
-    Accelerator(cpu=True, mixed_precision=precision, **plugins)
+    Accelerator(cpu=True, **plugins)
     for state in (PartialState._shared_state, AcceleratorState._shared_state):
         state["distributed_type"] = kind
     if kind == DistributedType.DEEPSPEED:
