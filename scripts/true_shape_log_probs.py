@@ -6,7 +6,7 @@
 Two rows on one drawn frame are scored: once as one packed sequence that has the frame once (shared), once each alone
 (plain); in bfloat16 and in float32, with the same weights. What sharing adds to the error must lie within what bfloat16
 itself costs: the plain pass's distance from float32. One model at a time is in memory, each in a process of its own.
-``--max-pixels`` lowers the frame's tokens; ``scripts/make_model_folder.py --layers`` writes fewer layers, for less memory.
+``--max-pixels`` lowers the frame's tokens; ``scripts/make_model_folder.py --layers`` writes fewer layers.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def page(result: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"{result['date']}, `{result['command']}`: {result['layers']} layers, {result['targets']} targets of two rows "
-            f"({rows} tokens, {tokens['image']} of them of the frame), random weights "
+            f"{result['date']}, `{result['command']}`: {result['layers']} layers, {result['targets']} targets of two "
+            f"rows ({rows} tokens, {tokens['image']} of them of the frame), random weights "
             f"(mean log-probability {result['mean_log_prob']:.1f}).",
         ]
     )
