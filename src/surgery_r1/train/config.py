@@ -112,7 +112,9 @@ class RftConfig:
         questions_per_frame: take up to that many questions of a frame one after the other, so that they share it. The
             order is drawn once and is the same in every epoch: this changes which questions meet in a step, and so
             what is learned.
-        rollouts: who samples completions: the ``trainer`` itself, or a vLLM ``server`` (train rft --endpoint).
+        rollouts: who samples completions: the ``trainer`` itself, a vLLM ``server`` (train rft --endpoint), or vLLM
+            as a child of the trainer on the same GPU (``colocate``).
+        vllm: with ``colocate``, further arguments of ``vllm serve``.
         gap_bound: the run stops where log-probabilities of server and trainer differ by more than that many nats a
             token on average; 0 takes .01 in float32, .1 in formats of 16 bit.
         flips: also ask each question about its frame mirrored in each of these ways: ``horizontal``, ``vertical``,
@@ -136,7 +138,8 @@ class RftConfig:
     reasoning: bool = True
     share_frames: bool = True
     questions_per_frame: Positive = 1
-    rollouts: Literal["trainer", "server"] = "trainer"
+    rollouts: Literal["trainer", "server", "colocate"] = "trainer"
+    vllm: tuple[str, ...] = ()
     gap_bound: NotNegative = 0.0
     flips: tuple[str, ...] = ()
     trl: dict[str, Any] = field(default_factory=dict)
