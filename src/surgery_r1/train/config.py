@@ -149,7 +149,9 @@ class RftConfig:
         questions_per_frame: take up to that many questions of a frame one after the other, so that they share it. The
             order is drawn once and is the same in every epoch: this changes which questions meet in a step, and so
             what is learned.
-        rollouts: who samples completions: the ``trainer`` itself, or a vLLM ``server`` (train rft --endpoint).
+        rollouts: who samples completions: the ``trainer`` itself, a vLLM ``server`` (train rft --endpoint), or vLLM
+            as a child of the trainer on the same GPU (``colocate``).
+        vllm: with ``colocate``, further arguments of ``vllm serve``.
         gap_bound: the run stops where log-probabilities of server and trainer differ by more than that many nats a
             token on average; 0 takes .01 in float32, .1 in formats of 16 bit.
         rollouts_every: keep the groups of steps 1, 1 + that many, ... in the run folder, for ``report --rollouts``
@@ -176,7 +178,8 @@ class RftConfig:
     reasoning: bool = True
     share_frames: bool = True
     questions_per_frame: Positive = 1
-    rollouts: Literal["trainer", "server"] = "trainer"
+    rollouts: Literal["trainer", "server", "colocate"] = "trainer"
+    vllm: tuple[str, ...] = ()
     gap_bound: NotNegative = 0.0
     rollouts_every: Count = 5
     flips: tuple[str, ...] = ()
