@@ -23,11 +23,21 @@ def texts(result: dict[str, Any]) -> Iterator[str]:
 def rollouts(result: dict[str, Any]) -> Iterator[str]:
     yield "| ten steps of RFT | reward, our sampler | reward, the server | gap: mean of a step | largest | weights in |"
     yield "|---|---|---|---|---|---|"
+    # A result of before has no engine beside the trainer.
+    beside = [way for way in result["ways"] if "gap_mean_colocate" in way]
     for way in result["ways"]:
         first, last = min(way["gap_mean"]), max(way["gap_mean"])
         rewards = f"{way['reward_trainer']:.3f} | {way['reward_server']:.3f}"
         gaps = f"{first:.1e} to **{last:.1e}** | {way['gap_max']:.1e}"
         yield f"| {way['way'].split(',')[0]}, {way['dtype']} | {rewards} | {gaps} | {way['sync_seconds']:.2f} s |"
+    if beside:
+        yield ""
+        yield "| beside the trainer | reward | gap: mean of a step | largest |"
+        yield "|---|---|---|---|"
+    for way in beside:
+        first, last = min(way["gap_mean_colocate"]), max(way["gap_mean_colocate"])
+        gaps = f"{first:.1e} to **{last:.1e}** | {way['gap_max_colocate']:.1e}"
+        yield f"| {way['way'].split(',')[0]}, {way['dtype']} | {way['reward_colocate']:.3f} | {gaps} |"
     yield ""
     yield "| a server that is not right | the run |"
     yield "|---|---|"

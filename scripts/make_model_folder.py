@@ -2,6 +2,7 @@
 
     python scripts/make_model_folder.py qwen2_5_vl_3b OUT
     python scripts/make_model_folder.py qwen2_5_vl_7b OUT --config-only
+    python scripts/make_model_folder.py qwen2_5_vl_3b OUT --layers 18
 
 The model has learned nothing: the folder is for what its shape costs, in memory and time (``surgery-r1 train --plan``,
 ``scripts/run_true_shapes.py``). Weights are bfloat16, drawn by the seed and the tensor's name, and written in shards,
@@ -103,14 +104,21 @@ def config_of(name: str, tokenizer: Any) -> Any:
     return config
 
 
-def write_folder(name: str, out: Path, *, weights: bool = True, seed: int = 0) -> None:
-    """Write the folder of one of :data:`MODELS`; ``out`` must not hold anything yet."""
+def write_folder(name: str, out: Path, *, weights: bool = True, seed: int = 0, layers: int | None = None) -> None:
+    """Write the folder of one of :data:`MODELS`; ``out`` must not hold anything yet.
+
+    Args:
+        layers: of the language model, where memory does not hold all of them.
+    """
     if out.exists() and any(out.iterdir()):
         raise SystemExit(f"{out} is not empty")
     out.mkdir(parents=True, exist_ok=True)
     bare = tiny.TINY_BASE
     tokenizer = AutoTokenizer.from_pretrained(bare, local_files_only=True)
     config = config_of(name, tokenizer)
+    if layers is not None:
+        config.text_config.num_hidden_layers = layers
+        config.text_config.layer_types = config.text_config.layer_types[:layers]
     config.save_pretrained(out)
     patch = config.vision_config.patch_size
     # Limits of the published preprocessor_config.json.
@@ -172,8 +180,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--config-only", action="store_true", help="no weights: enough for --plan")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layers", type=int, help="fewer layers of the language model than published")
     args = parser.parse_args()
-    write_folder(args.name, args.out, weights=not args.config_only, seed=args.seed)
+    write_folder(args.name, args.out, weights=not args.config_only, seed=args.seed, layers=args.layers)
     print(json.dumps({"folder": str(args.out), "bytes": sum(path.stat().st_size for path in args.out.iterdir())}))
 
 

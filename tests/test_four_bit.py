@@ -198,7 +198,7 @@ def test_what_cannot_be_is_refused(dataset, tmp_path, monkeypatch):
     with pytest.raises(SurgeryR1Error, match=r"load_in_4bit needs lora.enabled = true: weights in 4 bit cannot be"):
         load_config("tiny", ("model.load_in_4bit=true",))
     server = ("lora.enabled=true", "model.load_in_4bit=true", 'rft.rollouts="server"')
-    with pytest.raises(SurgeryR1Error, match=r"'server' does not go with model.load_in_4bit: the server has the base"):
+    with pytest.raises(SurgeryR1Error, match=r"'server' does not go with model.load_in_4bit: vLLM has the base"):
         load_config("tiny", server)
     if importlib.util.find_spec("bitsandbytes"):
         from surgery_r1.train import ranks

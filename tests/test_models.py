@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from surgery_r1 import prompts
+import surgery_r1
+from surgery_r1 import geometry, prompts
 from surgery_r1._util.files import sha256_file
 from surgery_r1.codec import View
 from surgery_r1.errors import SurgeryR1Error
@@ -29,7 +30,7 @@ from surgery_r1.models.export import export
 from surgery_r1.models.load import resolve, weights_sha256
 from surgery_r1.models.processor import view_of
 from surgery_r1.models.save import recover, save_model
-from surgery_r1.models.tiny.architecture import NUMBER_TOKENS, SPECIAL_TOKENS, TAG_TOKENS, TINY_BASE
+from surgery_r1.models.tiny.architecture import NUMBER_TOKENS, SPECIAL_TOKENS, TAG_TOKENS, TINY_BASE, TINY_RFT
 
 SIZES = [(1280, 1024), (320, 256), (160, 128), (1920, 1080), (300, 700), (57, 41)]
 
@@ -110,9 +111,10 @@ def test_limits_of_the_base_are_whole_image_tokens(tiny):
         assert view_of(tiny.processor, *size) == view_of(earlier, *size) == View(*size, 168, 140)
 
 
-def test_the_record_of_the_base_is_that_of_its_files():
-    record = (Path(__file__).parents[1] / "docs" / "tiny_base" / "SHA256SUMS").read_text()
-    files = sorted(path for path in TINY_BASE.iterdir() if path.is_file())
+@pytest.mark.parametrize(("folder", "notes"), [(TINY_BASE, "tiny_base"), (TINY_RFT, "tiny_rft")])
+def test_the_record_of_a_shipped_model_is_that_of_its_files(folder, notes):
+    record = (Path(__file__).parents[1] / "docs" / notes / "SHA256SUMS").read_text()
+    files = sorted(path for path in folder.iterdir() if path.is_file())
     assert record == "".join(f"{sha256_file(path)}  {path.name}\n" for path in files)
 
 
@@ -589,3 +591,15 @@ def test_info_round_trip(tmp_path, tiny):
     info = replace(tiny.info, stage="rft", step=7)
     info.save(tmp_path)
     assert ModelInfo.read(tmp_path) == info
+
+
+def test_the_shipped_rft_model_can_do_the_task(dataset):
+    """On drawn frames of sequences and a size that it was not trained on."""
+    model = surgery_r1.load("tiny-rft")
+    assert model.stage == "rft"
+    samples = dataset.split("val")
+    replies = model.ask_many([(dataset.image_path(sample), sample.question) for sample in samples], max_new_tokens=48)
+    right = [reply.answer == sample.answer for reply, sample in zip(replies, samples, strict=True)]
+    found = [geometry.iou(reply.box_px, sample.box_px) >= 0.5 for reply, sample in zip(replies, samples, strict=True)]
+    assert sum(right) / len(right) > 0.8 and sum(found) / len(found) > 0.6
+    assert all(reply.rationale and not reply.problems for reply in replies)

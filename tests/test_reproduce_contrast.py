@@ -83,7 +83,7 @@ def test_a_contrast_needs_claims_and_a_file(tmp_path):
     with pytest.raises(SurgeryR1Error, match="claims is empty: nothing could fail"):
         read_contrast(path)
     with pytest.raises(SurgeryR1Error, match="no such contrast"):
-        read_contrast(tmp_path / "none.toml")
+        contrast_to_register(tmp_path / "out", tmp_path / "none.toml")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,8 +110,13 @@ def test_flags_and_config_must_agree(dataset_folder, tmp_path, capsys):
         (["--endpoint", url], "--set rft.rollouts=server"),
         (["--set", "rft.rollouts=server"], "name it with --endpoint URL"),
         (["--sync", "x"], "--sync without --endpoint"),
-        (["--set", "rft.trl.use_vllm=true"], "expands them again; take rollouts from a vLLM server instead"),
+        (["--set", "rft.trl.use_vllm=true"], "expands them again; let this project start vLLM"),
         (["--endpoint", url, "--set", "rft.rollouts=server", "rft.trl.top_p=0.9"], "rft.trl.top_p = 0.9 does not go"),
+        (["--vllm", "/no/vllm"], "--vllm, but rft.rollouts = 'trainer'"),
+        (["--vllm", "/no/vllm", "--set", "rft.rollouts=colocate"], "needs the vllm command, and /no/vllm is none"),
+        (["--endpoint", url, "--set", "rft.rollouts=colocate"], "--endpoint, but rft.rollouts = 'colocate'"),
+        (["--set", "rft.rollouts=server", "rft.vllm=['--x']", "--endpoint", url], "rft.vllm, but rft.rollouts = 'ser"),
+        (["--vllm", sys.executable, "--set", "rft.rollouts=colocate", "rft.trl.top_k=5"], "does not go with rft.rollo"),
         (["--endpoint", "http://192.0.2.1/v1", "--set", "rft.rollouts=server"], "--allow-remote-frames"),
     ):
         assert main([*common, *more]) == 2

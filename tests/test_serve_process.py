@@ -176,6 +176,13 @@ def test_what_runs_is_finished_when_it_is_told_to_stop(start):
 
 
 @pytest.mark.slow
+def test_it_stops_as_soon_as_it_has_told_its_address(start):
+    server = start("--model", "tiny")
+    assert httpx.get(f"{server.address}/healthz").status_code == 200
+    assert server.stop() == (0, "")
+
+
+@pytest.mark.slow
 def test_a_taken_port_is_told(start):
     server = start("--model", "tiny")
     port = server.address.rpartition(":")[2]
@@ -196,8 +203,8 @@ def test_a_model_behind_a_chat_server(start, tiny, tmp_path, fault):
         replies[text] = ("<think>it is left-top</think><answer>left-top</answer><box>[0, 0, 50, 50]</box>", tokens)
     (tmp_path / "replies.json").write_text(json.dumps(replies))
     serve = serving(Path(__file__).with_name("chat_server.py"), tmp_path, "--replies", str(tmp_path / "replies.json"))
+    behind = next(serve)(("none," + fault) if fault else "")
     try:
-        behind = next(serve)(("none," + fault) if fault else "")
         server = start("--model", str(TINY_BASE), "--endpoint", behind.endpoint)
         with httpx.Client(base_url=server.address, timeout=60) as client:
             if fault:
@@ -212,4 +219,4 @@ def test_a_model_behind_a_chat_server(start, tiny, tmp_path, fault):
         assert temperatures == {0.0, 1.0}
         assert server.stop()[0] == 0
     finally:
-        serve.close()
+        behind.stop()

@@ -80,6 +80,8 @@ def test_a_teachers_rationale_stays_with_its_frame(tiny, dataset, caplog):
     mixed.__dict__.pop("rows_of", None)
     with pytest.raises(SurgeryR1Error, match=r"no rationale here is by template-1.*sft.flip_rationales = false"):
         rows_shown(tiny, mixed, flip_rationales=True)
+    # Where no row has one, nobody need have written it.
+    assert len(rows_shown(tiny, mixed, tasks=("visual_qa",), flip_rationales=True)) == 2 * 106
 
 
 def test_detection_rows_ask_for_objects_by_name(tiny, dataset):

@@ -18,6 +18,7 @@ import pytest
 from served import only_this_machine, serving
 
 from surgery_r1.chat import endpoint as where
+from surgery_r1.chat.client import Client
 from surgery_r1.chat.endpoint import check_endpoint, on_this_machine
 from surgery_r1.chat.trouble import Refusals
 from surgery_r1.cli import main
@@ -105,6 +106,30 @@ def test_what_lies_in_the_environment_is_not_sent(folder, serve, tmp_path, monke
     assert build(folder, tmp_path / "ds", recipe_file(tmp_path / "r.toml", server.endpoint)) == 0
     for request in server.requests:
         assert request["headers"]["authorization"] == "Bearer meant" and "precious" not in str(request["headers"])
+
+
+@pytest.mark.parametrize("seeds", [True, False])
+def test_seeds_are_sent_unless_the_recipe_says_no(folder, serve, tmp_path, monkeypatch, seeds):
+    given, ask = [], Client.ask
+
+    def noted(self, model, messages, seed=None):
+        given.append(seed)
+        return ask(self, model, messages, seed)
+
+    monkeypatch.setattr(Client, "ask", noted)
+    recipe = recipe_file(tmp_path / "r.toml", serve().endpoint)
+    recipe.write_text(f"{recipe.read_text()}seeds = {str(seeds).lower()}\n")
+    assert build(folder, tmp_path / "dataset", recipe) == 0
+    assert given and all((seed is None) != seeds for seed in given)
+
+
+def test_a_server_that_dies_at_a_seed_is_explained(folder, tmp_path, capsys):
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port = probe.getsockname()[1]
+    recipe = recipe_file(tmp_path / "r.toml", f"http://127.0.0.1:{port}/v1", retries=0)
+    fails(
+        capsys, folder, tmp_path / "dataset", recipe, match="--no-enable-chunked-prefill, or set teacher.seeds = false"
+    )
 
 
 @pytest.mark.parametrize("key", ["two words", "schl\u00fcssel", "a\nb"])

@@ -186,7 +186,8 @@ def test_training_on_dev_keeps_the_last_model(dataset, tmp_path, monkeypatch):
     result = fit("sft", config, dataset, tmp_path / "run", include_dev=True)
     assert (result["steps"], result["best_step"]) == (3, 3)
     run = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert run["rows"] == len(dataset.train_rows(include_dev=True)) > len(dataset.train_rows())
+    tasks = config.sft.tasks
+    assert run["rows"] == len(dataset.train_rows(tasks, include_dev=True)) > len(dataset.train_rows(tasks))
 
 
 @pytest.mark.parametrize("moment", ["between", "saving"])

@@ -33,7 +33,7 @@ from surgery_r1.train.config import TrainConfig, load_config
 #: Everything that a demo writes into its folder; ``fresh`` removes these and nothing else.
 PARTS = (
     *("settings.json", "scenes18", "scenes17", "dataset", "first_look.png", "sft", "rft", "sft_continued"),
-    *("random_rewards", "scores", "demo.json", "report.html"),
+    *("random_rewards", "scores", "demo.json", "report.html", "rollouts.html"),
 )
 #: Metrics of which differences to SFT are shown: what RFT is paid for, and what must not fall meanwhile.
 _COMPARED = ("joint_at_iou50", "joint", "acc", "miou", "wrong_referent_broad", "rationale_right")
@@ -178,17 +178,20 @@ class Demo:
         return result
 
     def _report(self, dataset: Dataset) -> None:
-        from surgery_r1.report import write_report
+        from surgery_r1.report import write_report, write_rollout_page
 
-        path = self.out / "report.html"
+        path, rft = self.out / "report.html", self.out / "rft"
         runs = [self.out / name for name in self._variants() if (self.out / name / "run.json").is_file()]
         scores = [self.out / "scores" / name / split for name in self._variants() for split in SPLITS]
         write_report([*runs, *scores], path, dataset=dataset)
         self.say(f"\nopen {path.resolve()}")
+        if self.config.rft.rollouts_every:
+            rollouts = self.out / "rollouts.html"
+            write_rollout_page([rft], rollouts, dataset=dataset)
+            self.say(f"what RFT tried, and what it was paid for: {rollouts.resolve()}")
         sample = _shown(dataset)
-        self.say(
-            f'ask it: surgery-r1 ask "{dataset.image_path(sample)}" "{sample.question}" --model {self.out / "rft"}'
-        )
+        self.say(f'ask it: surgery-r1 ask "{dataset.image_path(sample)}" "{sample.question}" --model {rft}')
+        self.say(f"ask in a browser: surgery-r1 serve --model {rft} --model {self.out / 'sft'}")
 
 
 def run_demo(

@@ -23,6 +23,13 @@ def tell(**values: str) -> None:
     os.environ.update(values)
 
 
+def without_launcher() -> dict[str, str]:
+    """The environment without what a launcher says to its processes, for a program that is none of them."""
+    ranks = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
+    said = (*_PREFIXES, "TORCHELASTIC_", "MASTER_", "ROLE_")
+    return {name: value for name, value in os.environ.items() if name not in ranks and not name.startswith(said)}
+
+
 @contextlib.contextmanager
 def environment(**values: str) -> Iterator[None]:
     """Variables that are set inside the block, by us or by accelerate, are afterwards what they were."""

@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from surgery_r1.chat.endpoint import Endpoint
+from surgery_r1.chat.endpoint import Endpoint, through_socket
 from surgery_r1.chat.reply import ChatReply, NoCompletion, read_completion
 from surgery_r1.chat.tokens import TokenGroup, read_tokens
-from surgery_r1.chat.trouble import Passing, Refusals, Refused
+from surgery_r1.chat.trouble import Passing, Refusals, Refused, seconds_of
 from surgery_r1.errors import SurgeryR1Error
 
 #: What is wrong with a request, and not with the server or with who asks.
@@ -74,12 +75,15 @@ class Client:
         limits: how it is asked.
         names: of the settings, for errors.
         key: API key; empty where the server wants none.
+        socket: a file through which it is reached, in place of host and port.
 
     Raises:
         SurgeryR1Error: when the ``openai`` package is missing, or the key has characters that no key has.
     """
 
-    def __init__(self, endpoint: Endpoint, shown: str, limits: Limits, names: Names, key: str) -> None:
+    def __init__(
+        self, endpoint: Endpoint, shown: str, limits: Limits, names: Names, key: str, socket: Path | None = None
+    ) -> None:
         try:
             import openai
         except ImportError:
@@ -102,7 +106,10 @@ class Client:
             max_retries=0,
             # No proxy and no other host gets a frame.
             http_client=openai.DefaultHttpxClient(
-                follow_redirects=False, trust_env=False, event_hooks={"request": [self._clean]}
+                follow_redirects=False,
+                trust_env=False,
+                event_hooks={"request": [self._clean]},
+                transport=through_socket(socket, openai.DefaultHttpxClient) if socket else None,
             ),
         )
         self._turn = threading.Lock()
@@ -217,6 +224,14 @@ class Client:
 
         return self._retried(once)
 
+    def is_up(self, path: str) -> bool:
+        """Whether the server answers a GET of ``path``, beside its ``/v1``, and with success."""
+        try:
+            self._client.get(f"{self._root}{path}", cast_to=str)
+        except self._errors.APIError:
+            return False
+        return True
+
     def models(self) -> list[dict[str, Any]] | None:
         """What the server says that it serves, an object each with ``id``; None where it has no such list.
 
@@ -279,7 +294,7 @@ class Client:
                 fix="name the endpoint that is meant to have them",
             )
         if status in _PASSING or status >= 500:
-            raise Passing(f"answers {status}: {message}", _seconds(error.response.headers.get("retry-after")))
+            raise Passing(f"answers {status}: {message}", seconds_of(error.response.headers.get("retry-after")))
         if status not in _REFUSED:
             fix = {
                 401: f"put a valid key into {names.key}",
@@ -310,14 +325,6 @@ class Client:
     def close(self) -> None:
         """Close connections."""
         self._client.close()
-
-
-def _seconds(text: str | None) -> float:
-    """Seconds of a Retry-After header, at most two minutes; 0 without one, or for a date."""
-    try:
-        return min(max(float(text or 0), 0.0), 120.0)
-    except ValueError:
-        return 0.0
 
 
 def _short(text: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from surgery_r1.errors import SurgeryR1Error
@@ -103,3 +105,9 @@ def on_this_machine(address: _Address) -> bool:
     except OSError:
         return False
     return not address.is_multicast
+
+
+def through_socket(socket: Path, client: type) -> Any:
+    """A transport for a client of this class: its library is httpx or httpx2, by the release of ``openai``."""
+    library = importlib.import_module(client.__mro__[1].__module__.partition(".")[0])
+    return library.HTTPTransport(uds=str(socket))

@@ -50,3 +50,11 @@ class Passing(Exception):
     def __init__(self, what: str, pause: float = 0.0) -> None:
         super().__init__(what)
         self.what, self.pause = what, pause
+
+
+def seconds_of(text: str | None) -> float:
+    """Seconds of a Retry-After header, at most two minutes; 0 without one, or for a date."""
+    try:
+        return min(max(float(text or 0), 0.0), 120.0)
+    except ValueError:
+        return 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,12 +18,19 @@ from surgery_r1.errors import SurgeryR1Error
 TOKEN_VARIABLE = "SURGERY_R1_SERVE_TOKEN"
 
 
+def _say_now(text: str) -> None:
+    """To whoever waits for the address at the other end of a pipe."""
+    say(text)
+    sys.stdout.flush()
+
+
 @dataclass
 class Serve:
     """Answer questions over HTTP, with a page for the browser, on this machine."""
 
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A model folder, a run folder (its best), or tiny; several to compare them; by default demo/rft."""
+    """A model folder, a run folder (its best), tiny or tiny-rft; several to compare them; by default demo/rft, or the
+    shipped tiny-rft where there is none."""
     host: str = "127.0.0.1"
     """The address to listen at; other machines can ask only at another one, with a token."""
     port: int = 8765
@@ -78,7 +86,7 @@ class Serve:
         settings = ServeSettings(
             tuple(models), self.host, self.port, token, self.host_name, rule, limits, self._server(), self.dtype
         )
-        serve(settings, say)
+        serve(settings, _say_now)
         return 0
 
     def _token(self) -> str:

@@ -144,8 +144,10 @@ class TrainRft(_Train):
     """With --endpoint: the folder through which weights go to the server, on a disk that both see; --out/sync."""
     served_model: str = ""
     """With --endpoint: the model's name there; by default the only one."""
+    vllm: str | None = None
+    """With rft.rollouts = "colocate": the vllm command, which may lie in an environment of its own."""
     timeout: float = 600.0
-    """With --endpoint: seconds that a request may take."""
+    """With --endpoint or "colocate": seconds that a request may take."""
     retries: int = 6
     """With --endpoint: how often a request that failed is sent again, with growing pauses."""
     allow_remote_frames: bool = False
@@ -163,7 +165,7 @@ class TrainRft(_Train):
         if self.endpoint is None and alone:
             raise SurgeryR1Error(f"{alone[0]} without --endpoint", fix="name the server with --endpoint")
         if self.endpoint is None:
-            return None
+            return RolloutOptions(command=self.vllm, timeout=self.timeout)
         server = ServerOptions(
             self.endpoint,
             served_model=self.served_model,
@@ -172,7 +174,7 @@ class TrainRft(_Train):
             timeout=self.timeout,
             retries=self.retries,
         )
-        return RolloutOptions(server, self.sync)
+        return RolloutOptions(server, self.sync, self.vllm)
 
 
 @dataclass(kw_only=True)

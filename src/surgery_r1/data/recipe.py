@@ -65,6 +65,8 @@ class TeacherConfig:
         timeout: seconds that a reply may take.
         retries: how often a request that failed is sent again, with growing pauses.
         max_tokens, temperature: of a reply.
+        seeds: send a seed with each request, so that a server that draws from it answers the same again. vLLM on a CPU
+            ends at one, unless it is started with ``--no-enable-chunked-prefill``.
     """
 
     endpoint: str = ""
@@ -76,6 +78,7 @@ class TeacherConfig:
     retries: Count = 6
     max_tokens: Positive = 400
     temperature: NotNegative = 0.7
+    seeds: bool = True
 
 
 @dataclass(frozen=True)

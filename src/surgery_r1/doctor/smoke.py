@@ -21,6 +21,7 @@ from surgery_r1.evaluate.predict import evenly_spaced
 from surgery_r1.evaluate.run import predict_with_model
 from surgery_r1.evaluate.score import score_predictions
 from surgery_r1.train.config import TrainConfig
+from surgery_r1.train.rft import generation_cycle, rft_arguments
 from surgery_r1.train.stage import train
 
 STEPS = 5
@@ -41,7 +42,9 @@ def smoke(patient: Patient, told: Callable[[str], None] = lambda _: None) -> dic
     """
     few = patient.few(**_FRAMES)
     split = "val" if few.split("val") else "dev"
-    config = _five_steps(patient.config, few)
+    # RFT can end only where a cycle of its rollouts does.
+    cycle = generation_cycle(rft_arguments(patient.config, patient.scratch / "options", patient.allowed)[0])
+    config = _few_steps(patient.config, few, -(-STEPS // cycle) * cycle)
     figures: dict[str, Any] = {"frames": len(few.frames), "steps": STEPS}
     base: str | Path = patient.base
     for stage in ("sft", "rft"):
@@ -61,10 +64,10 @@ def smoke(patient: Patient, told: Callable[[str], None] = lambda _: None) -> dic
     return figures | {"hours": _hours(patient, config, figures)}
 
 
-def _five_steps(config: TrainConfig, few: Dataset) -> TrainConfig:
+def _few_steps(config: TrainConfig, few: Dataset, of_rft: int) -> TrainConfig:
     """The config's own stages, cut to a few steps. RFT asks what the frames have, and its time is scaled."""
     sft, rft = config.sft, config.rft
-    short: dict[str, Any] = {"max_steps": STEPS, "eval_every": STEPS, "warmup_steps": 1}
+    of_sft: dict[str, Any] = {"max_steps": STEPS, "eval_every": STEPS, "warmup_steps": 1}
     there = len(few.train_samples()) * (1 + len(rft.flips))
     group = max(1, rft.micro_batch // rft.generations)
     prompts = min(rft.prompts, there // group * group)
@@ -80,8 +83,8 @@ def _five_steps(config: TrainConfig, few: Dataset) -> TrainConfig:
         )
     return replace(
         config,
-        sft=replace(sft, **short, patience=0, trl=trl),
-        rft=replace(rft, **short, prompts=prompts),
+        sft=replace(sft, **of_sft, patience=0, trl=trl),
+        rft=replace(rft, max_steps=of_rft, eval_every=of_rft, warmup_steps=1, prompts=prompts),
         eval=replace(config.eval, dev_samples=_DEV_QUESTIONS, batch_size=_DEV_QUESTIONS, choose="last"),
         model=replace(config.model, vision_cache=""),
         tracker="none",

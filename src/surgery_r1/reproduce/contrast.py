@@ -102,10 +102,8 @@ def read_contrast(path: Path) -> Contrast:
     """A contrast file.
 
     Raises:
-        SurgeryR1Error: for a missing file, no TOML, and all unknown keys, names and values at once.
+        SurgeryR1Error: for no TOML, and for all unknown keys, names and values at once.
     """
-    if not path.is_file():
-        raise SurgeryR1Error("no such contrast", where=path, fix="give a TOML file, or leave --contrast out")
     data, text = toml.load_toml(path)
     return toml.build(Contrast, data, path, text, _wrong)
 

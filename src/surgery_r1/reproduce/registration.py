@@ -60,8 +60,10 @@ def contrast_to_register(folder: Path, given: Path | None) -> Path:
     """The contrast file that holds for a folder: the one that lies there, else ``given``, else the shipped one.
 
     Raises:
-        SurgeryR1Error: when the registered contrast was changed, or ``given`` is another one.
+        SurgeryR1Error: when the registered contrast was changed, or ``given`` is missing or another one.
     """
+    if given is not None and not given.is_file():
+        raise SurgeryR1Error("no such contrast", where=given, fix="give a TOML file, or leave --contrast out")
     here, noted = folder / "contrast.toml", folder / "registered.json"
     begun = read_json(noted) if noted.is_file() else None
     if begun is not None:

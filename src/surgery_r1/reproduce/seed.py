@@ -220,7 +220,7 @@ class SeedStages:
         scored = of_predictions(self.scores(row, split))
         if scored is None or not _is_scored(self.scores(row, split)):
             return False
-        if row.stage is not None and not is_trained(self.folder / row.name):
+        if not all(is_trained(self.folder / name) for name in (row.stage and row.name, row.parent) if name):
             return False
         made_of = of_run(self.folder / row.name) or {}
         parent = self.config.model.base if row.parent is None else self.folder / row.parent

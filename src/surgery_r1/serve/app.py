@@ -28,6 +28,9 @@ from surgery_r1.serve.scenes import SampleScene
 from surgery_r1.serve.worker import Answered, Job, Worker
 
 _CODES = {404: "not_found", 405: "method"}
+_SILENT: dict[str, Any] = {
+    "telemetry": dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
+}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.ErrorResponse} for status in (400, 401, 403, 408, 413, 415, 421, 422, 500, 502, 503, 504)
 }
@@ -71,7 +74,7 @@ def make_app(service: Service) -> tuple[Any, Worker]:
         docs_url=None,
         redoc_url=None,
         # FastAPI can send bodies and errors to a collector that the environment names.
-        telemetry=dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False),
+        **_SILENT,
     )
     _add_listings(app, service, worker)
     _add_answer(app, service, worker)

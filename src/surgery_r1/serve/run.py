@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -88,18 +89,21 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
     )
 
     class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            worker.stop()
-            super().handle_exit(sig, frame)
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            host, port = listening.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            # Told when it can be asked, and stopped.
+            say(f"serving {', '.join(service.engines)} at http://{shown}:{port}/")
 
-    # uvicorn raises the signal again when it is done, for whoever would end by it.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    # Whoever follows the line at once waits a moment and is not refused.
-    listening.listen(128)
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    say(f"serving {', '.join(service.engines)} at http://{shown}:{port}/")
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            # uvicorn's own would raise the signal again at the end, which is no clean exit.
+            worker.stop()
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
+
+    # What is loaded stays: the collector need not go through it, least of all at the end.
+    gc.freeze()
     Server(config).run(sockets=[listening])
 
 

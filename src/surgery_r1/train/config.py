@@ -149,7 +149,9 @@ class RftConfig:
         questions_per_frame: take up to that many questions of a frame one after the other, so that they share it. The
             order is drawn once and is the same in every epoch: this changes which questions meet in a step, and so
             what is learned.
-        rollouts: who samples completions: the ``trainer`` itself, or a vLLM ``server`` (train rft --endpoint).
+        rollouts: who samples completions: the ``trainer`` itself, a vLLM ``server`` (train rft --endpoint), or vLLM
+            as a child of the trainer on the same GPU (``colocate``).
+        vllm: with ``colocate``, further arguments of ``vllm serve``.
         gap_bound: the run stops where log-probabilities of server and trainer differ by more than that many nats a
             token on average; 0 takes .01 in float32, .1 in formats of 16 bit.
         rollouts_every: keep the groups of steps 1, 1 + that many, ... in the run folder, for ``report --rollouts``
@@ -176,7 +178,8 @@ class RftConfig:
     reasoning: bool = True
     share_frames: bool = True
     questions_per_frame: Positive = 1
-    rollouts: Literal["trainer", "server"] = "trainer"
+    rollouts: Literal["trainer", "server", "colocate"] = "trainer"
+    vllm: tuple[str, ...] = ()
     gap_bound: NotNegative = 0.0
     rollouts_every: Count = 5
     flips: tuple[str, ...] = ()
@@ -298,11 +301,9 @@ def _inconsistent(config: TrainConfig) -> Iterator[str]:
         yield "model.vision_cache and model.offload_vision need model.freeze_vision: they must not change"
     if model.load_in_4bit and not config.lora.enabled:
         yield "model.load_in_4bit needs lora.enabled = true: weights in 4 bit cannot be trained, an adapter on them can"
-    if model.load_in_4bit and rft.rollouts == "server":
-        yield (
-            "rft.rollouts = 'server' does not go with model.load_in_4bit: the server has the base in more bits, and "
-            "would sample from another model than the one that is trained"
-        )
+    if model.load_in_4bit and rft.rollouts != "trainer":
+        why = "vLLM has the base in more bits, and would sample from another model than the one that is trained"
+        yield f"rft.rollouts = {rft.rollouts!r} does not go with model.load_in_4bit: {why}"
     if sft.pack_tokens and not sft.rows_per_frame:
         yield "sft.pack_tokens needs sft.rows_per_frame: what is packed are the rows of frames"
     if sft.rows_per_frame:
@@ -311,8 +312,7 @@ def _inconsistent(config: TrainConfig) -> Iterator[str]:
         for name, value in fixed.items():
             if sft.trl.get(name, value) != value:
                 yield f"sft.trl.{name} = {sft.trl[name]!r} does not go with sft.rows_per_frame: leave one of them out"
-    yield from _wrong_flips("sft.flips", sft.flips)
-    yield from _wrong_flips("rft.flips", rft.flips)
+    yield from (*_wrong_flips("sft.flips", sft.flips), *_wrong_flips("rft.flips", rft.flips))
     if (most := max(asdict(sft.oversample).values())) > max(1, len(sft.flips)):
         yield f"sft.oversample wants {most} mirrors, sft.flips = {list(sft.flips)} has {len(sft.flips)}"
     mirrored = {"flip_rationales": sft.flip_rationales, "colour": sft.colour}

@@ -50,7 +50,8 @@ def rft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
     if rft.trl.get("use_vllm"):
         raise SurgeryR1Error(
             "rft.trl.use_vllm: TRL gives vLLM prompts whose image tokens are expanded, and vLLM expands them again",
-            fix="take rollouts from a vLLM server instead: --set rft.rollouts=server, and --endpoint URL",
+            fix="let this project start vLLM (--set rft.rollouts=colocate), or name a server (rft.rollouts=server and "
+            "--endpoint URL)",
         )
     args, held = trl_arguments(GRPOConfig, "rft", ours, config, out, allowed)
     if args.loss_type == "bnpo" and accumulation * ranks.count() > 1:
@@ -90,6 +91,8 @@ def train_rft(
         trainer["sampling"] = sampling
         kind = SharedFrameServerGRPOTrainer if share else ServerGRPOTrainer
     with contextlib.closing(sampling) if sampling is not None else contextlib.nullcontext():
+        if sampling is not None:
+            sampling.start(model, options.describe, bf16=arguments.bf16)
         return fit("rft", kind, trainer, options, cycle, every=config.rft.eval_every, baseline=True)
 
 

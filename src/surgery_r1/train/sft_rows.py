@@ -43,7 +43,8 @@ def in_mirrors(
     dataset: Dataset, rows: Sequence[TrainingRow], mirrors: Mapping[str, Sequence[str]], flip_rationales: bool
 ) -> Iterator[tuple[str, TrainingRow]]:
     """Each row as it is, and in the mirrors of its sample; flips, and rows with the rationale that goes with them."""
-    rationales = MirroredRationales(dataset) if flip_rationales else None
+    told_anew = flip_rationales and any(row.reasoning for row in rows)
+    rationales = MirroredRationales(dataset) if told_anew else None
     for row in rows:
         yield "none", row
         for flip in mirrors.get(row.sample_id, ()):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -27,6 +28,9 @@ _NAMES = Names(
     key=KEY_VARIABLE,
     settings="check --served-model, rft.max_completion, and how many images and tokens the server takes",
     again="see to the server and run again, with --resume where the run has begun",
+)
+_NAMES_OF_A_CHILD = replace(
+    _NAMES, who="rft.rollouts = 'colocate'", endpoint="vLLM", model="the run's own", settings="see its log"
 )
 #: Requests at a time; vLLM batches them itself.
 _CONCURRENCY = 32
@@ -59,19 +63,30 @@ class RolloutServer:
     Args:
         options: how it is reached.
         max_tokens, temperature: of a reply.
+        socket: a file through which a server of this machine is reached, in place of a port.
+        log: where such a server writes, for errors.
 
     Raises:
         SurgeryR1Error: for an endpoint elsewhere that was not allowed, or a missing client.
     """
 
-    def __init__(self, options: ServerOptions, max_tokens: int, temperature: float) -> None:
+    def __init__(
+        self,
+        options: ServerOptions,
+        max_tokens: int,
+        temperature: float,
+        socket: Path | None = None,
+        log: Path | None = None,
+    ) -> None:
         endpoint = check_endpoint(
             options.endpoint, options.allow_remote, setting=_NAMES.endpoint, key_variable=_NAMES.key
         )
         self.temperature = temperature
         self._max_tokens = max_tokens
         limits = Limits(max_tokens, temperature, timeout=options.timeout, retries=options.retries)
-        self.client = Client(endpoint, options.endpoint, limits, _NAMES, options.key)
+        names = _NAMES if log is None else _NAMES_OF_A_CHILD
+        shown = options.endpoint if log is None else f"({log})"
+        self.client = Client(endpoint, shown, limits, names, options.key, socket)
         self._wanted = options.served_model
         self._met = False
         #: Whether draws can be repeated: see :meth:`meet`.

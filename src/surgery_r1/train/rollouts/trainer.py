@@ -58,6 +58,10 @@ class ServerGRPOTrainer(WholeModelGRPOTrainer):
 
     def _sampled(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
         """Tokens and log-probabilities of the completions, a row each, in the order of the prompts."""
+        with self._sampling.awake():
+            return self._asked_for(prompt_ids)
+
+    def _asked_for(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
         start = time.perf_counter()
         name = self._synced()
         middle = time.perf_counter()

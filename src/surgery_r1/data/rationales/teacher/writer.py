@@ -31,6 +31,8 @@ _NAMES = Names(
     timeout="teacher.timeout",
     key="SURGERY_R1_TEACHER_KEY",
     settings="check the [teacher] table of the recipe",
+    again="see to the server and run again: what it has answered is kept and not asked for again. vLLM on a CPU ends "
+    "at a request with a seed: start it with --no-enable-chunked-prefill, or set teacher.seeds = false",
 )
 
 
@@ -118,7 +120,8 @@ class TeacherWriter:
         reply = self._cache.get(key)
         new = reply is None
         if reply is None:
-            answered = self._client.ask(self._config.model, self._messages(task, text), seed)
+            sent = seed if self._config.seeds else None
+            answered = self._client.ask(self._config.model, self._messages(task, text), sent)
             reply = TeacherResponse(**asdict(answered), sent_to=self._sent_to)
             # A refusal costs nothing, and may not stand when the server has been seen to.
             if reply.finish != "refused":
