@@ -31,6 +31,8 @@ _LOADED = re.compile(
 )
 _BAR = re.compile(r"<code>[^<]*\\\|[^<]*</code>")
 _ROLE = re.compile(r":(?:mod|class|func|meth|attr|data|exc):<code>~?")
+#: "width, height: ..." among the attributes of a docstring, which is taken for a name and its type.
+_SEVERAL = re.compile(r",(</\w+></code></b>)\s*\((<code>.*?</code>)\)\s*–")
 
 
 def uri_of(path: str) -> str:
@@ -115,6 +117,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
     """Docstrings without the roles before names in code, and bars in the code of tables without the backslash."""
+    html = _SEVERAL.sub(r"\1, <b>\2</b> –", html)
     return _BAR.sub(lambda code: code[0].replace(r"\|", "|"), _ROLE.sub("<code>", html))
 
 
