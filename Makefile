@@ -2,15 +2,17 @@
 # make test   all quick tests; make test-slow the others
 # make test-engines   vLLM and transformers serve against our own engine, in .venv-engines (3.5 GB), and DeepSpeed's ZeRO,
 #                     in .venv-deepspeed (1.5 GB); no part of .ci/run
+# make docs   the docs site into site/, by tools of its own in .venv-docs
 # make gpu    on a machine with a GPU: all that docs/gpu.md has no figure for; begun again, it goes on
 # They set themselves up in .venv (Python 3.11 or newer, pip).
 
 PYTHON ?= python3
 VENV ?= .venv
+DOCS_VENV ?= .venv-docs
 MODELS ?= tiny
 BIN := $(VENV)/bin
 
-.PHONY: setup demo demo-controls test test-slow test-engines gpu lint clean
+.PHONY: setup demo demo-controls test test-slow test-engines docs gpu lint clean
 
 setup: $(VENV)/ready
 
@@ -41,6 +43,17 @@ test-engines: setup
 	PYTHON=$(BIN)/python scripts/setup_deepspeed.sh
 	$(BIN)/python scripts/test_deepspeed.py
 
+# The extra alone: the reference is read from the source, so that neither torch nor the package is needed.
+$(DOCS_VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])' \
+		| xargs $(DOCS_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+	@touch $@
+
+# --strict: a link that leads nowhere, a page that is in no menu or loads from elsewhere, is an error.
+docs: $(DOCS_VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
 gpu: setup
 	$(BIN)/surgery-r1 gpu --out docs/gpu
 
@@ -50,4 +63,4 @@ lint: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .venv-engines .venv-deepspeed demo
+	rm -rf $(VENV) .venv-engines .venv-deepspeed $(DOCS_VENV) site demo
