@@ -46,13 +46,14 @@ from surgery_r1.models.sharing.prefill import ImagePatches, PromptTokens, prefil
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
 from surgery_r1.prompts import chat_messages
 from surgery_r1.rewards import Mixture, Truth, reward_named
+from surgery_r1.train.config import Oversample
 from surgery_r1.train.datasets import rft_dataset
 from surgery_r1.train.run_folder import seed_everything
 
 LOG = logging.getLogger("minimal_rft")
-
 #: Added to a standard deviation before dividing by it: a group whose rewards are all equal gets 0, not 0 / 0.
 STD_EPSILON = 1e-4
+REWARDS = {"format": 0.5, "answer": 1.0, "box": 1.0, "coherence": 1.0, "spatial": 1.0, "rationale": 1.0}
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,8 @@ class Settings:
     learning_rate: float = 8e-5
     warmup_steps: int = 3  # in which the learning rate rises from 0; it is constant afterwards
     max_completion: int = 40  # tokens after which a completion is cut
-    rewards: Mapping[str, float] = field(
-        default_factory=lambda: {"format": 0.5, "answer": 1.0, "box": 1.0, "coherence": 1.0, "spatial": 1.0}
-    )
+    rewards: Mapping[str, float] = field(default_factory=lambda: REWARDS)
+    tangled: int = 3  # how often to ask about an object that overlaps another, where others are asked about once
     flips: Sequence[str] = ("horizontal", "vertical", "both")  # ask every question of its mirrored frames, too
     seed: int = 0
     dev_samples: int = 300  # questions of dev to evaluate on, evenly spread; 0 takes all
@@ -240,7 +240,8 @@ def train(data: Path, start: Path | str, out: Path, settings: Settings) -> dict[
     # The frozen vision tower reads each frame once in the whole run.
     model.model.visual.requires_grad_(False)
     keep_frozen_features(model)
-    rows = rft_dataset(dataset, processor, bundle.info.box_space, flips=settings.flips, seed=settings.seed)
+    asked = {"flips": settings.flips, "oversample": Oversample(settings.tangled), "seed": settings.seed}
+    rows = rft_dataset(dataset, processor, bundle.info.box_space, **asked)
     if len(rows) < settings.prompts:
         raise SystemExit(f"{len(rows)} questions do not fill a step of {settings.prompts}: give fewer --prompts")
     mixture = Mixture(settings.rewards)
@@ -283,8 +284,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="SFT run or model folder to start from")
     parser.add_argument("--out", type=Path, required=True, help="new folder for the model and result.json")
     for name in ("steps", "prompts", "generations", "seed", "dev_samples"):
-        default = getattr(Settings, name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
+        parser.add_argument(
+            "--" + name.replace("_", "-"), type=int, default=getattr(Settings, name), help="%(default)s"
+        )
     parser.add_argument("--lr", type=float, default=Settings.learning_rate, help="default %(default)s")
     args = vars(parser.parse_args(arguments))
     data, model, out = (args.pop(name) for name in ("data", "model", "out"))
@@ -292,8 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"{out} exists: give another --out")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     stay_offline(False)
-    result = train(data, model, out, Settings(learning_rate=args.pop("lr"), **args))
-    LOG.info("dev before: %(start)s\ndev after: %(dev)s", result)
+    settings = Settings(learning_rate=args.pop("lr"), **args)
+    LOG.info("dev before: %(start)s\ndev after: %(dev)s", train(data, model, out, settings))
 
 
 if __name__ == "__main__":

@@ -46,26 +46,6 @@ class Asked:
     truth: Truth
 
 
-class SamplingEngine(TransformersEngine):
-    """Replies drawn at temperature 1 instead of the likeliest."""
-
-    def _continue(self, inputs: dict[str, Any]) -> list[str]:
-        tokenizer = self.encoder.processor.tokenizer
-        length = inputs["input_ids"].shape[1]
-        with torch.inference_mode():
-            output = self.model.generate(
-                **inputs,
-                max_new_tokens=self.options.max_new_tokens,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                use_cache=True,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        return tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-
-
 def questions(dataset: Dataset, bundle: Bundle, samples: Sequence[Sample], flips: Sequence[str]) -> list[Asked]:
     """``samples`` in each of ``flips``, those of a frame one after the other."""
     images: dict[tuple[str, str], MemoryImage] = {}
@@ -81,8 +61,8 @@ def questions(dataset: Dataset, bundle: Bundle, samples: Sequence[Sample], flips
     return found
 
 
-def replies(engine: TransformersEngine, asked: Sequence[Asked]) -> list[str]:
-    return [text for batch in engine.generate([each.prompt for each in asked]) for text in batch]
+def replies(engine: TransformersEngine, asked: Sequence[Asked], *, sampled: bool = False) -> list[str]:
+    return [one.text for batch in engine.write([each.prompt for each in asked], sampled=sampled) for one in batch]
 
 
 def concluded(text: str, truth: Truth) -> tuple[str | None, str | None]:
@@ -181,8 +161,7 @@ def main() -> None:
     found |= {"overlaps": overlaps(dataset), "models": {}}
     for name, _, folder in (model.partition("=") for model in arguments.model):
         bundle = from_pretrained(folder)
-        parts = bundle.model, bundle.processor, bundle.info.box_space, options
-        engine, drawing = TransformersEngine(*parts), SamplingEngine(*parts)
+        engine = TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)
         told: dict[str, Any] = {}
         for label, samples, flips in (
             ("train, as it is", chosen, ["none"]),
@@ -194,7 +173,7 @@ def main() -> None:
         torch.manual_seed(arguments.seed)
         size = config.rft.generations
         asked = [each for each in questions(dataset, bundle, some, ["horizontal"]) for _ in range(size)]
-        told["groups"] = groups(asked, replies(drawing, asked), Mixture(config.rft.rewards), size)
+        told["groups"] = groups(asked, replies(engine, asked, sampled=True), Mixture(config.rft.rewards), size)
         found["models"][name] = told
         write_json(arguments.out, found)
         print(name, told)

@@ -71,9 +71,12 @@ def tiny():
     return from_pretrained("tiny", device="cpu")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Chromium, where it and Playwright are installed."""
+    """Chromium, where it and Playwright are installed.
+
+    Not for the whole session: while it is open Playwright runs an event loop here, in which no other may be run.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: the page's script is not run")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:

@@ -39,7 +39,7 @@ def replies(truth: Truth) -> list[str]:
     answer, box = truth.accepted[0]
     right, near = (to_model(b, truth.box_space, truth.view) for b in (box, [value + 12 for value in box]))
     return [
-        render("it is there", answer, right),
+        render(f"it is {answer}", answer, right),
         render("no", "something else", right),
         render("it may be there", answer, near),
         f"<answer>{answer}</answer>",
@@ -117,7 +117,7 @@ def test_advantages_are_those_of_trl(stock):
 def test_advantages_where_rewards_do_not_apply(stock, monkeypatch):
     """One to a question, all of them to another; and a reward that is the same for a whole group."""
     trainer, _, _, _, repeated, _ = stock
-    rewards = torch.rand(3, G, 5, generator=torch.Generator().manual_seed(1))
+    rewards = torch.rand(3, G, len(load_config("tiny").rft.rewards), generator=torch.Generator().manual_seed(1))
     rewards[0, :, 2], rewards[1], rewards[2, :, 0] = torch.nan, torch.nan, 0.5
     monkeypatch.setattr(trainer, "_calculate_rewards", lambda *_: rewards.flatten(0, 1))
     theirs = trainer._generate_and_score_completions(repeated)["advantages"]
@@ -227,6 +227,7 @@ def test_defaults_are_those_of_the_tiny_config():
     assert (settings.learning_rate, settings.warmup_steps) == (rft.learning_rate, rft.warmup_steps)
     assert (settings.max_completion, 1.0) == (rft.max_completion, rft.temperature)
     assert (settings.rewards, settings.flips, settings.seed) == (rft.rewards, rft.flips, config.seed)
+    assert settings.tangled == rft.oversample.tangled
     dev = (settings.dev_samples, settings.dev_batch_size, settings.dev_max_new_tokens)
     assert dev == (config.eval.dev_samples, config.eval.batch_size, config.eval.max_new_tokens)
 

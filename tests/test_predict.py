@@ -19,6 +19,7 @@ from surgery_r1.codec import CODEC_VERSION, View, read_reply, render, to_model
 from surgery_r1.demo import Demo
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate import run as evaluate_run
+from surgery_r1.evaluate.confidence import Written
 from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine, numbered
 from surgery_r1.evaluate.predict import evenly_spaced, predict, prompt_of
 from surgery_r1.evaluate.score import score_predictions
@@ -318,7 +319,7 @@ def test_a_reply_shows_itself(dataset):
     ],
 )
 def test_a_reply_shows_whatever_the_model_says(dataset, monkeypatch, text):
-    monkeypatch.setattr(TransformersEngine, "generate", lambda *_: iter([[text]]))
+    monkeypatch.setattr(TransformersEngine, "write", lambda *_, **__: iter([[Written(text)]]))
     sample = dataset.split("val")[0]
     reply = load("tiny").ask(dataset.image_path(sample), "Where?")
     assert reply.text == text and len(reply._repr_png_()) > 100

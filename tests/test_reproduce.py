@@ -194,7 +194,7 @@ def test_sft_without_chain_of_thought_is_asked_for_none(dataset, tmp_path):
     result, _ = run(tmp_path / "out", dataset, rows=("sft_without_cot",))
     folder = tmp_path / "out" / "seed0"
     trained = json.loads((folder / "sft_without_cot" / "config.json").read_text())
-    assert trained["sft"]["tasks"] == ["visual_qa", "grounding_qa"] and trained["eval"]["reasoning"] is False
+    assert trained["sft"]["tasks"] == ["grounding_qa"] and trained["eval"]["reasoning"] is False
     line = json.loads((folder / "scores" / "sft_without_cot" / "val" / "predictions.jsonl").read_text().split("\n")[0])
     assert line["reasoning"] is False and "<think>" not in line["text"]
     assert result["rows"]["sft_without_cot"]["val"]["rationale_right"]["value"] is None

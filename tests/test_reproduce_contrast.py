@@ -120,7 +120,7 @@ def test_rows_change_what_they_say():
     assert made["sft"] == made["rft"] == config
     assert "cot" not in made["sft_without_cot"].sft.tasks and made["sft_without_cot"].sft.direct_answers
     assert not made["sft_without_cot"].eval.reasoning and not ROWS["sft_without_cot"].reasoning(config)
-    assert set(made["rft_without_coherence"].rft.rewards) == {"format", "answer", "box"}
+    assert set(made["rft_without_coherence"].rft.rewards) == {"format", "answer", "box", "rationale"}
     assert made["sft_continued"].sft.max_steps == 7 and made["sft_continued"].eval.choose == "last"
     assert made["random_rewards"].rft.rewards == {"random": 1.0}
     assert all(ROWS[row.parent].stage == "sft" for row in ROWS.values() if row.parent)
@@ -300,7 +300,7 @@ def test_a_contrast_is_judged(tmp_path, folders):
     assert set(better["by_seed"]) == {"0", "1"}
     # Better, but not by that much; and the rationales contradict the answers more often.
     assert not beyond["passed"] and beyond["difference"] > 0
-    assert not reasons["passed"] and reasons["difference"] > 0.5 and reasons["paid_for"] is False
+    assert not reasons["passed"] and reasons["difference"] > 0.5 and reasons["paid_for"] is True
     assert found["passed"] is False
 
 

@@ -89,13 +89,20 @@ def test_each_filter_finds_its_planted_groups(opened):
         press(page, "scope", "all steps")
 
 
+def has_text(page, selector: str, text) -> None:
+    """Waits for it. (Waiting for a function is an ``eval``, which the page's policy forbids.)"""
+    from playwright.sync_api import expect
+
+    expect(page.locator(selector)).to_have_text(text, timeout=120_000)
+
+
 def test_the_worst_group_is_one_click_away_and_the_first_to_be_seen(opened):
     page = opened()
     assert page.locator("#detail h2").inner_text() == "worst?" and shown(page)[0] == "worst?"
     press(page, "filter", "all equal")
     assert "All rewards are equal" in page.locator("#detail").inner_text()
     page.get_by_role("button", name="Worst group of the run").click()
-    page.wait_for_function('document.querySelector("#detail h2").textContent === "worst?"')
+    has_text(page, "#detail h2", "worst?")
     # Mirrored as it was shown to the model.
     assert "scale(-1, 1)" in page.locator(".frame .picture").get_attribute("style")
 
@@ -104,27 +111,27 @@ def test_keys_choose_steps_groups_and_replies(opened):
     page = opened()
     step = page.locator("#controls output")
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function('document.querySelector("#controls output").textContent === "6"')
+    has_text(page, "#controls output", "6")
     assert len(shown(page)) == 6
     first = page.locator("#detail h2").inner_text()
     page.keyboard.press("ArrowDown")
-    page.wait_for_function(f'document.querySelector("#detail h2").textContent !== "{first}"')
+    has_text(page, "#detail h2", re.compile(rf"^(?!{re.escape(first)}$)"))
     page.keyboard.press("2")
     assert page.evaluate("document.activeElement.dataset.reply") == "1"
     page.locator("#step").focus()
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function('document.querySelector("#controls output").textContent === "1"')
+    has_text(page, "#controls output", "1")
     assert page.evaluate("document.activeElement.id") == "step", "the slider can be moved on"
     page.locator("#step").blur()
     page.keyboard.press("w")
-    page.wait_for_function('document.querySelector("#controls output").textContent === "11"')
+    has_text(page, "#controls output", "11")
     assert step.inner_text() == "11"
 
 
 def test_boxes_texts_and_bars_of_a_group(opened):
     page = opened()
     press(page, "filter", "wrong referent")
-    page.wait_for_function('document.querySelector("#detail h2").textContent === "wrong referent?"')
+    has_text(page, "#detail h2", "wrong referent?")
     cards = page.locator(".replies > .reply")
     assert cards.count() == 3, "alike replies stand together"
     assert "×2" in cards.nth(1).inner_text() and cards.nth(0).locator("mark").count() == 0
@@ -149,7 +156,7 @@ def test_a_click_into_the_curves_chooses_a_step(opened):
     assert curve.locator("polyline").count() == 2
     box = curve.bounding_box()
     curve.click(position={"x": box["width"] * 34 / 640 + 2, "y": 60})
-    page.wait_for_function('document.querySelector("#controls output").textContent === "1"')
+    has_text(page, "#controls output", "1")
     assert len(shown(page)) == 6
 
 

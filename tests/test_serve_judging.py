@@ -114,7 +114,7 @@ def test_probabilities_of_tokens_are_those_of_the_model(tiny):
         # Behind its end a reply is padding.
         end = tiny.tokenizer.eos_token_id
         used = one.ids.index(end) + 1 if end in one.ids else count
-        assert list(one.log_probs[:used]) == pytest.approx(wanted[:used], abs=1e-4)
+        assert list(one.log_probs[:used]) == pytest.approx(wanted[:used], abs=1e-3)
 
 
 def test_sampled_replies_differ_and_can_be_stopped(tiny):

@@ -159,7 +159,7 @@ def test_a_port_in_use_is_an_error(monkeypatch):
 def test_questions_that_fill_no_step_are_an_error(dataset, tmp_path):
     from small import small
 
-    with pytest.raises(SurgeryR1Error, match=r"424 training questions, but 500 are asked at a time; set rft.prompts"):
+    with pytest.raises(SurgeryR1Error, match=r"472 training questions, but 500 are asked at a time; set rft.prompts"):
         stage.train("rft", small(rft_prompts=500), dataset, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

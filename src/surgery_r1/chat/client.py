@@ -16,8 +16,7 @@ from surgery_r1.chat.trouble import Passing, Refusals, Refused, seconds_of
 from surgery_r1.errors import SurgeryR1Error
 
 #: What is wrong with a request, and not with the server or with who asks.
-_REFUSED = (400, 413, 422)
-_PASSING = (408, 409, 425, 429)
+_REFUSED, _PASSING = (400, 413, 422), (408, 409, 425, 429)
 #: Servers without a list of models; transformers serve fails at it (500) where there is no hub cache.
 _NO_LIST = (404, 405, 500, 501)
 _LONGEST_PAUSE = 30.0

@@ -52,8 +52,7 @@ def predict_with_model(
     """
     options = options or GenerationOptions()
     refuse_taken(out)
-    specialist = specialist_folder(model)
-    if specialist is not None:
+    if (specialist := specialist_folder(model)) is not None:
         if engine != "transformers":
             raise SurgeryR1Error(f"--engine {engine} with a specialist", where=specialist, fix="leave it out")
         how: dict[str, Any] = {"limit": limit, "allow_hub": allow_hub, "progress": progress}
@@ -70,12 +69,9 @@ def predict_with_model(
         with_model=engine != "vllm",
     )
     check_reply_form(bundle.info, options.reasoning, model)
+    asked = VllmEngine(bundle, options, dtype) if engine == "vllm" else _own_engine(bundle, options)
     return predict(
-        dataset,
-        split,
-        VllmEngine(bundle, options, dtype) if engine == "vllm" else _own_engine(bundle, options),
-        bundle.info,
-        out,
+        *(dataset, split, asked, bundle.info, out),
         model_name=name or str(model),
         weights_sha256=weights_sha256(bundle.folder),
         engine_sha256=engine_sha256(bundle),

@@ -38,6 +38,8 @@ class WholeModelGRPOTrainer(GRPOTrainer):
         recorder: keeps the groups of some steps.
     """
 
+    _recorder: RolloutRecorder | None = None
+
     def __init__(self, *args: Any, recorder: RolloutRecorder | None = None, **kwargs: Any) -> None:
         self._recorder = recorder
         super().__init__(*args, **kwargs)
