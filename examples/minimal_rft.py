@@ -237,9 +237,8 @@ def train(data: Path, start: Path | str, out: Path, settings: Settings) -> dict[
     model = merged(bundle.model)
     if not attention.enable(model):
         raise SystemExit("this file needs a model that takes prefix trees; train this one with surgery-r1 train rft")
-    # The frozen vision tower reads each frame once in the whole run.
     model.model.visual.requires_grad_(False)
-    keep_frozen_features(model)
+    keep_frozen_features(model)  # the frozen tower reads each frame once in the whole run
     asked = {"flips": settings.flips, "oversample": Oversample(settings.tangled), "seed": settings.seed}
     rows = rft_dataset(dataset, processor, bundle.info.box_space, **asked)
     if len(rows) < settings.prompts:
@@ -284,9 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="SFT run or model folder to start from")
     parser.add_argument("--out", type=Path, required=True, help="new folder for the model and result.json")
     for name in ("steps", "prompts", "generations", "seed", "dev_samples"):
-        parser.add_argument(
-            "--" + name.replace("_", "-"), type=int, default=getattr(Settings, name), help="%(default)s"
-        )
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=getattr(Settings, name), help="default %(default)s")
     parser.add_argument("--lr", type=float, default=Settings.learning_rate, help="default %(default)s")
     args = vars(parser.parse_args(arguments))
     data, model, out = (args.pop(name) for name in ("data", "model", "out"))
@@ -294,8 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"{out} exists: give another --out")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     stay_offline(False)
-    settings = Settings(learning_rate=args.pop("lr"), **args)
-    LOG.info("dev before: %(start)s\ndev after: %(dev)s", train(data, model, out, settings))
+    found = train(data, model, out, Settings(learning_rate=args.pop("lr"), **args))
+    LOG.info("dev before: %(start)s\ndev after: %(dev)s", found)
 
 
 if __name__ == "__main__":

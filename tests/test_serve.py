@@ -390,7 +390,7 @@ def test_the_command_refuses_before_it_loads(capsys, tmp_path, monkeypatch):
         (["--model", "tiny", "--token-file", "token"], "holds no token"),
         (["--model", "tiny", "--served-model", "x"], "without --endpoint"),
         (["--model", "tiny", "--timeout", "0"], "--timeout 0"),
-        ([], "no model was named"),
+        (["--model", "no_such"], "no model at 'no_such'"),
     ):
         assert main(["serve", *args]) == 2
         assert wanted in capsys.readouterr().err

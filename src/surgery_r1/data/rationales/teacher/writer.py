@@ -6,7 +6,6 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,8 @@ class TeacherWriter:
         if reply is None:
             sent = seed if self._config.seeds else None
             answered = self._client.ask(self._config.model, self._messages(task, text), sent)
-            reply = TeacherResponse(**asdict(answered), sent_to=self._sent_to)
+            kept = ("text", "finish", "prompt_tokens", "completion_tokens")
+            reply = TeacherResponse(**{name: getattr(answered, name) for name in kept}, sent_to=self._sent_to)
             # A refusal costs nothing, and may not stand when the server has been seen to.
             if reply.finish != "refused":
                 self._cache.put(key, reply)
