@@ -202,6 +202,6 @@ def test_one_that_ends_ends_all(dataset_folder, tmp_path, way, event):
     said = [line for line in done.stderr.splitlines() if line.startswith(("error:", "told:"))]
     if "fail" in event:
         assert said[0] == "error: frame003.png: a frame cannot be read; copy it again"
-    # The launcher, too, ends who is left, sometimes before it has said why.
-    assert said or "fail" not in event
-    assert all(line.startswith("told: another process of this run has ended") for line in said["fail" in event :])
+    # When one is killed, the launcher may end the other before it has said why.
+    if "fail" in event or said:
+        assert said[-1].startswith("told: another process of this run has ended")
