@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 
 import pytest
@@ -73,15 +72,11 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium, where it and Playwright are installed.
+    """Chromium, or the reason why there is none.
 
     Not for the whole session: while it is open Playwright runs an event loop here, in which no other may be run.
     """
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: the page's script is not run")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium on this machine: the page's script is not run")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    from browser import launched
+
+    with launched() as found:
+        yield found

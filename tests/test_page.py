@@ -8,17 +8,11 @@ import json
 import re
 
 import pytest
-from browser import PAGE, SIZE, URL, Answers, launched
+from browser import PAGE, SIZE, URL, Answers
 from PIL import Image, ImageStat
 
 EVIL = '</script><img src=x onerror="document.title=1"><b>owned</b>'
 SIZES = [(1280, 800), (390, 844)]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with launched() as found:
-        yield found
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from browser import launched
 from PIL import Image
 from test_report import EVIL, sources
 from test_score import make_dataset, truth
@@ -32,12 +31,6 @@ def report(tmp_path_factory):
         write_jsonl(root / "runs" / name / "metrics.jsonl", log)
     write_report(sources(root), root / "report.html", dataset=dataset)
     return (root / "report.html").as_uri(), len(val)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with launched() as found:
-        yield found
 
 
 @pytest.fixture
