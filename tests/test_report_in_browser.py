@@ -75,7 +75,9 @@ def test_the_gallery_is_filtered_with_the_keyboard_alone(read, report, width, he
     choose("model", 0)
     assert count.inner_text().startswith(f"{total - 12} questions match")
     choose("answer", "right")
+    # Both systems stand on each card, and the other is right on these too.
     assert page.locator(".card").count() == 12
+    assert page.locator(".chip.right").count() == 24 and page.locator(".chip.wrong").count() == 0
     choose("outcome", "unreadable")
     assert count.inner_text() == "0 questions match; 0 shown."
     choose("answer", "all")
