@@ -9,7 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DOCS_VENV ?= .venv-docs
-MODELS ?= tiny
+MODELS ?= tiny-rft
 BIN := $(VENV)/bin
 
 .PHONY: setup demo demo-controls test test-slow test-engines docs gpu lint clean

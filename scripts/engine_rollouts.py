@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -83,8 +82,11 @@ def train(dataset: Path, model: Path, out: Path, way: str, *more: str | Path) ->
 
 
 def finished(run: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit status and last line of a run."""
-    said = run.communicate()[1].strip().splitlines()
+    """Exit status and last line of a run, which ends with this script."""
+    try:
+        said = run.communicate()[1].strip().splitlines()
+    finally:
+        run.kill()
     return run.returncode, said[-1] if said else ""
 
 
@@ -178,10 +180,12 @@ def _kill_after(count: int, out: Path, run: subprocess.Popen[str], server: Serve
     server.kill()
 
 
-def rollouts(dataset: Path, folder: Path, environment: Path) -> dict[str, Any]:
-    """All of it, and whether all is as it should be."""
-    folder.mkdir(exist_ok=True)
-    model = folder / "start" if (folder / "start").is_dir() else prepare(dataset, folder)
+def rollouts(dataset: Path, model: Path, folder: Path, environment: Path) -> dict[str, Any]:
+    """All of it, and whether all is as it should be.
+
+    Args:
+        model: what :func:`prepare` has made in ``folder``.
+    """
     ways = []
     for way in WAYS:
         ways.append(compare(way, dataset, model, folder, environment))
@@ -197,11 +201,3 @@ def rollouts(dataset: Path, folder: Path, environment: Path) -> dict[str, Any]:
         "killed": death,
         "good": good and all(w["as_expected"] for w in [*wrong, death]),
     }
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    dataset, folder, environment = map(Path, sys.argv[1:4])
-    result = rollouts(dataset, folder, environment)
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
-    sys.exit(0 if result["good"] else 1)
