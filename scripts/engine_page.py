@@ -42,6 +42,8 @@ def native(result: dict[str, Any]) -> Iterator[str]:
     for row in result["rows"]:
         held = ", ".join(f"`{name}`" for name in row["constraints"])
         yield f"| {row['asked']} | {held} | {row['questions']} | **{row['parsed']}** | {row['parsed_free']} |"
+    yield ""
+    yield f"`vllm serve` as it comes, with this model: the run stops: {result['as_it_comes']['said'].split(';')[0]}."
 
 
 def rollouts(result: dict[str, Any]) -> Iterator[str]:

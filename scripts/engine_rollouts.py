@@ -133,6 +133,11 @@ def compare(way: str, dataset: Path, model: Path, folder: Path, environment: Pat
     }
 
 
+def alike(way: dict[str, Any]) -> bool:
+    """Whether mean rewards lie together as far as other draws allow; a prompt that is read wrongly earns nothing."""
+    return all(abs(way[f"reward_{kind}"] - way["reward_trainer"]) <= 0.05 for kind in ("server", "colocate"))
+
+
 def refused(dataset: Path, model: Path, folder: Path, environment: Path) -> Iterator[dict[str, Any]]:
     """Servers that are not right, what the run says, and what it must say."""
     cases = {
@@ -194,7 +199,7 @@ def rollouts(dataset: Path, model: Path, folder: Path, environment: Path) -> dic
     death = killed(dataset, model, folder, environment)
     sys.stdout.write(f"servers that are not right: {json.dumps([*wrong, death])}\n")
     gaps = [max(*way["gap_mean"], *way["gap_mean_colocate"]) for way in ways if way["dtype"] == "float32"]
-    good = max(gaps) <= 0.01 and all(way["steps"] == STEPS == way["steps_colocate"] for way in ways)
+    good = max(gaps) <= 0.01 and all(way["steps"] == STEPS == way["steps_colocate"] and alike(way) for way in ways)
     return {
         "ways": ways,
         "wrong_servers": wrong,

@@ -79,7 +79,11 @@ def offline(environment: Path, *arguments: str | Path) -> None:
     """``predict --engine vllm`` by the Python of the environment that has vLLM."""
     command = [str(environment / "bin" / "python"), "-m", "surgery_r1", "predict", "--engine", "vllm"]
     source = {"PYTHONPATH": str(Path("src").resolve())}
-    subprocess.run([*command, *map(str, arguments)], check=True, capture_output=True, env={**variables(), **source})
+    done = subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, env={**variables(), **source}
+    )
+    if done.returncode:
+        sys.exit(f"{OFFLINE} ends with {done.returncode}:\n{done.stderr[-3000:]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +108,7 @@ class Job:
         return serve(self.dataset, self.folder / "serve", self.environment)
 
     def native(self) -> dict[str, Any]:
-        rows = list(native(self.dataset, self.folder / "native", self.environment))
-        return {"rows": rows, "good": all(row["as_expected"] for row in rows)}
+        return native(self.dataset, self.folder / "native", self.environment)
 
     @property
     def start(self) -> Path:

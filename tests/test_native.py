@@ -205,6 +205,14 @@ def test_an_obedient_server(dataset, dataset_folder, answers, serve, tmp_path, o
     assert main(["autopsy", *one]) == 0
 
 
+def test_a_model_that_writes_blanks_where_the_schema_lets_it_is_told(dataset_folder, serve, tmp_path, capsys):
+    """As vLLM 0.31 does with the tiny base: a schema bounds strings and numbers, not what stands between them."""
+    server = serve("blanks,blanks")
+    message = r"obeys a JSON schema, but its model writes blanks .*disable_any_whitespace"
+    fails(capsys, predict(dataset_folder, tmp_path / "p.jsonl", server), message)
+    assert not any(request["sizes"] for request in server.requests)
+
+
 def test_a_server_that_obeys_nothing_is_refused_before_a_frame_goes_out(dataset_folder, serve, tmp_path, capsys):
     server = serve("", 0.0, "--obeys", "none")
     fails(capsys, predict(dataset_folder, tmp_path / "p.jsonl", server), "no reply to a JSON schema.*--unconstrained")
