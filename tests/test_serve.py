@@ -17,6 +17,7 @@ from PIL import Image
 
 import surgery_r1
 from surgery_r1.cli import main
+from surgery_r1.serve import guard
 from surgery_r1.serve.app import Service, make_app
 from surgery_r1.serve.engines import OwnEngine
 from surgery_r1.serve.limits import Limits
@@ -407,3 +408,23 @@ def test_errors_are_the_same_shape_everywhere(ask):
     shape = ask("GET", "/openapi.json").json()["components"]["schemas"]["ErrorResponse"]
     assert list(shape["properties"]) == ["error"]
     assert json.loads(ask("GET", "/nothing").text)["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize(("token", "status"), [("", 408), ("a-long-enough-token", 401)])
+def test_a_body_that_stalls_is_answered(service, monkeypatch, token, status):
+    monkeypatch.setattr(guard, "_DRAIN_SECONDS", 0.2)
+    app, worker = make_app(replace(service, token=token, limits=replace(LIMITS, body_seconds=0.2)))
+    sent: list[dict] = []
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"100")]
+    scope = {"type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/v1/answer"}
+    scope |= {"raw_path": b"/v1/answer", "query_string": b"", "root_path": "", "headers": headers}
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 20))
+    assert worker.join(60)
+    assert [message["status"] for message in sent if "status" in message] == [status]

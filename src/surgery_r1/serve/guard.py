@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
@@ -154,8 +155,12 @@ class _Exchange:
 
     async def _drain(self) -> None:
         until = time.monotonic() + _DRAIN_SECONDS
-        while not self._whole and not self._waits and self._read < _DRAINED * self._limit and time.monotonic() < until:
-            await self._next()
+        while not self._whole and not self._waits and self._read < _DRAINED * self._limit:
+            try:
+                await asyncio.wait_for(self._next(), max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                # Whoever sends no more waits for the response, or for nothing.
+                return
 
     async def refuse(self, refusal: Refusal) -> None:
         """Answer with a refusal."""
