@@ -19,7 +19,7 @@ import surgery_r1
 from surgery_r1.cli import main
 from surgery_r1.serve import guard
 from surgery_r1.serve.app import Service, make_app
-from surgery_r1.serve.engines import OwnEngine
+from surgery_r1.serve.engines import OwnEngine, names_of
 from surgery_r1.serve.limits import Limits
 from surgery_r1.serve.page_files import read_page
 from surgery_r1.serve.run import ServeSettings, check_token
@@ -428,3 +428,8 @@ def test_a_body_that_stalls_is_answered(service, monkeypatch, token, status):
     asyncio.run(asyncio.wait_for(app(scope, receive, send), 20))
     assert worker.join(60)
     assert [message["status"] for message in sent if "status" in message] == [status]
+
+
+def test_no_two_models_have_one_name():
+    given = ["runs/rft-2", "runs/rft", "old/rft", "older/rft", "oldest/rft-2"]
+    assert names_of(given) == ["rft-2", "rft", "rft-3", "rft-4", "rft-2-2"]

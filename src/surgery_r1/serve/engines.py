@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -155,6 +156,8 @@ def names_of(models: Sequence[str]) -> list[str]:
 
     >>> names_of(["demo/sft", "demo/rft/best", "tiny", "other/sft"])
     ['sft', 'rft', 'tiny', 'sft-2']
+    >>> names_of(["runs/rft-2", "runs/rft", "old/rft"])
+    ['rft-2', 'rft', 'rft-3']
     """
     names: list[str] = []
     for model in models:
@@ -162,6 +165,6 @@ def names_of(models: Sequence[str]) -> list[str]:
         short = path.resolve().name if path.name in ("", ".", "..") else path.name
         if short == "best":
             short = path.resolve().parent.name
-        count = sum(name == short or name.rpartition("-")[0] == short for name in names)
-        names.append(f"{short}-{count + 1}" if count else short)
+        numbered = (f"{short}-{number}" for number in count(2))
+        names.append(next(name for name in (short, *islice(numbered, len(names) + 1)) if name not in names))
     return names
