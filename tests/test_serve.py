@@ -284,6 +284,7 @@ def test_other_host_names_are_refused(ask, host, status):
         ({"origin": "http://127.0.0.1:8765"}, 200),
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://[::1"}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-origin"}, 200),
     ],
