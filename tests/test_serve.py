@@ -434,3 +434,9 @@ def test_a_body_that_stalls_is_answered(service, monkeypatch, token, status):
 def test_no_two_models_have_one_name():
     given = ["runs/rft-2", "runs/rft", "old/rft", "older/rft", "oldest/rft-2"]
     assert names_of(given) == ["rft-2", "rft", "rft-3", "rft-4", "rft-2-2"]
+
+
+@pytest.mark.parametrize("names", [("questions", "question"), ("question", "questions")])
+def test_a_form_has_questions_under_one_name(ask, names):
+    fields = [("sample", (None, "scene-1")), *((name, (None, WHERE)) for name in names)]
+    assert error(ask("POST", "/v1/answer", files=fields)) == (400, "bad_request")
