@@ -327,3 +327,9 @@ def test_a_family_that_nothing_here_knows(llava, dataset_folder, tmp_path, capsy
     fails(capsys, main([*command, "--max-pixels", "9"]), "--max-pixels with a 'llava' model")
     assert main([*command, "--box-space", "norm1", "--box-format", "xywh"]) == 0
     assert [line["asked"]["boxes"] for line in lines(out)] == ["xywh, norm1"] * 3 and "input_width" not in lines(out)[0]
+
+
+def test_half_a_character_can_be_written():
+    prompt = NativePrompt("?", ("Idle",), None, True)
+    read = read_native('{"reasoning": "seen \\ud83d", "label": "Id\\ud83dle"}', prompt, View(100, 80, 0, 0))
+    assert (read.rationale, read.answer) == ("seen ?", "Id?le")
