@@ -119,9 +119,13 @@ class RolloutServer:
     def info(self) -> dict[str, Any]:
         """vLLM's configuration; empty where the server does not tell it (VLLM_SERVER_DEV_MODE=1)."""
         status, text = self.client.control("/server_info?config_format=json")
-        found = json.loads(text) if status == 200 else {}
-        config: dict[str, Any] = found.get("vllm_config", {})
-        return config
+        try:
+            found = json.loads(text) if status == 200 else {}
+        except ValueError:
+            found = {}
+        config = found.get("vllm_config") if isinstance(found, dict) else None
+        # Older ones tell it as text.
+        return config if isinstance(config, dict) else {}
 
     def base(self) -> str:
         """What the server calls the model that it was started with.
