@@ -440,3 +440,9 @@ def test_no_two_models_have_one_name():
 def test_a_form_has_questions_under_one_name(ask, names):
     fields = [("sample", (None, "scene-1")), *((name, (None, WHERE)) for name in names)]
     assert error(ask("POST", "/v1/answer", files=fields)) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_is_none_is_refused(capsys, port):
+    assert main(["serve", "--model", "tiny", "--port", port]) == 2
+    assert f"--port {port}" in capsys.readouterr().err
