@@ -81,7 +81,10 @@ SMALLER = (
     (r"surgery-r1 data make-scenes\b", "--frames 28 --size 160x128 --workers 1"),
     (r"surgery-r1 train sft (?!.*--plan)", f"--set {_SFT} {_EVAL}"),
     (r"surgery-r1 train rft (?!.*--plan)", f"--set {_RFT} {_EVAL}"),
-    (r"surgery-r1 train specialist\b", "--set specialist.max_steps=2 specialist.eval_every=2 specialist.frames_per_step=2"),
+    (
+        r"surgery-r1 train specialist\b",
+        "--set specialist.max_steps=2 specialist.eval_every=2 specialist.frames_per_step=2",
+    ),
     (r"surgery-r1 predict\b", "--max-new-tokens 24"),
     (r"surgery-r1 doctor\b", f"--set {_SFT} {_RFT} {_EVAL}"),
     (r"surgery-r1 serve\b", "--port PORT --max-new-tokens 24"),
