@@ -426,7 +426,6 @@ def test_what_needs_something_wrong_is_skipped(dataset_folder, tmp_path, capsys)
 
 def test_a_receipt_is_what_it_says(dataset_folder, dataset, tmp_path, capsys):
     receipts = tmp_path / "receipts"
-    receipts.mkdir()
     config = tmp_path / "secret_name.toml"
     config.write_text('extends = "tiny"\n')
     common = ["doctor", str(config), "--data", str(dataset_folder), "--only", "labels", "limits", "lora", "--json"]
