@@ -11,9 +11,10 @@ from typing import Any
 from PIL import Image
 
 from surgery_r1._util.parallel import finished_map
-from surgery_r1.chat.client import Client, Limits, Names
+from surgery_r1.chat.client import Client
 from surgery_r1.chat.endpoint import check_endpoint
 from surgery_r1.chat.frames import image_url
+from surgery_r1.chat.settings import Limits, Names
 from surgery_r1.chat.tokens import TokenGroup, TokenReply
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.endpoint import KEY_VARIABLE, ServerOptions
