@@ -314,8 +314,15 @@ def llava(tmp_path, tiny):
         text_config=hf.LlamaConfig(**shape, vocab_size=len(tokenizer), num_key_value_heads=2).to_dict(),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
-    hf.LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    model = hf.LlavaForConditionalGeneration(config)
+    model.generation_config.repetition_penalty = 1.05
+    model.save_pretrained(tmp_path)
     return tmp_path
+
+
+def test_penalties_of_a_folder_do_not_bend_what_is_measured(llava):
+    assert json.loads((llava / "generation_config.json").read_text())["repetition_penalty"] == 1.05
+    assert open_native(llava).model.generation_config.repetition_penalty in (None, 1.0)
 
 
 def test_a_family_that_nothing_here_knows(llava, dataset_folder, tmp_path, capsys):

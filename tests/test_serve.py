@@ -392,6 +392,9 @@ def test_the_command_refuses_before_it_loads(capsys, tmp_path, monkeypatch):
         (["--model", "tiny", "--token-file", "token"], "holds no token"),
         (["--model", "tiny", "--served-model", "x"], "without --endpoint"),
         (["--model", "tiny", "--timeout", "0"], "--timeout 0"),
+        (["--model", "tiny", "--max-megapixels", "inf"], "--max-megapixels inf"),
+        (["--model", "tiny", "--max-body-mb", "nan"], "--max-body-mb nan"),
+        (["--model", "tiny", "--batch-size", "-1"], "--batch-size -1"),
         (["--model", "no_such"], "no model at 'no_such'"),
     ):
         assert main(["serve", *args]) == 2

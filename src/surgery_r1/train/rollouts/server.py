@@ -107,7 +107,7 @@ class RolloutServer:
         """
         self.base()
         info = self.info()
-        mode = info.get("model_config", {}).get("logprobs_mode", "")
+        mode = (info.get("model_config") or {}).get("logprobs_mode") or ""
         if self.temperature != 1 and mode.startswith("raw"):
             raise SurgeryR1Error(
                 f"rft.temperature = {self.temperature:g}, but {self.name} tells log-probabilities at temperature 1",
