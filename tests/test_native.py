@@ -14,6 +14,7 @@ from surgery_r1.codec import View
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.box_units import SPACES
 from surgery_r1.evaluate.native.boxes import NATIVE_FORMATS, NativeBoxes
+from surgery_r1.evaluate.native.local import open_native
 from surgery_r1.evaluate.native.questions import NativeOptions, NativeQuestions
 from surgery_r1.evaluate.native.wording import NativePrompt, read_native
 from surgery_r1.geometry import iou
