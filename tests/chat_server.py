@@ -39,6 +39,7 @@ class Handler(teacher_server.Handler):
         }
 
     def good(self, body):
+        self.settings = {*body}
         reply, self.tokens = self.server.replies[body["messages"][1]["content"][-1]["text"]]
         return reply
 
@@ -74,6 +75,13 @@ class Handler(teacher_server.Handler):
 
     def _short(self, good):
         self._send(completion(good, "length", self.tokens))
+
+    def _unbiased(self, good):
+        """It does not know the field, and does not take what it does not know."""
+        if "logit_bias" in self.settings:
+            self._status(422)
+        else:
+            self._none(good)
 
     def _dead(self, good):
         os._exit(1)

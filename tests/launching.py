@@ -19,11 +19,12 @@ WORKER = Path(__file__).with_name("ranks_worker.py")
 def launch(tmp_path: Path, count: int, **job) -> subprocess.CompletedProcess:
     """Run :mod:`ranks_worker` in ``count`` processes."""
     path = tmp_path / "job.json"
-    path.write_text(json.dumps({name: str(v) if isinstance(v, Path) else v for name, v in job.items()}))
+    path.write_text(json.dumps(job, default=str))
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(count)] if count > 1 else []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(WORKER.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, str(WORKER), str(path)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    wait = 300 * len(job.get("jobs", "1"))
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=wait, check=False)
 
 
 def trained(tmp_path: Path, count: int, **job) -> Path:
@@ -87,11 +88,25 @@ def uneven(
     **changes,
 ) -> tuple[Path, dict]:
     """A run on rows or completions of 20 and 200 tokens, and the gradients of its first step."""
+    job = uneven_job(tmp_path, name, stage_name, data, base, lora, **changes)
+    return trained(tmp_path, count, **job), load_file(job["gradients"])
+
+
+def uneven_job(
+    tmp_path: Path, name: str, stage_name: str, data: Path, base: Path | str = "tiny", lora: bool = False, **changes
+) -> dict:
+    """What :mod:`ranks_worker` is told for :func:`uneven`."""
     rewards = tmp_path / "rewards.py"
     rewards.write_text("def length(text, truth):\n    return sum(map(ord, text)) % 7 / 7\n")
     whole = {**(UNEVEN_SFT if stage_name == "sft" else UNEVEN_RFT), **DEV, **changes}
     if stage_name == "rft":
         whole["rft_rewards"] = {f"{rewards}:length": 1.0}
     job = {"stage": stage_name, "data": data, "base": base, "lora": lora, "uneven": True, "changes": whole}
-    out = trained(tmp_path, count, out=tmp_path / name, gradients=tmp_path / f"{name}.grads", **job)
-    return out, load_file(tmp_path / f"{name}.grads")
+    return {**job, "out": tmp_path / name, "gradients": tmp_path / f"{name}.grads"}
+
+
+def uneven_together(tmp_path: Path, count: int, jobs: list[dict]) -> dict[str, tuple[Path, dict]]:
+    """Runs of :func:`uneven_job` that follow each other in the same processes, by name."""
+    done = launch(tmp_path, count, jobs=jobs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {job["out"].name: (job["out"], load_file(job["gradients"])) for job in jobs}

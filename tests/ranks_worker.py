@@ -3,7 +3,7 @@
 JOB is a JSON file: ``stage``, ``data`` (a dataset folder), ``out``, ``changes`` (of :func:`small.small`), and what the
 test wants to happen: ``lora``, ``base``, ``resume``, ``uneven`` (rows or completions of 20 and 200 tokens, and the
 gradients of the first step to ``gradients``), ``signal`` = [signal, rank, step], ``fail`` = [rank, step],
-``crash`` = [rank, step].
+``crash`` = [rank, step]. ``jobs`` = a list of such, run one after the other: starting costs more than a short run.
 """
 
 from __future__ import annotations
@@ -96,13 +96,15 @@ def main(job: dict) -> None:
     fit.resumable = watched
     more = {"base": job.get("base"), "resume": job.get("resume", False), "quiet": True}
     train(job["stage"], config, dataset, Path(job["out"]), **more)
-    ranks.leave()
 
 
 if __name__ == "__main__":
     try:
         with shown_messages(debug=False):
-            main(json.loads(Path(sys.argv[1]).read_text()))
+            given = json.loads(Path(sys.argv[1]).read_text())
+            for job in given.get("jobs", [given]):
+                main(job)
+            ranks.leave()
     except OtherProcessFailed as error:
         sys.stderr.write(f"told: {error}\n" if error.tell else "")
         sys.exit(2)

@@ -119,6 +119,8 @@ def test_one_that_does_not_start_is_told_with_its_own_words(started, tmp_path):
 
 def test_one_that_never_answers_is_not_waited_for(started, tmp_path, monkeypatch):
     monkeypatch.setattr(colocate, "_PATIENCE", 2.0)
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run/vllm.log").write_text("ValueError: of a run before this one\n")
     with pytest.raises(SurgeryR1Error, match=r"does not start; it says: nothing"):
         started("--fault", "silent")
 

@@ -9,8 +9,10 @@ import io
 import json
 import re
 import shutil
+import sys
 import threading
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -22,9 +24,12 @@ from surgery_r1.chat.frames import frame_url
 from surgery_r1.cli import main
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.endpoint import ServerOptions
+from surgery_r1.evaluate.generation import GenerationOptions
 from surgery_r1.evaluate.predict import prompt_of
+from surgery_r1.evaluate.vllm_engine import VllmEngine
 from surgery_r1.models.encode import MemoryImage, Prompt, PromptEncoder
 from surgery_r1.models.load import weights_sha256
+from surgery_r1.models.reply_tokens import banned_tokens
 from surgery_r1.models.tiny.architecture import TINY_BASE
 
 pytest.importorskip("openai", reason="pip install 'surgery-r1[teacher]'")
@@ -73,7 +78,14 @@ def fails(capsys, code: int, match: str) -> None:
     assert code == 2 and re.search(match, error), error
 
 
-def test_prompts_and_lines_are_those_of_the_local_engine(dataset, dataset_folder, replies, serve, tmp_path):
+def banned(tiny) -> tuple[int, ...]:
+    """What the engine of this process leaves out."""
+    found = banned_tokens(tiny.tokenizer, tiny.model.generation_config.eos_token_id)
+    assert tiny.processor.image_token_id in found
+    return found
+
+
+def test_prompts_and_lines_are_those_of_the_local_engine(tiny, dataset, dataset_folder, replies, serve, tmp_path):
     server = serve()
     assert predict(dataset_folder, tmp_path / "p.jsonl", server.endpoint) == 0
     records = lines(tmp_path / "p.jsonl")
@@ -95,7 +107,12 @@ def test_prompts_and_lines_are_those_of_the_local_engine(dataset, dataset_folder
     for request in server.requests:
         assert request["system"] == [{"type": "text", "text": prompts.system_text("norm100")}]
         assert request["kinds"] == ["image_url", "text"]
-        assert request["settings"] == {"model": str(TINY_BASE), "temperature": 0.0, "max_tokens": 24}
+        assert request["settings"] == {
+            "model": str(TINY_BASE),
+            "temperature": 0.0,
+            "max_tokens": 24,
+            "logit_bias": {str(token): -100 for token in banned(tiny)},
+        }
     scores = ["--data", str(dataset_folder), "--split", "val", "--out", str(tmp_path / "scores")]
     assert main(["score", str(tmp_path / "p.jsonl"), *scores]) == 0
 
@@ -105,6 +122,18 @@ def test_what_a_server_moved_aside_is_put_back(dataset_folder, replies, serve, t
     assert predict(dataset_folder, tmp_path / "p.jsonl", server.endpoint, "--concurrency", "1") == 0
     texts, known = [r["text"] for r in lines(tmp_path / "p.jsonl")], {reply for reply, _ in replies.values()}
     assert texts[2] == "<think>the kidney is" and set(texts[:2] + texts[3:]) <= known
+
+
+def test_a_server_that_bans_no_tokens_is_told_once_and_asked_without(dataset_folder, replies, serve, tmp_path, capsys):
+    server = serve("unbiased," * 50)
+    assert predict(dataset_folder, tmp_path / "p.jsonl", server.endpoint) == 0
+    texts, known = [r["text"] for r in lines(tmp_path / "p.jsonl")], {reply for reply, _ in replies.values()}
+    assert len(texts) == QUESTIONS and set(texts) <= known
+    said = capsys.readouterr().err
+    told = r"refuses a request with 422: .*planned 422.*; without logit_bias it answers\. .* the 6 tokens"
+    assert len(re.findall(told, said)) == 1 == said.count("logit_bias"), said
+    biased = ["logit_bias" in request["settings"] for request in server.requests]
+    assert biased == [True, *[False] * QUESTIONS]
 
 
 def test_trouble_that_passes_is_waited_out(dataset_folder, serve, tmp_path):
@@ -128,9 +157,12 @@ def test_trouble_that_passes_is_waited_out(dataset_folder, serve, tmp_path):
     ],
 )
 def test_a_wrong_server_is_told_after_one_frame(dataset_folder, serve, tmp_path, capsys, fault, match):
-    server = serve(fault)
+    # What is refused with banned tokens is tried without.
+    asked = 2 if fault == "400" else 1
+    server = serve(",".join([fault] * asked))
     fails(capsys, predict(dataset_folder, tmp_path / "p.jsonl", server.endpoint), match)
-    assert len(server.requests) == 1 and not (tmp_path / "p.jsonl").exists()
+    assert len(server.requests) == asked and len({request["sent"] for request in server.requests}) == 1
+    assert not (tmp_path / "p.jsonl").exists()
 
 
 def test_pixel_limits_that_differ_for_some_frames_alone_are_noticed(dataset_folder, serve, tmp_path, capsys):
@@ -287,6 +319,30 @@ def test_vllm_in_this_process_needs_vllm_and_no_server(dataset_folder, tmp_path,
     if importlib.util.find_spec("vllm") is None:
         fails(capsys, main(common), r"--engine vllm: vLLM cannot be imported here .* pip install vllm .* --endpoint")
     fails(capsys, main([*common, "--endpoint", "http://127.0.0.1:9/v1"]), "--engine vllm with --endpoint")
+
+
+def test_vllm_in_this_process_is_told_what_no_reply_may_hold(tiny, dataset, monkeypatch):
+    """It is not installed here: the module that is imported says what it was asked."""
+    prompt, seen = prompt_of(dataset.split("val")[0], dataset), []
+
+    class LLM:
+        def __init__(self, **_):
+            pass
+
+        def generate(self, requests, how, **_):
+            seen.append(how)
+            tokens = range(PromptEncoder(tiny.processor, "norm100").token_count(prompt))
+            return [SimpleNamespace(prompt_token_ids=tokens, outputs=[SimpleNamespace(token_ids=[5])])] * len(requests)
+
+    fake = ModuleType("vllm")
+    fake.LLM, fake.SamplingParams = LLM, lambda **settings: settings
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    engine = VllmEngine(tiny, GenerationOptions(max_new_tokens=7), "float32")
+    [[(number, text)]] = engine.replies([prompt])
+    assert (number, text) == (0, tiny.tokenizer.decode([5]))
+    [how] = seen
+    assert how.pop("logit_bias") == dict.fromkeys(banned(tiny), -100.0)
+    assert (how["temperature"], how["max_tokens"]) == (0.0, 7)
 
 
 def test_engines_that_expand_images_get_one_token_for_each(tiny, dataset):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -58,6 +59,23 @@ def test_a_killed_holder_blocks_nobody(holder, tmp_path):
     with held(tmp_path / "run", "training"):
         assert (tmp_path / ".run.lock").read_text().split()[0] == str(os.getpid())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_is_let_in_when_the_holder_has_ended(holder, tmp_path):
+    child = holder(tmp_path / "run")
+    entered = []
+
+    def wait():
+        with held(tmp_path / "run", "training", wait=True):
+            entered.append((tmp_path / ".run.lock").read_text().split()[0])
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive() and entered == []
+    child.kill()
+    waiting.join(60)
+    assert entered == [str(os.getpid())] and list(tmp_path.iterdir()) == []
 
 
 def test_two_names_of_one_folder_are_one_lock(tmp_path, monkeypatch):

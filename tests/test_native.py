@@ -14,6 +14,7 @@ from surgery_r1.codec import View
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.box_units import SPACES
 from surgery_r1.evaluate.native.boxes import NATIVE_FORMATS, NativeBoxes
+from surgery_r1.evaluate.native.local import open_native
 from surgery_r1.evaluate.native.questions import NativeOptions, NativeQuestions
 from surgery_r1.evaluate.native.wording import NativePrompt, read_native
 from surgery_r1.geometry import iou
@@ -322,8 +323,15 @@ def llava(tmp_path, tiny):
         text_config=hf.LlamaConfig(**shape, vocab_size=len(tokenizer), num_key_value_heads=2).to_dict(),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
-    hf.LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    model = hf.LlavaForConditionalGeneration(config)
+    model.generation_config.repetition_penalty = 1.05
+    model.save_pretrained(tmp_path)
     return tmp_path
+
+
+def test_penalties_of_a_folder_do_not_bend_what_is_measured(llava):
+    assert json.loads((llava / "generation_config.json").read_text())["repetition_penalty"] == 1.05
+    assert open_native(llava).model.generation_config.repetition_penalty in (None, 1.0)
 
 
 def test_a_family_that_nothing_here_knows(llava, dataset_folder, tmp_path, capsys):
@@ -335,3 +343,9 @@ def test_a_family_that_nothing_here_knows(llava, dataset_folder, tmp_path, capsy
     fails(capsys, main([*command, "--max-pixels", "9"]), "--max-pixels with a 'llava' model")
     assert main([*command, "--box-space", "norm1", "--box-format", "xywh"]) == 0
     assert [line["asked"]["boxes"] for line in lines(out)] == ["xywh, norm1"] * 3 and "input_width" not in lines(out)[0]
+
+
+def test_half_a_character_can_be_written():
+    prompt = NativePrompt("?", ("Idle",), None, True)
+    read = read_native('{"reasoning": "seen \\ud83d", "label": "Id\\ud83dle"}', prompt, View(100, 80, 0, 0))
+    assert (read.rationale, read.answer) == ("seen ?", "Id?le")

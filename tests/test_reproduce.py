@@ -16,6 +16,7 @@ import pytest
 from small import small
 from test_reproduce_contrast import claim, contrast_file, planted
 
+from surgery_r1._util.locks import held
 from surgery_r1.cli import main
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.compare import load_scores
@@ -126,6 +127,34 @@ def test_the_same_again_runs_nothing(copied, dataset):
     before = times(copied)
     _, done = run(copied, dataset, config=replace(QUICK, threads=1))
     assert set(done.values()) == {"reused"} and times(copied) == before and len(before) > 6
+
+
+def test_seeds_run_by_calls_of_their_own_end_in_one_table(copied, dataset):
+    """What a Slurm array or two cores do: each call runs one seed and shows what is finished by then."""
+    before = times(copied)
+    first, done = run(copied, dataset, seeds=(0, 3), only=(3,), rows=("base", "sft", "rft"))
+    assert done.pop("score base val") == "reused"
+    assert set(done.values()) == {"run"} and first["seeds"] == [0, 3]
+    assert set(first["rows"]["rft"]["val"]["acc"]["by_seed"]) == {"0", "3"}
+    assert list(first["rows"]["sft_continued"]["val"]["acc"]["by_seed"]) == ["0"]
+    assert {path: when for path, when in times(copied).items() if path in before} == before
+    page = (copied / "report.html").read_text()
+    assert "seed0/report.html" in page and "seed3/report.html" in page
+    whole, done = run(copied, dataset, seeds=(0, 3))
+    assert {stage for stage, was in done.items() if was == "run"} == {
+        stage for stage in done if "sft_continued" in stage
+    }
+    assert set(whole["rows"]["sft_continued"]["val"]["acc"]["by_seed"]) == {"0", "3"}
+    with pytest.raises(SurgeryR1Error, match=r"seed 5 is none of .* 0 3; add it to --seeds: 0 3 5"):
+        reproduction(copied, dataset, only=(5,)).run()
+
+
+def test_one_seed_is_run_by_one_call_at_a_time(copied, dataset):
+    with (
+        held(copied / "seed0", "reproducing"),
+        pytest.raises(SurgeryR1Error, match=r"seed0: .* is already reproducing here"),
+    ):
+        reproduction(copied, dataset).run()
 
 
 def test_what_is_lost_is_made_again_and_nothing_else(copied, dataset):

@@ -111,3 +111,9 @@ def test_a_file_that_is_none_is_named(tmp_path, content):
     path.write_bytes(content if content != b"" else path.read_bytes()[:-20])
     with pytest.raises(SurgeryR1Error, match=r"step-00001\.jsonl\.gz"):
         read_rollouts(path)
+
+
+def test_a_reply_may_hold_any_end_of_line(tmp_path):
+    groups = [{"replies": [{"text": "one\u2028two\x85three\x0bfour\r\nfive"}]}, {"replies": []}]
+    write_rollouts(tmp_path, 1, groups)
+    assert read_rollouts(rollout_files(tmp_path)[1]) == groups

@@ -312,3 +312,10 @@ def test_a_server_that_dies_loses_no_step(tiny, trained, tmp_path):
     timed = re.compile("time|seconds|runtime|per_second")
     strip = lambda steps: [{k: v for k, v in step.items() if not timed.search(k)} for step in steps]  # noqa: E731
     assert strip(resumed) == strip(whole)
+
+
+@pytest.mark.parametrize("told", ['{"vllm_config": "model=\'x\', dtype=bfloat16"}', "<html>", "[]"])
+def test_a_server_that_tells_its_configuration_otherwise_tells_none(monkeypatch, told):
+    server = RolloutServer(ServerOptions("http://127.0.0.1:1/v1"), 8, 1.0)
+    monkeypatch.setattr(server.client, "control", lambda path, body=None: (200, told))
+    assert server.info() == {}

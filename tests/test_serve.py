@@ -17,8 +17,9 @@ from PIL import Image
 
 import surgery_r1
 from surgery_r1.cli import main
+from surgery_r1.serve import guard
 from surgery_r1.serve.app import Service, make_app
-from surgery_r1.serve.engines import OwnEngine
+from surgery_r1.serve.engines import OwnEngine, names_of
 from surgery_r1.serve.limits import Limits
 from surgery_r1.serve.page_files import read_page
 from surgery_r1.serve.run import ServeSettings, check_token
@@ -283,6 +284,7 @@ def test_other_host_names_are_refused(ask, host, status):
         ({"origin": "http://127.0.0.1:8765"}, 200),
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://[::1"}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-origin"}, 200),
     ],
@@ -390,6 +392,9 @@ def test_the_command_refuses_before_it_loads(capsys, tmp_path, monkeypatch):
         (["--model", "tiny", "--token-file", "token"], "holds no token"),
         (["--model", "tiny", "--served-model", "x"], "without --endpoint"),
         (["--model", "tiny", "--timeout", "0"], "--timeout 0"),
+        (["--model", "tiny", "--max-megapixels", "inf"], "--max-megapixels inf"),
+        (["--model", "tiny", "--max-body-mb", "nan"], "--max-body-mb nan"),
+        (["--model", "tiny", "--batch-size", "-1"], "--batch-size -1"),
         (["--model", "no_such"], "no model at 'no_such'"),
     ):
         assert main(["serve", *args]) == 2
@@ -407,3 +412,40 @@ def test_errors_are_the_same_shape_everywhere(ask):
     shape = ask("GET", "/openapi.json").json()["components"]["schemas"]["ErrorResponse"]
     assert list(shape["properties"]) == ["error"]
     assert json.loads(ask("GET", "/nothing").text)["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize(("token", "status"), [("", 408), ("a-long-enough-token", 401)])
+def test_a_body_that_stalls_is_answered(service, monkeypatch, token, status):
+    monkeypatch.setattr(guard, "_DRAIN_SECONDS", 0.2)
+    app, worker = make_app(replace(service, token=token, limits=replace(LIMITS, body_seconds=0.2)))
+    sent: list[dict] = []
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"100")]
+    scope = {"type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/v1/answer"}
+    scope |= {"raw_path": b"/v1/answer", "query_string": b"", "root_path": "", "headers": headers}
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 20))
+    assert worker.join(60)
+    assert [message["status"] for message in sent if "status" in message] == [status]
+
+
+def test_no_two_models_have_one_name():
+    given = ["runs/rft-2", "runs/rft", "old/rft", "older/rft", "oldest/rft-2"]
+    assert names_of(given) == ["rft-2", "rft", "rft-3", "rft-4", "rft-2-2"]
+
+
+@pytest.mark.parametrize("names", [("questions", "question"), ("question", "questions")])
+def test_a_form_has_questions_under_one_name(ask, names):
+    fields = [("sample", (None, "scene-1")), *((name, (None, WHERE)) for name in names)]
+    assert error(ask("POST", "/v1/answer", files=fields)) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_is_none_is_refused(capsys, port):
+    assert main(["serve", "--model", "tiny", "--port", port]) == 2
+    assert f"--port {port}" in capsys.readouterr().err

@@ -253,7 +253,6 @@ def test_rft_samples_the_same_however_a_step_is_divided(dataset_folder, tmp_path
     changes |= {"rft_learning_rate": 0.02, "rft_max_completion": 24, "rft_rewards": {f"{rewards}:told_apart": 1.0}}
     job = {"stage": "rft", "data": dataset_folder, "base": "tiny"}
     whole = trained(tmp_path, 1, out=tmp_path / "whole", changes=changes, **job)
-    assert apart(weights(whole / "best"), weights(TINY_BASE)) > 3e-3
     divisions = [(2, {}), (2, {"rft_micro_batch": 4}), (1, {"rft_micro_batch": 8, "rft_share_frames": False})]
     told = ("reward", "reward_std", "completions/mean_length", "completions/max_length", "loss")
     for number, (count, division) in enumerate(divisions):
@@ -265,7 +264,10 @@ def test_rft_samples_the_same_however_a_step_is_divided(dataset_folder, tmp_path
         assert len(mine) == 4
         for record, other in zip(mine, theirs, strict=True):
             assert record == pytest.approx(other, rel=1e-5, abs=1e-6)
-        assert apart(weights(run / "best"), weights(whole / "best")) < 1e-4
+        between = apart(weights(run / "best"), weights(whole / "best"))
+        # Far less than what was learned: runs that hardly move are alike whatever they sample.
+        assert between < 1e-4
+        assert 10 * between < apart(weights(whole / "best"), weights(TINY_BASE))
 
 
 @pytest.mark.slow

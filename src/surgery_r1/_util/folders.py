@@ -15,12 +15,15 @@ from surgery_r1.errors import SurgeryR1Error
 
 
 @contextlib.contextmanager
-def replacing_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+def replacing_folder(out: Path, overwrite: bool | None = None) -> Iterator[Path]:
     """A temporary folder beside ``out`` that takes its place only when the block ends without an error.
+
+    Args:
+        overwrite: whether a dataset that is there may be replaced; None where nothing ever is.
 
     Raises:
         SurgeryR1Error: when another process is writing ``out``, it holds anything but a dataset, holds a dataset and
-            ``overwrite`` is False, or cannot be written.
+            ``overwrite`` is not True, or cannot be written.
     """
     with held(out, "writing"), writing(out):
         _clear_up(out)
@@ -49,15 +52,17 @@ def _left_by_build(name: str, out: str) -> bool:
     return re.fullmatch(rf"\.{re.escape(out)}\.[a-z0-9_]+\.(?:old|partial)", name) is not None
 
 
-def _check_replaceable(out: Path, overwrite: bool) -> None:
+def _check_replaceable(out: Path, overwrite: bool | None) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise SurgeryR1Error("is a file", where=out, fix="name a new folder for --out")
+        raise SurgeryR1Error("is a file", where=out, fix="name a new folder")
     if not any(out.iterdir()):
         return
+    if overwrite is None:
+        raise SurgeryR1Error("folder is not empty", where=out, fix="name a new folder")
     if not ((out / "manifest.json").is_file() and (out / "samples.jsonl").is_file()):
-        raise SurgeryR1Error("folder is not empty and not a dataset", where=out, fix="name a new folder for --out")
+        raise SurgeryR1Error("folder is not empty and not a dataset", where=out, fix="name a new folder")
     if not overwrite:
         raise SurgeryR1Error("a dataset is already there", where=out, fix="add --overwrite to replace it")
 

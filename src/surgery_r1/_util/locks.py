@@ -14,7 +14,7 @@ from surgery_r1.errors import SurgeryR1Error
 
 
 @contextlib.contextmanager
-def held(path: Path, what: str) -> Iterator[None]:
+def held(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing ``path``, a file or folder that need not be there yet.
 
     The lock is an open ``.NAME.lock`` beside it, which says who holds it. The system releases it when its process
@@ -22,6 +22,7 @@ def held(path: Path, what: str) -> Iterator[None]:
 
     Args:
         what: what the holder does, for the error that others see: ``training``, ``predicting``.
+        wait: until whoever holds it has ended, instead of an error.
 
     Raises:
         SurgeryR1Error: at once when another process (or this one) already holds it, or no lock can be written.
@@ -37,7 +38,7 @@ def held(path: Path, what: str) -> Iterator[None]:
     lock = place.with_name(f".{place.name}.lock")
     with writing(path):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        file = _locked(lock)
+        file = _locked(lock, wait)
     if file is None:
         raise SurgeryR1Error(
             f"{_holder(lock)} is already {what} here", where=path, fix="wait until it has ended, or give another --out"
@@ -50,12 +51,13 @@ def held(path: Path, what: str) -> Iterator[None]:
         os.close(file)
 
 
-def _locked(lock: Path) -> int | None:
+def _locked(lock: Path, wait: bool) -> int | None:
     """A descriptor of the file ``lock``, locked, with process and machine written into it; None if it is held."""
+    how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     while True:
         file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, how)
             if _is_open_at(lock, file):
                 os.ftruncate(file, 0)
                 os.write(file, f"{os.getpid()} {socket.gethostname()}\n".encode())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from surgery_r1.chat.endpoint import Endpoint, through_socket
 from surgery_r1.chat.reply import ChatReply, NoCompletion, read_completion
-from surgery_r1.chat.tokens import TokenGroup, read_tokens
+from surgery_r1.chat.settings import Limits, Names
+from surgery_r1.chat.tokens import TokenGroup, against, read_tokens
 from surgery_r1.chat.trouble import Passing, Refusals, Refused, seconds_of
 from surgery_r1.errors import SurgeryR1Error
 
@@ -21,48 +21,6 @@ _REFUSED, _PASSING = (400, 413, 422), (408, 409, 425, 429)
 _NO_LIST = (404, 405, 500, 501)
 _LONGEST_PAUSE = 30.0
 _HEADERS = {"host", "accept", "accept-encoding", "connection", "user-agent", "content-type", "content-length"}
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What errors call the settings of a client.
-
-    Attributes:
-        who: needs the client: ``a teacher``.
-        endpoint, model, timeout: settings, ``teacher.endpoint`` or ``--endpoint``.
-        key: the environment variable of the key.
-        settings: where to look when the server refuses what it is asked.
-        again: what to do when the server was there and is no longer.
-    """
-
-    who: str
-    endpoint: str
-    model: str
-    timeout: str
-    key: str
-    settings: str
-    again: str = "see to the server and run again: what it has answered is kept and not asked for again"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How a server is asked.
-
-    Attributes:
-        max_tokens, temperature: of a reply.
-        timeout: seconds that a reply may take.
-        retries: how often a request that failed is sent again, with growing pauses.
-        requests_per_minute: 0 for no limit.
-        refusals: requests that a server may refuse one after the other; then the fault is in the settings. Refusals
-            come back at once: the run of them ends when a request is answered that was under way when it began.
-    """
-
-    max_tokens: int
-    temperature: float
-    timeout: float
-    retries: int
-    requests_per_minute: int = 0
-    refusals: int = 1
 
 
 class Client:
@@ -128,18 +86,22 @@ class Client:
         messages: list[dict[str, Any]],
         seed: int | None = None,
         extra: dict[str, Any] | None = None,
+        banned: Iterable[int] = (),
     ) -> ChatReply:
         """The reply to a conversation; a request that the server refuses gives a reply that says so.
 
         Args:
             model: its name at the server.
             extra: settings beyond those of the protocol, which servers know or do not.
+            banned: tokens that no reply may hold.
 
         Raises:
             SurgeryR1Error: when the server cannot be reached or used, after all retries.
         """
         limits = self._limits
         sampling: dict[str, Any] = {} if seed is None else {"seed": seed}
+        if bias := against(banned):
+            sampling["logit_bias"] = bias
 
         def once() -> ChatReply:
             done = self._client.chat.completions.create(
@@ -194,7 +156,7 @@ class Client:
                 top_p=1.0,
                 presence_penalty=0.0,
                 frequency_penalty=0.0,
-                logit_bias={str(token): -100 for token in banned},
+                logit_bias=against(banned),  # type: ignore[arg-type]
                 extra_body={"return_token_ids": True, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
             )
             return read_tokens(done)

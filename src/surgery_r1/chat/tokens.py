@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from surgery_r1.chat.reply import NoCompletion
+
+#: What is added to the score of a token that is banned; the protocol takes no less. No model's scores lie as far apart.
+BAN = -100.0
+
+
+def against(banned: Iterable[int]) -> dict[str, float]:
+    """``logit_bias`` of a request whose replies may not hold some tokens.
+
+    >>> against([7, 8])
+    {'7': -100.0, '8': -100.0}
+    """
+    # transformers serve fails at whole numbers.
+    return {str(token): BAN for token in banned}
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ class ReproduceCommand:
     """With --data: where the images lie now, if they moved."""
     seeds: tuple[int, ...] = ()
     """Of scenes, SFT and RFT alike; by default those that --out was begun with, else the config's."""
+    only: tuple[int, ...] = ()
+    """Of these seeds, those that this call runs: calls with different ones may run side by side."""
     rows: tuple[str, ...] = ()
     """Rows to run; by default all: base sft_without_cot sft rft_without_coherence rft sft_continued random_rewards."""
     contrast: Path | None = None
@@ -64,6 +66,7 @@ class ReproduceCommand:
             config,
             dataset,
             self.seeds,
+            self.only,
             self.rows,
             self.contrast,
             frames=self.frames,

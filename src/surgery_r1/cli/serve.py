@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -71,9 +72,10 @@ class Serve:
         from surgery_r1.serve.limits import Limits
         from surgery_r1.serve.run import ServeSettings, serve
 
-        for flag, value in (("timeout", self.timeout), ("queue", self.queue), ("max-body-mb", self.max_body_mb)):
-            if not value > 0:
-                raise SurgeryR1Error(f"--{flag} {value}", fix="give more")
+        for flag in ("timeout", "queue", "max-body-mb", "max-megapixels", "max-new-tokens", "batch-size"):
+            value = getattr(self, flag.replace("-", "_"))
+            if not 0 < value < math.inf:
+                raise SurgeryR1Error(f"--{flag} {value}", fix="give a number above 0")
         limits = Limits(
             body_bytes=int(self.max_body_mb * 2**20),
             pixels=int(self.max_megapixels * 1e6),

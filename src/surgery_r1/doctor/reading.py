@@ -19,6 +19,7 @@ from surgery_r1.evaluate.generation import GenerationOptions
 from surgery_r1.evaluate.predict import prompt_of
 from surgery_r1.models.encode import MemoryImage, Prompt, PromptEncoder, load_image
 from surgery_r1.models.processor import view_of
+from surgery_r1.models.reply_tokens import banned_for
 from surgery_r1.models.sharing.attention import core
 
 #: Image tokens of a frame beyond which more pixels were seen to cost accuracy as well as time.
@@ -185,9 +186,8 @@ def _ask_server(patient: Patient, prompts: list[Prompt]) -> None:
     client, local = open_client(patient.server, 1)
     with closing(client):
         served = find_served(client, patient.base, patient.server.served_model, local, allow_hub=patient.allowed.hub)
-        engine = EndpointEngine(
-            client, served.name, bundle.processor, bundle.info.box_space, GenerationOptions(1, 1), concurrency=1
-        )
+        asked = (client, served.name, bundle.processor, bundle.info.box_space, GenerationOptions(1, 1))
+        engine = EndpointEngine(*asked, concurrency=1, banned=banned_for(bundle))
         for _ in engine.replies(prompts):
             pass
 

@@ -83,12 +83,15 @@ def _sha256(data: Any) -> str:
 
 
 def write_receipt(made: dict[str, Any], path: Path) -> Path:
-    """Write a receipt; in a folder it is named by its hash. The file that was written.
+    """Write a receipt; in a folder it is named by its hash. A path without an ending is a folder, there already or not.
+
+    Returns:
+        The file that was written.
 
     Raises:
         SurgeryR1Error: when there is another file of that name.
     """
-    file = path / f"{made['sha256'][:16]}.json" if path.is_dir() else path
+    file = path / f"{made['sha256'][:16]}.json" if path.is_dir() or not path.suffix else path
     if file.exists() and read_json(file) != made:
         raise SurgeryR1Error("holds another file", where=file, fix="name a new one, or a folder")
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,8 @@ class Written:
 class GreedyProbabilities:
     """Notes the log-probability of the most probable token of each row and step, as ``generate`` asks for scores.
 
-    Where decoding is greedy and nothing bends the scores, that token is the one written. Keeping the scores
+    Where decoding is greedy and nothing bends the scores, that token is the one written. Tokens that no reply may
+    hold are left out before: what the model gives to them is shared out among the others. Keeping the scores
     themselves would take gigabytes for a vocabulary of 150,000.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,14 +11,18 @@ from typing import Any
 
 from surgery_r1 import prompts as wording
 from surgery_r1._util.parallel import finished_map
-from surgery_r1.chat.client import Client, Limits, Names
+from surgery_r1.chat.client import Client
 from surgery_r1.chat.endpoint import check_endpoint
 from surgery_r1.chat.frames import frame_url, image_url
 from surgery_r1.chat.reply import WHOLE, ChatReply
+from surgery_r1.chat.settings import Limits, Names
+from surgery_r1.chat.trouble import Refused
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.generation import GenerationOptions
 from surgery_r1.models.encode import MemoryImage, Prompt, PromptEncoder
 from surgery_r1.models.load import resolve, weights_sha256
+
+logger = logging.getLogger(__name__)
 
 KEY_VARIABLE = "SURGERY_R1_ENDPOINT_KEY"
 NAMES = Names(
@@ -184,6 +189,7 @@ class EndpointEngine:
         box_space: of the model.
         options: length of replies; the batch size is the server's own affair.
         concurrency: requests at a time.
+        banned: tokens that no reply may hold; none are any more where a server refuses to be told.
     """
 
     name = "endpoint"
@@ -196,7 +202,9 @@ class EndpointEngine:
         box_space: str,
         options: GenerationOptions,
         concurrency: int,
+        banned: Sequence[int] = (),
     ) -> None:
+        self.banned = tuple(banned)
         self.encoder = PromptEncoder(processor, box_space)
         self._client, self._served, self._options, self._concurrency = client, served, options, concurrency
         # The questions of a frame are neighbours.
@@ -211,7 +219,7 @@ class EndpointEngine:
         """
         if not prompts:
             return
-        yield [(0, self._ask(self._request(prompts[0])))]
+        yield [(0, self._ask_first(self._request(prompts[0])))]
         # Prepared in this thread: tokenizers are not made for several.
         requests = (self._request(prompt) for prompt in prompts[1:])
         for number, text in finished_map(self._ask, requests, self._concurrency, self._client.stop):
@@ -224,9 +232,30 @@ class EndpointEngine:
         messages[-1]["content"][:0] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         return prompt, messages, self.encoder.token_count(prompt)
 
+    def _ask_first(self, request: tuple[Prompt, list[dict[str, Any]], int]) -> str:
+        """As :meth:`_ask`. A server that refuses a request with banned tokens is asked without."""
+        try:
+            return self._ask(request)
+        except Refused as refused:
+            banned, self.banned = self.banned, ()
+            if not banned:
+                raise
+            try:
+                text = self._ask(request)
+            except Refused:
+                self.banned = banned
+                raise refused from None
+            logger.warning(
+                "%s; without logit_bias it answers. Its replies may hold the %d tokens of frames and padding that are "
+                "banned elsewhere",
+                refused.what,
+                len(banned),
+            )
+            return text
+
     def _ask(self, request: tuple[Prompt, list[dict[str, Any]], int]) -> str:
         prompt, messages, tokens = request
-        reply = self._client.ask(self._served, messages)
+        reply = self._client.ask(self._served, messages, banned=self.banned)
         self._check(prompt, reply, tokens)
         return reply.text
 

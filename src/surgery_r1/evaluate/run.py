@@ -17,6 +17,7 @@ from surgery_r1.evaluate.specialist import predict_with_specialist
 from surgery_r1.evaluate.vllm_engine import VllmEngine, refuse_without_vllm
 from surgery_r1.models.load import Bundle, engine_sha256, from_pretrained, weights_sha256
 from surgery_r1.models.reply_forms import check_reply_form
+from surgery_r1.models.reply_tokens import banned_for
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
 from surgery_r1.models.specialist.folder import specialist_folder
 
@@ -121,10 +122,11 @@ def predict_with_endpoint(
         bundle = from_pretrained(served.folder, with_model=False, allow_hub=allow_hub)
         check_reply_form(bundle.info, options.reasoning, model)
         space, concurrency = bundle.info.box_space, server.concurrency
+        asked = (client, served.name, bundle.processor, space, options, concurrency, banned_for(bundle))
         return predict(
             dataset,
             split,
-            EndpointEngine(client, served.name, bundle.processor, space, options, concurrency),
+            EndpointEngine(*asked),
             bundle.info,
             out,
             model_name=str(model),

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from surgery_r1.chat.tokens import BAN
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.generation import GenerationOptions
 from surgery_r1.models.encode import Prompt, PromptEncoder, load_image
 from surgery_r1.models.load import Bundle, generation_config, is_adapter
+from surgery_r1.models.reply_tokens import banned_for
 
 #: Prompts that vLLM is given at a time: it batches them itself, and what it has answered is written after each.
 _AT_A_TIME = 256
@@ -54,6 +56,7 @@ class VllmEngine:
             )
         self.encoder = PromptEncoder(bundle.processor, bundle.info.box_space)
         self._folder, self._options, self._dtype = bundle.folder, options, dtype
+        self._bias = dict.fromkeys(banned_for(bundle), BAN) or None
         ends = generation_config(bundle.folder, bundle.tokenizer).eos_token_id
         self._ends = ends if isinstance(ends, list) else [ends]
 
@@ -70,7 +73,11 @@ class VllmEngine:
         longest = max(map(self.encoder.token_count, prompts)) + self._options.max_new_tokens
         engine = self._start(vllm, longest, max(len(prompt.images) for prompt in prompts))
         greedy = vllm.SamplingParams(
-            temperature=0.0, max_tokens=self._options.max_new_tokens, stop_token_ids=self._ends, detokenize=False
+            temperature=0.0,
+            max_tokens=self._options.max_new_tokens,
+            stop_token_ids=self._ends,
+            logit_bias=self._bias,
+            detokenize=False,
         )
         for start in range(0, len(prompts), _AT_A_TIME):
             batch = prompts[start : start + _AT_A_TIME]

@@ -29,7 +29,7 @@ def export(run: Path, out: Path, *, adapter_only: bool = False, allow_hub: bool 
     Raises:
         SurgeryR1Error: when ``out`` is not empty, ``run`` holds no model, or no adapter where one is asked for.
     """
-    with replacing_folder(out, overwrite=False) as folder:
+    with replacing_folder(out) as folder:
         bundle = from_pretrained(run, allow_hub=allow_hub, with_model=not adapter_only, load_in_4bit=False)
         if adapter_only:
             adapter = _write_adapter(bundle, folder, allow_hub)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from surgery_r1.models.load import Bundle, generation_config
+
 #: Of the Qwen-VL families.
 _FRAMES = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 
@@ -30,3 +32,8 @@ def banned_tokens(tokenizer: Any, ends: int | Iterable[int] | None) -> tuple[int
     return tuple(
         sorted(token for token in found if token is not None and token not in ending | {tokenizer.eos_token_id})
     )
+
+
+def banned_for(bundle: Bundle) -> tuple[int, ...]:
+    """:func:`banned_tokens` of a model whose weights are elsewhere: at a server, or in another engine."""
+    return banned_tokens(bundle.tokenizer, generation_config(bundle.folder, bundle.tokenizer).eos_token_id)

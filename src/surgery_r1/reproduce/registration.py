@@ -119,6 +119,12 @@ def register(
     known = {item["seed"] for item in begun["seeds"]}
     begun["seeds"] += [{"seed": seed, "added": now()} for seed in seeds if seed not in known]
     write_json(noted, begun)
+    return read_registration(folder)
+
+
+def read_registration(folder: Path) -> Registration:
+    """What :func:`register` wrote."""
+    begun = read_json(folder / "registered.json")
     facts = {name: begun[name] for name in ("registered", "config", "data", "seeds")}
     return Registration(folder, begun["contrast"]["sha256"], **facts)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,13 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.reproduce.contrast import Contrast, check_contrast, read_contrast
 from surgery_r1.reproduce.judge import judge
 from surgery_r1.reproduce.pool import Pool
-from surgery_r1.reproduce.registration import Registration, contrast_to_register, register, registered_seeds
+from surgery_r1.reproduce.registration import (
+    Registration,
+    contrast_to_register,
+    read_registration,
+    register,
+    registered_seeds,
+)
 from surgery_r1.reproduce.rows import COHERENCE, ROWS, Row, check_config, rows_named
 from surgery_r1.reproduce.seed import SeedStages
 from surgery_r1.reproduce.tables import MEASURES, result_tables
@@ -32,6 +38,8 @@ class Reproduction:
         config: what to train; its seed is replaced by each of ``seeds``.
         data: the user's dataset, on which the seeds are those of training; None draws scenes of each seed.
         seeds: none takes those that the folder was begun with, else the config's.
+        only: seeds that this call runs, of those that the folder is begun with; none takes all. Calls with different
+            ones may run side by side: each shows what is finished when it ends.
         rows: names of :data:`surgery_r1.reproduce.rows.ROWS` that this call runs; none takes all.
         contrast: a contrast file in place of the shipped one.
         size, frames: of drawn scenes, see :func:`surgery_r1.stages.draw_scenes`.
@@ -43,6 +51,7 @@ class Reproduction:
     config: TrainConfig
     data: Dataset | None = None
     seeds: Sequence[int] = ()
+    only: Sequence[int] = ()
     rows: Sequence[str] = ()
     contrast: Path | None = None
     size: tuple[int, int] = (320, 256)
@@ -61,13 +70,18 @@ class Reproduction:
         """
         rows = rows_named(self.rows)
         check_config(self.config, rows)
-        with held(self.out, "reproducing"):
+        with held(self.out, "reproducing", wait=True):
             registration, contrast = self._register()
-            hashes: dict[Path, str] = {}
-            stages = [self._of(item["seed"], hashes) for item in registration.seeds]
-            for one in stages:
+        hashes: dict[Path, str] = {}
+        run = {seed: self._of(seed, hashes) for seed in self._chosen(registration)}
+        for one in run.values():
+            with held(one.folder, "reproducing"):
                 self._run_seed(one, rows, contrast)
-            result = self._conclude(registration, contrast, stages)
+        with held(self.out, "reproducing", wait=True):
+            # Another call may have added seeds or finished stages meanwhile.
+            registration = read_registration(self.out)
+            stages = [run.get(item["seed"]) or self._of(item["seed"], hashes) for item in registration.seeds]
+            result = self._conclude(registration, contrast, stages, run)
         useless = next((claim for claim in result["contrast"]["claims"] if "fix" in claim), None)
         if useless is not None:
             what = f"tables and report are written, but the contrast cannot be judged: {useless['why']}"
@@ -88,6 +102,17 @@ class Reproduction:
             f"{registration.contrast}"
         )
         return registration, contrast
+
+    def _chosen(self, registration: Registration) -> list[int]:
+        """The seeds that this call runs."""
+        known = [item["seed"] for item in registration.seeds]
+        if unknown := [seed for seed in self.only if seed not in known]:
+            raise SurgeryR1Error(
+                f"seed {unknown[0]} is none of those that this folder is begun with: {' '.join(map(str, known))}",
+                where=self.out,
+                fix=f"add it to --seeds: {' '.join(map(str, [*known, *unknown]))}",
+            )
+        return [seed for seed in known if not self.only or seed in self.only]
 
     def _splits(self) -> list[str]:
         """Those of :data:`SPLITS` that have questions; drawn scenes have both."""
@@ -125,8 +150,10 @@ class Reproduction:
                 if row.name in contrast.rows_swapped(split):
                     stages.swap(row, split, contrast.swapped_questions)
 
-    def _conclude(self, registration: Registration, contrast: Contrast, stages: Sequence[SeedStages]) -> dict[str, Any]:
-        """Judge, and write what is shown."""
+    def _conclude(
+        self, registration: Registration, contrast: Contrast, stages: Sequence[SeedStages], run: Collection[int]
+    ) -> dict[str, Any]:
+        """Judge, and write what is shown: of all seeds, as far as they are finished; ``run`` are those of this call."""
         folders = {
             (row.name, split, one.config.seed): one.scores(row, split)
             for row in ROWS.values()
@@ -158,11 +185,11 @@ class Reproduction:
             ],
         }
         write_json(self.out / "result.json", result)
-        self._show(result, stages, folders)
+        self._show(result, [one for one in stages if one.config.seed in run], folders)
         return result
 
     def _show(
-        self, result: dict[str, Any], stages: Sequence[SeedStages], folders: dict[tuple[str, str, int], Path]
+        self, result: dict[str, Any], run: Sequence[SeedStages], folders: dict[tuple[str, str, int], Path]
     ) -> None:
         from surgery_r1.report import write_report
 
@@ -173,14 +200,17 @@ class Reproduction:
         ):
             with atomic_write(self.out / name) as handle:
                 handle.write("\n".join(texts))
-        links = {}
-        for one in stages:
+        for one in run:
             seed = one.config.seed
             runs = [one.folder / name for name in ROWS if (one.folder / name / "run.json").is_file()]
             scores = [folder for (_, _, other), folder in folders.items() if other == seed]
-            path = one.folder / "report.html"
-            write_report([*runs, *scores], path, dataset=one.dataset, frames=self.pictures)
-            links[f"seed {seed}: curves and every question"] = path.relative_to(self.out).as_posix()
+            write_report([*runs, *scores], one.folder / "report.html", dataset=one.dataset, frames=self.pictures)
+        reports = {seed: self.out / f"seed{seed}" / "report.html" for seed in result["seeds"]}
+        links = {
+            f"seed {seed}: curves and every question": path.relative_to(self.out).as_posix()
+            for seed, path in reports.items()
+            if path.is_file()
+        }
         write_report([], self.out / "report.html", tables=tables, links=links)
         reused = sum(item["was"] == "reused" for item in result["stages"])
         self.say("")

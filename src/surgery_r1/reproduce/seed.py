@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import Any
 
 from surgery_r1 import __version__
 from surgery_r1._util.files import read_json, sha256_file
+from surgery_r1._util.locks import held
 from surgery_r1._util.progress import ProgressBar
 from surgery_r1.codec import CODEC_VERSION
 from surgery_r1.data.dataset import Dataset, open_dataset
@@ -187,8 +189,10 @@ class SeedStages:
 
     def scores(self, row: Row, split: str) -> Path:
         """The score folder of a row. The base on the user's data is the same for every seed, and lies there once."""
-        shared = row.stage is None and self.given is not None
-        return (self.root if shared else self.folder) / "scores" / row.name / split
+        return (self.root if self._is_shared(row) else self.folder) / "scores" / row.name / split
+
+    def _is_shared(self, row: Row) -> bool:
+        return row.stage is None and self.given is not None
 
     def score(self, row: Row, split: str) -> None:
         """Predict a split with a row's model and score it."""
@@ -207,12 +211,14 @@ class SeedStages:
         def work() -> None:
             score_model(row.name, model, dataset, split, out, options, **settings)
 
-        # A file that does not say a thing was not written by us: nothing is assumed of it.
-        found = of_predictions(out)
-        same = found is not None and all(found.get(name) == value for name, value in inputs.items())
         key, title = f"score {row.name} {split}", f"scoring {row.title} on {split}"
         log = out / "predictions.jsonl.partial"
-        self._stage(key, title, inputs, out, _is_scored(out), work, same=same, log=log)
+        # Seeds that run side by side: whoever comes second finds it done.
+        with held(out, "scoring", wait=True) if self._is_shared(row) else nullcontext():
+            # A file that does not say a thing was not written by us: nothing is assumed of it.
+            found = of_predictions(out)
+            same = found is not None and all(found.get(name) == value for name, value in inputs.items())
+            self._stage(key, title, inputs, out, _is_scored(out), work, same=same, log=log)
         self.say(headline(split, read_json(out / "metrics.json")))
 
     def is_current(self, row: Row, split: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,6 +97,7 @@ class ServerEngine:
     def __init__(self, server: ServerOptions, model: str | Path, name: str, limits: Limits) -> None:
         from surgery_r1.evaluate.endpoint import find_served, open_client
         from surgery_r1.models.load import from_pretrained
+        from surgery_r1.models.reply_tokens import banned_for
 
         self._server, self._limits = server, limits
         client, local = open_client(server, limits.new_tokens)
@@ -103,6 +105,7 @@ class ServerEngine:
             served = find_served(client, model, server.served_model, local)
         self._served = served.name
         self._bundle = from_pretrained(served.folder, with_model=False)
+        self._banned: Sequence[int] = banned_for(self._bundle)
         self.facts = _facts(name, self._bundle.info, "endpoint", served.weights_sha256)
         self.reserved = _reserved(self._bundle.tokenizer)
 
@@ -122,8 +125,11 @@ class ServerEngine:
         client, _ = open_client(self._server, self._limits.new_tokens, temperature=1.0 if sampled else 0.0)
         with closing(client):
             bundle, space = self._bundle, self._bundle.info.box_space
-            engine = EndpointEngine(client, self._served, bundle.processor, space, options, self._server.concurrency)
+            asking = (client, self._served, bundle.processor, space, options, self._server.concurrency)
+            engine = EndpointEngine(*asking, banned=self._banned)
             texts = dict(pair for some in engine.replies(wanted) for pair in some)
+            # A server that has refused to ban them is not asked again.
+            self._banned = engine.banned
         return [
             read(texts[number], question, frame, bundle, reasoning=reasoning)
             for number, (frame, question) in enumerate(asked)
@@ -155,6 +161,8 @@ def names_of(models: Sequence[str]) -> list[str]:
 
     >>> names_of(["demo/sft", "demo/rft/best", "tiny", "other/sft"])
     ['sft', 'rft', 'tiny', 'sft-2']
+    >>> names_of(["runs/rft-2", "runs/rft", "old/rft"])
+    ['rft-2', 'rft', 'rft-3']
     """
     names: list[str] = []
     for model in models:
@@ -162,6 +170,6 @@ def names_of(models: Sequence[str]) -> list[str]:
         short = path.resolve().name if path.name in ("", ".", "..") else path.name
         if short == "best":
             short = path.resolve().parent.name
-        count = sum(name == short or name.rpartition("-")[0] == short for name in names)
-        names.append(f"{short}-{count + 1}" if count else short)
+        numbered = (f"{short}-{number}" for number in count(2))
+        names.append(next(name for name in (short, *islice(numbered, len(names) + 1)) if name not in names))
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
@@ -77,7 +78,7 @@ class Guard:
             raise Refusal(421, "host", "the Host header names no host of this server", fix)
         if path.startswith("/v1/"):
             origin = headers.get("origin")
-            crossed = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+            crossed = origin is not None and _place(origin) != host.lower()
             if crossed or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
                 raise Refusal(403, "cross_site", "a page of another site asks", "ask from the server's own page")
             self._check_token(headers.get("authorization", ""))
@@ -108,6 +109,14 @@ class Guard:
         if scheme.lower() != "bearer" or not right:
             fix = "send Authorization: Bearer TOKEN, with the token that the server was started with"
             raise Refusal(401, "token", "no valid token", fix, {"WWW-Authenticate": "Bearer"})
+
+
+def _place(origin: str) -> str | None:
+    """Host and port of an origin; None for what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _too_large(limit: int) -> Refusal:
@@ -154,8 +163,12 @@ class _Exchange:
 
     async def _drain(self) -> None:
         until = time.monotonic() + _DRAIN_SECONDS
-        while not self._whole and not self._waits and self._read < _DRAINED * self._limit and time.monotonic() < until:
-            await self._next()
+        while not self._whole and not self._waits and self._read < _DRAINED * self._limit:
+            try:
+                await asyncio.wait_for(self._next(), max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                # Whoever sends no more waits for the response, or for nothing.
+                return
 
     async def refuse(self, refusal: Refusal) -> None:
         """Answer with a refusal."""

@@ -79,6 +79,7 @@ async def _form_upload(request: Request, limits: Limits) -> Upload:
         raise Refusal(400, "bad_request", what, "send one image and the fields of the API as a form") from None
     fields: dict[str, Any] = {}
     data: bytes | None = None
+    questions: list[str] = []
     try:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
@@ -87,13 +88,17 @@ async def _form_upload(request: Request, limits: Limits) -> Upload:
                 # Its file name is of no interest.
                 data = await value.read()
             elif name == "question":
-                fields.setdefault("questions", []).append(value)
+                questions.append(value)
             elif name in fields:
                 raise _wrong(f"{name[:40]!r} comes twice")
             else:
                 fields[name] = _parsed(name, value)
     finally:
         await form.close()
+    if questions:
+        if "questions" in fields:
+            raise _wrong("questions beside question")
+        fields["questions"] = questions
     return Upload(_fields(fields), data)
 
 

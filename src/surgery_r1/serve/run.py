@@ -150,6 +150,8 @@ def warm_up(engines: Mapping[str, Engine], frame: Any) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that has the address, before the models take their time."""
+    if not 0 <= port < 2**16:
+        raise SurgeryR1Error(f"--port {port}", fix="give one from 1 to 65535, or 0 for any that is free")
     address = addresses_of(host, "--host")[0]
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     found = socket.socket(family, socket.SOCK_STREAM)

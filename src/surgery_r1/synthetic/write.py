@@ -154,7 +154,7 @@ def make_scenes(
     chosen = share_out({s: len(r) for s, r in records.items()}, frames)
     total = sum(map(len, chosen.values()))
     by_sequence = {f"seq_{s}": {"frames": 0, "questions": 0} for s in sorted(chosen)}
-    with replacing_folder(out, overwrite=False) as partial:
+    with replacing_folder(out) as partial:
         jobs = [
             (str(partial), domain, seed, tuple(size), sequence, records[sequence], first, min(first + CHUNK, span.stop))
             for sequence, span in chosen.items()

@@ -61,7 +61,7 @@ def export_frames(dataset: Dataset, out: Path, *, embed_images: bool = False) ->
         SurgeryR1Error: when ``out`` holds something, or an image cannot be read.
     """
     counts = {}
-    with replacing_folder(out, overwrite=False) as target:
+    with replacing_folder(out) as target:
         for split in vocab.SPLITS:
             records = frame_records(dataset, split, embed_images)
             count = write_parquet(records, frame_columns(embed_images), target / "data" / f"{split}.parquet")

@@ -167,7 +167,7 @@ def export_for(
     """
     form, bundle = FORMS[trainer], from_pretrained(model, with_model=False)
     splits = ("train", "dev") if include_dev else ("train",)
-    with replacing_folder(out, overwrite=False) as target:
+    with replacing_folder(out) as target:
         frames = _Frames(dataset, splits, embed_images, form, target)
         sft = map(form.sft, _sft_rows(frames, bundle))
         rft = (form.rft(row, index) for index, row in enumerate(_rft_rows(frames, bundle)))

@@ -14,7 +14,7 @@ from surgery_r1.evaluate.native.questions import NativeOptions, NativeQuestions
 from surgery_r1.evaluate.predict import NumberedLine
 from surgery_r1.models.encode import load_image
 from surgery_r1.models.info import FAMILIES
-from surgery_r1.models.load import from_pretrained, resolve
+from surgery_r1.models.load import from_pretrained, generation_config, resolve
 from surgery_r1.models.processor import view_of
 from surgery_r1.records import Sample
 
@@ -94,6 +94,8 @@ def _any_family(folder: Path, dtype: str, with_model: bool) -> tuple[Any, Any]:
         model: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
+    # A published folder's sampling and penalties are not what is measured.
+    model.generation_config = generation_config(folder, processor.tokenizer)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
 
 

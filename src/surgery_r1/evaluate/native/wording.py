@@ -104,7 +104,7 @@ def read_native(text: str, prompt: NativePrompt, view: View) -> NativeReply:
     if prompt.boxes is not None:
         box = _box(_only(objects, _BOX, "box", problems), prompt.boxes, view, problems)
     rationale = _only(objects, _RATIONALE, "reasoning", []) if prompt.reasoning else None
-    said = rationale.strip() if isinstance(rationale, str) else ""
+    said = _writable(rationale.strip()) if isinstance(rationale, str) else ""
     return NativeReply(answer, box, said or thought, tuple(dict.fromkeys(problems)))
 
 
@@ -156,7 +156,7 @@ def _answer(value: Any, answers: Sequence[str], problems: list[str]) -> str | No
     if not isinstance(value, str) or not value.strip():
         problems.append("empty_answer")
         return None
-    value = value.strip()
+    value = _writable(value.strip())
     if len(value) > 200:
         problems.append("long_answer")
         return None
@@ -165,6 +165,11 @@ def _answer(value: Any, answers: Sequence[str], problems: list[str]) -> str | No
         return value
     problems.append("respelled")
     return alike[0]
+
+
+def _writable(text: str) -> str:
+    """The text without halves of characters: escapes of JSON can make them, no file can hold them."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _plain(text: str) -> str:

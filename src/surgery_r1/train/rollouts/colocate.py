@@ -104,6 +104,7 @@ class ColocatedEngine:
             model.save_pretrained(self._model)
         describe(self._model, 0)
         with self._log.open("ab") as log:
+            begun = log.tell()
             # A session of its own: an interrupt is for the trainer, which then ends it.
             self._process = subprocess.Popen(
                 ["/bin/sh", "-c", _KEEPER, "sh", str(self._options.command), *self._arguments(dtype)],
@@ -113,7 +114,7 @@ class ColocatedEngine:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._wait()
+        self._wait(begun)
         self.server.seeded = self.server.meet()
         for path in self._model.glob("*.safetensors"):
             path.unlink()
@@ -127,13 +128,14 @@ class ColocatedEngine:
         own += ["--enable-sleep-mode"] if self._sleeps else _ON_CPU
         return [*own, *self._options.arguments]
 
-    def _wait(self) -> None:
+    def _wait(self, begun: int) -> None:
+        """Until it answers; what stands in the log before ``begun``, in bytes, a run before this one has said."""
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end and self._process is not None and self._process.poll() is None:
             if self._socket.exists() and self.server.client.is_up("/health"):
                 return
             time.sleep(0.2)
-        said = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        said = self._log.read_bytes()[begun:].decode(errors="replace").strip().splitlines()
         told = next((line for line in reversed(said) if "Error" in line), said[-1] if said else "nothing")
         raise SurgeryR1Error(
             f"vLLM does not start; it says: {told.strip()[:300]}",

@@ -49,8 +49,9 @@ def read_rollouts(path: Path) -> list[dict[str, Any]]:
     """
     with readable(path) as handle:
         try:
-            lines = gzip.decompress(handle.read()).decode("utf-8").splitlines()
-            groups = [json.loads(line) for line in lines]
+            # Not by splitlines: replies hold other ends of lines (U+2028, U+0085), which JSON leaves as they are.
+            lines = gzip.decompress(handle.read()).decode("utf-8").split("\n")
+            groups = [json.loads(line) for line in lines if line]
         except (OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
             fix = "remove the file: the report leaves this step out"
             raise SurgeryR1Error(f"no rollouts can be read: {error}", where=path, fix=fix) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def open_sampling(config: TrainConfig, arguments: Any, options: RolloutOptions |
         return _own_engine(config, options, out, run)
     server = RolloutServer(options.server, rft.max_completion, rft.temperature)
     server.seeded = ranks.first(server.meet)
-    return Sampling(server, options.sync or out / "sync", run, rft.gap_bound)
+    return Sampling(server, options.sync or _cleared(out), run, rft.gap_bound)
 
 
 def _own_engine(config: TrainConfig, options: RolloutOptions, out: Path, run: str) -> Sampling:
@@ -119,7 +120,14 @@ def _own_engine(config: TrainConfig, options: RolloutOptions, out: Path, run: st
     rank = config.lora.rank if config.lora.enabled else 0
     started = EngineOptions(command, rft.vllm, rank, options.timeout)
     engine = ColocatedEngine(started, out, rft.max_completion, rft.temperature)
-    return Sampling(engine.server, out / "sync", run, rft.gap_bound, engine=engine)
+    return Sampling(engine.server, _cleared(out), run, rft.gap_bound, engine=engine)
+
+
+def _cleared(out: Path) -> Path:
+    """The run's own folder for weights, without those that a killed run has left there under its name."""
+    folder = out / "sync"
+    ranks.first(lambda: shutil.rmtree(folder, ignore_errors=True))
+    return folder
 
 
 def _refuse_what_does_not_fit(config: TrainConfig, options: RolloutOptions) -> None:

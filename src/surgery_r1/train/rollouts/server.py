@@ -11,9 +11,10 @@ from typing import Any
 from PIL import Image
 
 from surgery_r1._util.parallel import finished_map
-from surgery_r1.chat.client import Client, Limits, Names
+from surgery_r1.chat.client import Client
 from surgery_r1.chat.endpoint import check_endpoint
 from surgery_r1.chat.frames import image_url
+from surgery_r1.chat.settings import Limits, Names
 from surgery_r1.chat.tokens import TokenGroup, TokenReply
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.endpoint import KEY_VARIABLE, ServerOptions
@@ -106,7 +107,7 @@ class RolloutServer:
         """
         self.base()
         info = self.info()
-        mode = info.get("model_config", {}).get("logprobs_mode", "")
+        mode = (info.get("model_config") or {}).get("logprobs_mode") or ""
         if self.temperature != 1 and mode.startswith("raw"):
             raise SurgeryR1Error(
                 f"rft.temperature = {self.temperature:g}, but {self.name} tells log-probabilities at temperature 1",
@@ -119,9 +120,13 @@ class RolloutServer:
     def info(self) -> dict[str, Any]:
         """vLLM's configuration; empty where the server does not tell it (VLLM_SERVER_DEV_MODE=1)."""
         status, text = self.client.control("/server_info?config_format=json")
-        found = json.loads(text) if status == 200 else {}
-        config: dict[str, Any] = found.get("vllm_config", {})
-        return config
+        try:
+            found = json.loads(text) if status == 200 else {}
+        except ValueError:
+            found = {}
+        config = found.get("vllm_config") if isinstance(found, dict) else None
+        # Older ones tell it as text.
+        return config if isinstance(config, dict) else {}
 
     def base(self) -> str:
         """What the server calls the model that it was started with.

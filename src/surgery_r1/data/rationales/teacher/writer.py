@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from surgery_r1._util.files import dump_json, open_regular
-from surgery_r1.chat.client import Client, Limits, Names
+from surgery_r1.chat.client import Client
 from surgery_r1.chat.endpoint import check_endpoint
 from surgery_r1.chat.frames import data_url
 from surgery_r1.chat.reply import WHOLE
+from surgery_r1.chat.settings import Limits, Names
 from surgery_r1.data.rationales.teacher import prompt
 from surgery_r1.data.rationales.teacher.response_cache import ResponseCache, TeacherResponse
 from surgery_r1.data.rationales.writer import Draft, RationaleRequest
