@@ -37,7 +37,7 @@ from engine_serve import serve
 from engine_servers import ENGINES, ours, served, texts, variables, versions
 from engine_teacher import teacher
 
-PARTS = ("texts", "serve", "native", "rollouts", "adapters", "teacher")
+PARTS = ("rollouts", "adapters", "teacher", "texts", "serve", "native")
 QUESTIONS = 100
 MAX_NEW_TOKENS = 128
 OFFLINE = "predict --engine vllm"

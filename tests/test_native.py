@@ -79,6 +79,7 @@ def test_what_each_format_means():
          ("several_boxes",)),
         ('<think>{"label": "Suction"}</think>{"label": "Idle", "bbox_2d": [1, 2, 30, 40]}', "Idle", (1, 2, 30, 40), ()),
         ('<think>{"label": "Idle", "bbox_2d": [1, 2, 30, 40]}', None, None, ("empty",)),
+        ('{"reasoning": "so</think>", "label": "Idle", "bbox_2d": [1, 2, 30, 40]}', "Idle", (1, 2, 30, 40), ()),
         ("the forceps are idle", None, None, ("no_json",)),
         ('{"label": "Idle", "bbox_2d": [1, 2', None, None, ("no_json",)),
         ("", None, None, ("empty",)),

@@ -79,8 +79,8 @@ def find_constraint(client: Client, model: str, *, unconstrained: bool = False) 
         raise SurgeryR1Error(
             f"{client.name} obeys a JSON schema, but its model writes blanks between the parts, where JSON allows any "
             "number, until it is cut off",
-            fix="start vllm serve with --structured-outputs-config '{\"disable_any_whitespace\": true}'; or go on with "
-            "--unconstrained",
+            fix="start vllm serve with --structured-outputs-config "
+            '\'{"backend": "xgrammar", "disable_any_whitespace": true}\'; or go on with --unconstrained',
         )
     if not unconstrained:
         how = f"refuses it: {refused.what}" if refused is not None else "it replies to an impossible schema with words"
