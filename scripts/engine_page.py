@@ -64,7 +64,9 @@ def rollouts(result: dict[str, Any]) -> Iterator[str]:
         first, last = min(way["gap_mean_colocate"]), max(way["gap_mean_colocate"])
         gaps = f"{first:.1e} to **{last:.1e}** | {way['gap_max_colocate']:.1e}"
         yield f"| {way['way'].split(',')[0]}, {way['dtype']} | {way['reward_colocate']:.3f} | {gaps} |"
-    yield ""
+
+
+def faults(result: dict[str, Any]) -> Iterator[str]:
     yield "| a server that is not right | the run |"
     yield "|---|---|"
     for case in result["wrong_servers"]:
@@ -97,6 +99,7 @@ TABLES = {
     "serve": serve,
     "native": native,
     "rollouts": rollouts,
+    "faults": faults,
     "adapters": adapters,
     "teacher": teacher,
 }
