@@ -37,11 +37,12 @@ def serve(result: dict[str, Any]) -> Iterator[str]:
 
 
 def native(result: dict[str, Any]) -> Iterator[str]:
-    yield "| asked | held by | replies | of the form asked for | the same model, not held |"
-    yield "|---|---|---|---|---|"
+    yield "| asked | held by | replies | of the form asked for | of these a box of no use | the same model, not held |"
+    yield "|---|---|---|---|---|---|"
     for row in result["rows"]:
         held = ", ".join(f"`{name}`" for name in row["constraints"])
-        yield f"| {row['asked']} | {held} | {row['questions']} | **{row['parsed']}** | {row['parsed_free']} |"
+        counts = f"{row['questions']} | **{row['parsed']}** | {sum(row['problems'].values())} | {row['parsed_free']}"
+        yield f"| {row['asked']} | {held} | {counts} |"
     yield ""
     yield f"`vllm serve` as it comes, with this model: the run stops: {result['as_it_comes']['said'].split(';')[0]}."
 
