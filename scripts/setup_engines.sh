@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # An environment of its own for the engines that serve our exported folders: vLLM's CPU build and `transformers serve`.
-# 3.5 GB on disk, a minute or two. Usage: scripts/setup_engines.sh [FOLDER] (default: .venv-engines)
+# 3.5 GB on disk, minutes (most of them download). Usage: scripts/setup_engines.sh [FOLDER] (default: .venv-engines)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 FOLDER=${1:-.venv-engines}
