@@ -9,7 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DOCS_VENV ?= .venv-docs
-MODELS ?= tiny
+MODELS ?= tiny-rft
 BIN := $(VENV)/bin
 
 .PHONY: setup demo demo-controls test test-slow test-engines docs gpu lint clean
@@ -39,9 +39,9 @@ test-slow: setup
 
 test-engines: setup
 	PYTHON=$(BIN)/python scripts/setup_engines.sh
-	$(BIN)/python scripts/test_engines.py --models $(MODELS)
 	PYTHON=$(BIN)/python scripts/setup_deepspeed.sh
-	$(BIN)/python scripts/test_deepspeed.py
+	$(BIN)/python scripts/test_engines.py --models $(MODELS); engines=$$?; \
+		$(BIN)/python scripts/test_deepspeed.py && exit $$engines
 
 # The extra alone: the reference is read from the source, so that neither torch nor the package is needed.
 $(DOCS_VENV)/ready: pyproject.toml constraints.txt

@@ -5,8 +5,6 @@ A part of ``scripts/test_engines.py``, after ``engine_rollouts.py``, whose ten s
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,9 +51,3 @@ def adapters(dataset: Path, base: Path, run: Path, folder: Path, environment: Pa
             "merged_as_ours": same("merged", "ours"),
             "ours_as_base": same("ours", "base"),
         }
-
-
-if __name__ == "__main__":
-    for row in adapters(*map(Path, sys.argv[1:6])):
-        sys.stdout.write(json.dumps(row) + "\n")
-        sys.stdout.flush()

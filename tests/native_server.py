@@ -62,6 +62,9 @@ class Handler(teacher_server.Handler):
     def _state(self, good):
         self._send({**completion(good), "system_fingerprint": "fp_2"})
 
+    def _blanks(self, good):
+        self._send(completion("{ \n\n" + 200 * " \n", "length"))
+
     def _filter(self, good):
         self._send(completion("", "content_filter"))
 

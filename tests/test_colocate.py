@@ -81,7 +81,8 @@ def test_it_is_started_with_the_model_of_the_run_and_ends_with_it(started, tmp_p
     monkeypatch.setenv("MASTER_PORT", "29500")
     engine, facts = started("--max-model-len", "1024")
     expected = ["--dtype", "float32", "--logprobs-mode", "processed_logprobs", "--enforce-eager"]
-    expected += ["--no-enable-chunked-prefill", "--max-model-len", "2048", "--max-model-len", "1024"]
+    expected += ["--no-enable-chunked-prefill", "--max-model-len", "2048", "--kv-cache-memory-bytes", "4294967296"]
+    expected += ["--max-model-len", "1024"]
     assert facts["arguments"] == expected
     assert {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"} <= set(facts["files"])
     assert facts["environment"]["VLLM_SERVER_DEV_MODE"] == "1" == facts["environment"]["HF_HUB_OFFLINE"]

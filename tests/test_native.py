@@ -79,6 +79,7 @@ def test_what_each_format_means():
          ("several_boxes",)),
         ('<think>{"label": "Suction"}</think>{"label": "Idle", "bbox_2d": [1, 2, 30, 40]}', "Idle", (1, 2, 30, 40), ()),
         ('<think>{"label": "Idle", "bbox_2d": [1, 2, 30, 40]}', None, None, ("empty",)),
+        ('{"reasoning": "so</think>", "label": "Idle", "bbox_2d": [1, 2, 30, 40]}', "Idle", (1, 2, 30, 40), ()),
         ("the forceps are idle", None, None, ("no_json",)),
         ('{"label": "Idle", "bbox_2d": [1, 2', None, None, ("no_json",)),
         ("", None, None, ("empty",)),
@@ -204,6 +205,14 @@ def test_an_obedient_server(dataset, dataset_folder, answers, serve, tmp_path, o
     assert "structured" in metrics["predicted_with"]["asked"] or obeys in metrics["predicted_with"]["asked"]
     one = [str(out), "--data", str(dataset_folder), "--out", str(tmp_path / "autopsy"), "--json"]
     assert main(["autopsy", *one]) == 0
+
+
+def test_a_model_that_writes_blanks_where_the_schema_lets_it_is_told(dataset_folder, serve, tmp_path, capsys):
+    """As vLLM 0.31 does with the tiny base: a schema bounds strings and numbers, not what stands between them."""
+    server = serve("blanks,blanks")
+    message = r"obeys a JSON schema, but its model writes blanks .*disable_any_whitespace"
+    fails(capsys, predict(dataset_folder, tmp_path / "p.jsonl", server), message)
+    assert not any(request["sizes"] for request in server.requests)
 
 
 def test_a_server_that_obeys_nothing_is_refused_before_a_frame_goes_out(dataset_folder, serve, tmp_path, capsys):

@@ -65,6 +65,7 @@ def find_constraint(client: Client, model: str, *, unconstrained: bool = False) 
         SurgeryR1Error: when none is obeyed, or the server cannot be used.
     """
     refused: Refused | None = None
+    blanks = False
     for constraint in CONSTRAINTS[:-1]:
         try:
             reply = client.ask(model, _HELLO, extra=held_to(_IMPOSSIBLE, constraint))
@@ -73,6 +74,14 @@ def find_constraint(client: Client, model: str, *, unconstrained: bool = False) 
             continue
         if _obeyed(reply.text):
             return constraint, reply.model
+        blanks = blanks or _writes_blanks(reply)
+    if not unconstrained and blanks:
+        raise SurgeryR1Error(
+            f"{client.name} obeys a JSON schema, but its model writes blanks between the parts, where JSON allows any "
+            "number, until it is cut off",
+            fix="start vllm serve with --structured-outputs-config "
+            '\'{"backend": "xgrammar", "disable_any_whitespace": true}\'; or go on with --unconstrained',
+        )
     if not unconstrained:
         how = f"refuses it: {refused.what}" if refused is not None else "it replies to an impossible schema with words"
         raise SurgeryR1Error(
@@ -88,6 +97,13 @@ def _obeyed(text: str) -> bool:
         return bool(json.loads(text.rpartition("</think>")[2]) == {"probe": _WORD})
     except ValueError:
         return False
+
+
+def _writes_blanks(reply: ChatReply) -> bool:
+    """Whether a reply is the beginning of the impossible one, and blanks up to its end."""
+    written = "".join(reply.text.split())
+    whole = json.dumps({"probe": _WORD}, separators=(",", ":"))
+    return reply.finish == "length" and bool(written) and whole.startswith(written)
 
 
 class NativeServer:

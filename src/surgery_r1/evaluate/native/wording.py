@@ -110,10 +110,20 @@ def read_native(text: str, prompt: NativePrompt, view: View) -> NativeReply:
 
 def _without_thought(text: str) -> tuple[str | None, str]:
     """What a reasoning model thought, and the rest of its reply; no rest where it never came to an end."""
+    if _is_object(text):
+        # A rationale in it may speak of tags.
+        return None, text
     opened, closed, rest = text.partition("</think>")
     if closed:
         return opened.removeprefix("<think>").strip() or None, rest
     return (text.removeprefix("<think>").strip() or None, "") if text.startswith("<think>") else (None, text)
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _objects(text: str) -> list[dict[str, Any]]:

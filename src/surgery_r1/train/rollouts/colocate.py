@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,8 +30,10 @@ from surgery_r1.train.rollouts.server import RolloutServer
 _PATIENCE = 3600.0
 #: Ranks that vLLM takes for adapters.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-#: On a CPU vLLM draws from seeds only where it reads prompts whole, which it does up to its window.
+#: On a CPU vLLM draws from seeds only where it reads prompts whole, which it does up to its window. Of main memory it
+#: would take nearly all, or not start where the trainer has some: it gets 4 GiB for keys and values.
 _ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill", "--max-model-len", "2048")
+_ON_CPU += ("--kv-cache-memory-bytes", str(4 * 2**30))
 _SETTINGS = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 _SETTINGS |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"}
 #: Runs a command until it ends or standard input does, which the trainer holds open and loses however it ends. vLLM may
@@ -42,6 +45,7 @@ exec 3<&0
 exec 3<&-
 wait $child
 """
+_ERROR = re.compile(r"\b\w+Error: .*")
 #: Files of a base model that an engine reads beside its description.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
 
@@ -136,7 +140,9 @@ class ColocatedEngine:
                 return
             time.sleep(0.2)
         said = self._log.read_bytes()[begun:].decode(errors="replace").strip().splitlines()
-        told = next((line for line in reversed(said) if "Error" in line), said[-1] if said else "nothing")
+        # The cause comes first; then each process that had started another says that it has failed.
+        causes = [found[0] for line in said if " WARNING " not in line and (found := _ERROR.search(line))]
+        told = next(iter([*causes, *said[-1:]]), "nothing")
         raise SurgeryR1Error(
             f"vLLM does not start; it says: {told.strip()[:300]}",
             where=self._log,
