@@ -62,10 +62,10 @@ def row(way: str, held: list[dict[str, Any]], free: list[dict[str, Any]]) -> dic
         "parsed": parsed,
         "problems": problems,
         "parsed_free": sum(map(is_reply, free)),
-        # A box whose corners are the wrong way round is the model's own fault: no schema can say it.
+        # What the schema cannot say, or does not: corners the wrong way round, and numbers beyond any frame.
         "as_expected": constraints == ["structured_outputs"]
         and parsed == len(held) == QUESTIONS
-        and set(problems) <= {"inverted_box"},
+        and set(problems) <= {"inverted_box", "bad_box"},
     }
 
 

@@ -37,11 +37,12 @@ def serve(result: dict[str, Any]) -> Iterator[str]:
 
 
 def native(result: dict[str, Any]) -> Iterator[str]:
-    yield "| asked | held by | replies | of the form asked for | the same model, not held |"
-    yield "|---|---|---|---|---|"
+    yield "| asked | held by | replies | of the form asked for | of these a box of no use | the same model, not held |"
+    yield "|---|---|---|---|---|---|"
     for row in result["rows"]:
         held = ", ".join(f"`{name}`" for name in row["constraints"])
-        yield f"| {row['asked']} | {held} | {row['questions']} | **{row['parsed']}** | {row['parsed_free']} |"
+        counts = f"{row['questions']} | **{row['parsed']}** | {sum(row['problems'].values())} | {row['parsed_free']}"
+        yield f"| {row['asked']} | {held} | {counts} |"
     yield ""
     yield f"`vllm serve` as it comes, with this model: the run stops: {result['as_it_comes']['said'].split(';')[0]}."
 
@@ -64,7 +65,9 @@ def rollouts(result: dict[str, Any]) -> Iterator[str]:
         first, last = min(way["gap_mean_colocate"]), max(way["gap_mean_colocate"])
         gaps = f"{first:.1e} to **{last:.1e}** | {way['gap_max_colocate']:.1e}"
         yield f"| {way['way'].split(',')[0]}, {way['dtype']} | {way['reward_colocate']:.3f} | {gaps} |"
-    yield ""
+
+
+def faults(result: dict[str, Any]) -> Iterator[str]:
     yield "| a server that is not right | the run |"
     yield "|---|---|"
     for case in result["wrong_servers"]:
@@ -97,6 +100,7 @@ TABLES = {
     "serve": serve,
     "native": native,
     "rollouts": rollouts,
+    "faults": faults,
     "adapters": adapters,
     "teacher": teacher,
 }

@@ -98,10 +98,7 @@ def steps(out: Path) -> list[dict[str, Any]]:
 
 def compare(way: str, dataset: Path, model: Path, folder: Path, environment: Path) -> dict[str, Any]:
     """Ten steps with our sampler, ten with the server's, and ten with an engine that the run starts itself."""
-    stem, dtype = (
-        way.split()[0].strip(",").lower() + ("16" if "16" in way else ""),
-        "bfloat16" if "16" in way else "float32",
-    )
+    stem, dtype = stem_and_dtype(way)
     code, said = finished(train(dataset, model, folder / f"{stem}.trainer", way))
     if code:
         sys.exit(said)
@@ -114,6 +111,18 @@ def compare(way: str, dataset: Path, model: Path, folder: Path, environment: Pat
     code, said = finished(train(dataset, model, folder / f"{stem}.colocate", way, "--vllm", command))
     if code:
         sys.exit(said)
+    return measured(way, folder)
+
+
+def stem_and_dtype(way: str) -> tuple[str, str]:
+    """What the folders of a way begin with, and its numbers."""
+    sixteen = "16" in way
+    return way.split()[0].strip(",").lower() + ("16" if sixteen else ""), "bfloat16" if sixteen else "float32"
+
+
+def measured(way: str, folder: Path) -> dict[str, Any]:
+    """What the three runs of a way have logged."""
+    stem, dtype = stem_and_dtype(way)
     theirs, mine, beside = (steps(folder / f"{stem}.{kind}") for kind in ("server", "trainer", "colocate"))
     return {
         "way": way,
@@ -186,7 +195,7 @@ def _kill_after(count: int, out: Path, run: subprocess.Popen[str], server: Serve
 
 
 def rollouts(dataset: Path, model: Path, folder: Path, environment: Path) -> dict[str, Any]:
-    """All of it, and whether all is as it should be.
+    """Every way, and whether all is as it should be.
 
     Args:
         model: what :func:`prepare` has made in ``folder``.
@@ -195,14 +204,19 @@ def rollouts(dataset: Path, model: Path, folder: Path, environment: Path) -> dic
     for way in WAYS:
         ways.append(compare(way, dataset, model, folder, environment))
         sys.stdout.write(f"rollouts, {way}: {json.dumps(ways[-1])}\n")
-    wrong = list(refused(dataset, model, folder, environment))
-    death = killed(dataset, model, folder, environment)
-    sys.stdout.write(f"servers that are not right: {json.dumps([*wrong, death])}\n")
+        sys.stdout.flush()
+    return judged(ways)
+
+
+def judged(ways: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ways, and whether all is as it should be."""
     gaps = [max(*way["gap_mean"], *way["gap_mean_colocate"]) for way in ways if way["dtype"] == "float32"]
     good = max(gaps) <= 0.01 and all(way["steps"] == STEPS == way["steps_colocate"] and alike(way) for way in ways)
-    return {
-        "ways": ways,
-        "wrong_servers": wrong,
-        "killed": death,
-        "good": good and all(w["as_expected"] for w in [*wrong, death]),
-    }
+    return {"ways": ways, "good": good}
+
+
+def faults(dataset: Path, model: Path, folder: Path, environment: Path) -> dict[str, Any]:
+    """Servers that are not right, and one that dies; after :func:`rollouts`, whose whole run that one is held to."""
+    wrong = list(refused(dataset, model, folder, environment))
+    death = killed(dataset, model, folder, environment)
+    return {"wrong_servers": wrong, "killed": death, "good": all(w["as_expected"] for w in [*wrong, death])}

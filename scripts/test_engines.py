@@ -5,7 +5,8 @@
 - texts: the exported folder served by vLLM and by transformers, and read by vLLM in one process; texts compared
 - serve: our own HTTP service in front of vLLM, which is killed in the middle (``engine_serve.py``)
 - native: a model in its own words, held to a JSON schema by vLLM (``engine_native.py``)
-- rollouts: ten steps of RFT with vLLM (``engine_rollouts.py``); adapters, after it (``engine_adapters.py``)
+- rollouts: ten steps of RFT with vLLM; faults, after it: servers that are not right (``engine_rollouts.py``)
+- adapters, after rollouts: its adapter, served (``engine_adapters.py``)
 - teacher: ``data build`` with a served model as its teacher (``engine_teacher.py``)
 
 ``make test-engines`` does it, and updates docs/engines.json and the tables of docs/engines.md, which tell the minutes
@@ -32,12 +33,12 @@ from typing import Any
 from engine_adapters import adapters
 from engine_native import native
 from engine_page import write_page
-from engine_rollouts import prepare, rollouts
+from engine_rollouts import faults, prepare, rollouts
 from engine_serve import serve
 from engine_servers import ENGINES, ours, served, texts, variables, versions
 from engine_teacher import teacher
 
-PARTS = ("rollouts", "adapters", "teacher", "texts", "serve", "native")
+PARTS = ("texts", "serve", "native", "rollouts", "faults", "adapters", "teacher")
 QUESTIONS = 100
 MAX_NEW_TOKENS = 128
 OFFLINE = "predict --engine vllm"
@@ -120,6 +121,9 @@ class Job:
     def rollouts(self) -> dict[str, Any]:
         return rollouts(self.dataset, self.start, self.folder / "rollouts", self.environment)
 
+    def faults(self) -> dict[str, Any]:
+        return faults(self.dataset, self.start, self.folder / "rollouts", self.environment)
+
     def adapters(self) -> dict[str, Any]:
         run = self.folder / "rollouts" / "lora.trainer" / "checkpoints" / "checkpoint-10"
         rows = list(adapters(self.dataset, self.start, run, self.folder / "adapters", self.environment))
@@ -137,7 +141,9 @@ class Job:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["tiny-rft"], help="whose texts are compared")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="adapters follows rollouts")
+    parser.add_argument(
+        "--parts", nargs="+", default=list(PARTS), choices=PARTS, help="adapters and faults follow rollouts"
+    )
     parser.add_argument("--environment", type=Path, default=Path(".venv-engines"), help="made by setup_engines.sh")
     parser.add_argument("--out", type=Path, default=Path("docs/engines.json"))
     parser.add_argument("--folder", type=Path, help="a new folder to keep what is made; a temporary one by default")
