@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -100,7 +101,9 @@ def test_samples_against_the_greedy_reply():
 def test_probabilities_of_tokens_are_those_of_the_model(tiny):
     engine = TransformersEngine(tiny.model, tiny.processor, tiny.info.box_space, GenerationOptions(4, 16))
     banned = list(banned_tokens(tiny.tokenizer, tiny.model.generation_config.eos_token_id))
-    frames = [MemoryImage(Image.effect_noise((160, 128), 60 + i).convert("RGB")) for i in range(2)]
+    # Pillow's own noise is another at every call.
+    noise = np.random.default_rng(0).integers(0, 256, (2, 128, 160, 3), dtype=np.uint8)
+    frames = [MemoryImage(Image.fromarray(pixels)) for pixels in noise]
     prompts = [Prompt((frame,), f"Find the {name}.") for frame in frames for name in ("suction", "stapler here")]
     [written] = engine.write(prompts)
     assert [one.text for one in written] == next(iter(engine.generate(prompts)))
@@ -122,7 +125,7 @@ def test_probabilities_of_tokens_are_those_of_the_model(tiny):
         # One token at a time, so that nothing adds up: a few roundings of the largest score.
         rounding = 16 * torch.finfo(torch.float32).eps * logits.abs().max().item()
         torch.testing.assert_close(got, wanted - torch.log1p(-out_of_reach), rtol=0, atol=rounding)
-        assert rounding < 1e-4 < out_of_reach.max(), "the two distributions can be told apart"
+        assert 2 * rounding < out_of_reach.max(), "the two distributions can be told apart"
 
 
 def test_sampled_replies_differ_and_can_be_stopped(tiny):

@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class _Train:
+class _Run:
+    """What every training is given."""
+
     config: str
-    """A TOML file, or a shipped config by name: tiny, qwen2_5_vl_3b, qwen2_5_vl_7b, qwen2_5_vl_7b_24gb, qwen3_vl_8b."""
+    """A TOML file, or a shipped config by name."""
     set: Overrides = ()
-    """Change values of the config, written as in TOML: --set rft.max_steps=20 sft.learning_rate=1e-4."""
+    """Change values of the config, written as in TOML."""
     data: Path
     """A dataset folder that surgery-r1 data build wrote."""
     out: Path
     """The run folder to write; out/best is the model that dev chose."""
-    model: str | None = None
-    """Start from this model instead of the config's: a folder, a run, or tiny."""
     images: Path | None = None
     """Where the images lie now, if they moved."""
     seed: int | None = None
@@ -47,6 +47,16 @@ class _Train:
     """Go on from the last checkpoint in --out."""
     allow_hub: bool = False
     """Allow downloads from the model hub."""
+
+
+@dataclass(kw_only=True)
+class _Train(_Run):
+    config: str
+    """A TOML file, or a shipped config by name: tiny, qwen2_5_vl_3b, qwen2_5_vl_7b, qwen2_5_vl_7b_24gb, qwen3_vl_8b."""
+    set: Overrides = ()
+    """Change values of the config, written as in TOML: --set rft.max_steps=20 sft.learning_rate=1e-4."""
+    model: str | None = None
+    """Start from this model instead of the config's: a folder, a run, or tiny."""
     allow_upload: bool = False
     """Allow trackers and options that send metrics, weights or completions to another machine."""
     json: bool = False
@@ -178,27 +188,13 @@ class TrainRft(_Train):
 
 
 @dataclass(kw_only=True)
-class TrainSpecialist:
+class TrainSpecialist(_Run):
     """A small rival on the same questions: it classifies the answer and regresses the box, and writes no text."""
 
     config: str
     """A TOML file, or the shipped config: specialist."""
     set: Overrides = ()
     """Change values of the config, written as in TOML: --set specialist.max_steps=200."""
-    data: Path
-    """A dataset folder that surgery-r1 data build wrote."""
-    out: Path
-    """The run folder to write; out/best is the model that dev chose."""
-    images: Path | None = None
-    """Where the images lie now, if they moved."""
-    seed: int | None = None
-    """Overrides the config's seed."""
-    include_dev: bool = False
-    """Train on the dev sequences too: for a final run, after everything has been chosen."""
-    resume: bool = False
-    """Go on from the last checkpoint in --out."""
-    allow_hub: bool = False
-    """Allow downloads from the model hub."""
     json: bool = False
     """Print the result as JSON, without a progress bar."""
 

@@ -32,8 +32,10 @@ _PATIENCE = 3600.0
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 #: On a CPU vLLM draws from seeds only where it reads prompts whole, which it does up to its window. Of main memory it
 #: would take nearly all, or not start where the trainer has some: it gets 4 GiB for keys and values.
-_ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill", "--max-model-len", "2048")
-_ON_CPU += ("--kv-cache-memory-bytes", str(4 * 2**30))
+_ON_CPU = (
+    *("--enforce-eager", "--no-enable-chunked-prefill", "--max-model-len", "2048"),
+    *("--kv-cache-memory-bytes", str(4 * 2**30)),
+)
 _SETTINGS = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 _SETTINGS |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"}
 #: Runs a command until it ends or standard input does, which the trainer holds open and loses however it ends. vLLM may
