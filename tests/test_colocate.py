@@ -65,8 +65,11 @@ def describe(bundle):
 
 def alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and waits for its parent does not."""
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        # The second where it ends between our opening and reading of the file.
+        return False
 
 
 def gone(*pids: int) -> bool:
