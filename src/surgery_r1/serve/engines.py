@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -170,6 +170,6 @@ def names_of(models: Sequence[str]) -> list[str]:
         short = path.resolve().name if path.name in ("", ".", "..") else path.name
         if short == "best":
             short = path.resolve().parent.name
-        numbered = (f"{short}-{number}" for number in count(2))
-        names.append(next(name for name in (short, *islice(numbered, len(names) + 1)) if name not in names))
+        wanted = chain([short], (f"{short}-{number}" for number in count(2)))
+        names.append(next(name for name in wanted if name not in names))
     return names

@@ -107,7 +107,7 @@ class RolloutServer:
         """
         self.base()
         info = self.info()
-        mode = (info.get("model_config") or {}).get("logprobs_mode") or ""
+        mode = info.get("model_config", {}).get("logprobs_mode") or ""
         if self.temperature != 1 and mode.startswith("raw"):
             raise SurgeryR1Error(
                 f"rft.temperature = {self.temperature:g}, but {self.name} tells log-probabilities at temperature 1",
@@ -125,8 +125,8 @@ class RolloutServer:
         except ValueError:
             found = {}
         config = found.get("vllm_config") if isinstance(found, dict) else None
-        # Older ones tell it as text.
-        return config if isinstance(config, dict) else {}
+        # Older ones tell it as text; a part that it has not may be null.
+        return {name: part for name, part in config.items() if part} if isinstance(config, dict) else {}
 
     def base(self) -> str:
         """What the server calls the model that it was started with.
