@@ -23,7 +23,7 @@ def launch(tmp_path: Path, count: int, **job) -> subprocess.CompletedProcess:
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(count)] if count > 1 else []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(WORKER.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, str(WORKER), str(path)]
-    wait = 300 * len(job.get("jobs", "1"))
+    wait = 300 * len(job.get("jobs", [job]))
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=wait, check=False)
 
 
