@@ -102,6 +102,12 @@ def test_it_is_started_with_the_model_of_the_run_and_ends_with_it(started, tmp_p
     assert gone(facts["pid"], facts["worker"]) and not home.exists() and not (tmp_path / "run/engine").exists()
 
 
+def test_one_that_is_not_started_leaves_nothing(command, tmp_path):
+    engine = ColocatedEngine(EngineOptions(command, (), 0, 5.0), tmp_path, 8, 1.0)
+    assert not engine._home.exists() and not list(tmp_path.glob("engine*"))
+    engine.close()
+
+
 def test_with_an_adapter_it_has_the_base_as_it_lies(started, bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before = {path.name: path.stat().st_mtime_ns for path in Path(bundle.folder).iterdir()}

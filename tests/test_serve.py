@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import logging
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -18,11 +19,12 @@ from PIL import Image
 import surgery_r1
 from surgery_r1.cli import main
 from surgery_r1.serve import guard
+from surgery_r1.serve import run as serve_run
 from surgery_r1.serve.app import Service, make_app
 from surgery_r1.serve.engines import OwnEngine, names_of
 from surgery_r1.serve.limits import Limits
 from surgery_r1.serve.page_files import read_page
-from surgery_r1.serve.run import ServeSettings, check_token
+from surgery_r1.serve.run import ServeSettings, check_token, serve
 from surgery_r1.serve.scenes import draw_scenes
 
 LIMITS = Limits(new_tokens=12, body_bytes=300_000, pixels=400_000, seconds=60)
@@ -382,6 +384,23 @@ def test_fastapi_reports_to_nobody(service, monkeypatch):
 def test_beyond_loopback_a_token_must_be_set(token, host):
     with pytest.raises(surgery_r1.SurgeryR1Error, match="token"):
         check_token(ServeSettings(("tiny",), host=host, token=token))
+
+
+def test_of_two_that_start_together_one_is_told_that_the_port_is_taken(monkeypatch):
+    with socket.socket() as rival:
+        rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        rival.bind(("127.0.0.1", 0))
+
+        def loaded_last(settings):
+            rival.listen()
+            return {}
+
+        monkeypatch.setattr(serve_run, "load_engines", loaded_last)
+        port = rival.getsockname()[1]
+        with pytest.raises(
+            surgery_r1.SurgeryR1Error, match=f"cannot listen at 127.0.0.1:{port}: .*give another --port"
+        ):
+            serve(ServeSettings(("tiny",), port=port), print)
 
 
 def test_the_command_refuses_before_it_loads(capsys, tmp_path, monkeypatch):

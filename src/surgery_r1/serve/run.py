@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,9 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
             self.force_exit = self.should_exit and sig == signal.SIGINT
             self.should_exit = True
 
+    # Two servers that started together could both have the address until one listens.
+    with _address_refused(settings.host, settings.port):
+        listening.listen(config.backlog)
     # What is loaded stays: the collector need not go through it, least of all at the end.
     gc.freeze()
     Server(config).run(sockets=[listening])
@@ -155,15 +159,23 @@ def _listen(host: str, port: int) -> socket.socket:
     address = addresses_of(host, "--host")[0]
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     found = socket.socket(family, socket.SOCK_STREAM)
-    try:
+    with contextlib.ExitStack() as failed, _address_refused(host, port):
+        failed.enter_context(found)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((str(address), port))
+        failed.pop_all()
+    return found
+
+
+@contextlib.contextmanager
+def _address_refused(host: str, port: int) -> Iterator[None]:
+    """Say in one line why an address cannot be had."""
+    try:
+        yield
     except OSError as error:
-        found.close()
         raise SurgeryR1Error(
             f"cannot listen at {host}:{port}: {error.strerror}", fix="give another --port, or stop what has it"
         ) from None
-    return found
 
 
 def _is_address(host: str) -> bool:

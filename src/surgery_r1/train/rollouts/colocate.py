@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -81,8 +82,8 @@ class ColocatedEngine:
     def __init__(self, options: EngineOptions, out: Path, max_tokens: int, temperature: float) -> None:
         self._options, self._log, self._model = options, out / "vllm.log", out / "engine"
         self._process: subprocess.Popen[bytes] | None = None
-        # Paths of sockets are short, and run folders lie deep.
-        self._home = Path(tempfile.mkdtemp(prefix="surgery-r1-"))
+        # Paths of sockets are short, and run folders lie deep. Made at the start: a refusal before it leaves none.
+        self._home = Path(tempfile.gettempdir()) / f"surgery-r1-{secrets.token_hex(8)}"
         self._socket = self._home / "socket"
         self._sleeps = torch.cuda.is_available()
         server = ServerOptions("http://127.0.0.1/v1", timeout=options.timeout)
@@ -99,6 +100,7 @@ class ColocatedEngine:
         Raises:
             SurgeryR1Error: when it does not start.
         """
+        self._home.mkdir(mode=0o700)
         shutil.rmtree(self._model, ignore_errors=True)
         self._model.mkdir(parents=True)
         if self._options.rank:
