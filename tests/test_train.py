@@ -389,7 +389,9 @@ def test_rft_rewards_vary_within_a_group_and_move_every_weight(dataset, tmp_path
     """The random reward varies whatever the base can do, so that this holds for any base."""
     config = small(rft_max_steps=2, eval_dev_samples=1, rft_rewards={"random": 1.0})
     config = replace(config, eval=replace(config.eval, choose="last"))
-    fit("rft", config, dataset, tmp_path / "run")
+    result = stage_module.train("rft", config, dataset, tmp_path / "run", quiet=True)
+    assert result.to_json()["choose"] == "last"
+    assert result.summary == f"last step, on dev: joint {result.dev_joint:.4f} at step 2"
     story = [r for r in records(tmp_path / "run") if "reward" in r]
     assert all(r["frac_reward_zero_std"] == 0 for r in story)
     before, after = weights(TINY_BASE), weights(tmp_path / "run" / "best")

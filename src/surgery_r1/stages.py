@@ -105,7 +105,7 @@ def train_run(
     result = train(stage, config, dataset, run, base=base, resume=resume, allowed=Permissions(hub=allow_hub))
     if result.stopped:
         raise SurgeryR1Error(f"stopped at step {result.steps}", where=run, fix="run the same command again to go on")
-    say(f"   best on dev: joint {result.dev_joint:.3f} at step {result.best_step}")
+    say(f"   {result.summary}")
 
 
 def score_model(

@@ -226,7 +226,7 @@ def tell(result: TrainResult, *, json: bool) -> None:
     elif result.stopped:
         say(f"stopped at step {result.steps}; go on with --resume")
     else:
-        say(f"best on dev: joint {result.dev_joint:.4f} at step {result.best_step}: {result.best}")
+        say(f"{result.summary}: {result.best}")
 
 
 def _told_once() -> AbstractContextManager[None]:

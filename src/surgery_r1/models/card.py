@@ -78,7 +78,9 @@ def _chosen(run: Path) -> str:
     if not result.is_file():
         return "unknown"
     data = read_json(result)
-    return f"dev: joint {data['dev/joint']:.4f} at step {data['best_step']}"
+    # Runs of before it was written down say nothing.
+    last = ", its last step" if data.get("choose") == "last" else ""
+    return f"dev: joint {data['dev/joint']:.4f} at step {data['best_step']}{last}"
 
 
 def _trained(info: ModelInfo) -> str:

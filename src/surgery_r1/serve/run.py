@@ -103,7 +103,6 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
             self.force_exit = self.should_exit and sig == signal.SIGINT
             self.should_exit = True
 
-    # Two servers that started together could both have the address until one listens.
     with _address_refused(settings.host, settings.port):
         listening.listen(config.backlog)
     # What is loaded stays: the collector need not go through it, least of all at the end.
@@ -169,7 +168,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _address_refused(host: str, port: int) -> Iterator[None]:
-    """Say in one line why an address cannot be had."""
+    """Say in one line why an address cannot be had. Two that start together may both have it, until one listens."""
     try:
         yield
     except OSError as error:

@@ -21,8 +21,9 @@ FREE = (
     *("model.vision_cache", "model.vision_cache_gib", "model.vision_memory_mib", "model.offload_vision"),
 )
 
-#: Ways to spread a model over processes.
+#: Ways to spread a model over processes; which model of a run is kept.
 Shard = Literal["none", "fsdp2", "zero2", "zero3"]
+Kept = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class EvalConfig:
     batch_size: Positive = 16
     max_new_tokens: Positive = 256
     reasoning: bool = True
-    choose: Literal["best", "last"] = "best"
+    choose: Kept = "best"
 
 
 @dataclass(frozen=True)

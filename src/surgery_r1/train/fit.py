@@ -13,6 +13,7 @@ from transformers import PrinterCallback
 from surgery_r1.models.four_bit import adapters_in_float32
 from surgery_r1.train.callbacks import DevCallback, Recorder, StopOnSignal
 from surgery_r1.train.checkpoints import resumable, resume_point, run_trainer
+from surgery_r1.train.config import Kept
 from surgery_r1.train.dev import Metrics
 from surgery_r1.train.rollouts.sampling import Sampling
 from surgery_r1.train.run_folder import metrics_writer
@@ -29,7 +30,7 @@ class FitOptions:
         describe: adds to the weights in a folder, given their step, what makes them a model folder.
         resume: go on from the last checkpoint.
         quiet: no progress bar.
-        keep_last: keep the last evaluated model instead of the best one, and never stop early.
+        choose: keep the best model on dev, or the ``last`` one, and then never stop early.
         sampling: the server that samples rollouts; None where the trainer does.
     """
 
@@ -39,7 +40,7 @@ class FitOptions:
     describe: Callable[[Path, int], None]
     resume: bool = False
     quiet: bool = False
-    keep_last: bool = False
+    choose: Kept = "best"
     sampling: Sampling | None = None
 
 
@@ -53,6 +54,7 @@ class TrainResult:
         dev_joint: its ``joint`` on dev in [0, 1].
         stopped: SIGTERM ended training early; resume to go on.
         steps: optimiser steps done in all.
+        choose: whether dev chose that model, or it is the ``last`` one.
         held_off: pass-through options that would have sent data away, and were not set.
     """
 
@@ -61,7 +63,14 @@ class TrainResult:
     dev_joint: float
     stopped: bool
     steps: int
+    choose: Kept = "best"
     held_off: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The model that was kept, on one line."""
+        chosen = "best on dev" if self.choose == "best" else "last step, on dev"
+        return f"{chosen}: joint {self.dev_joint:.4f} at step {self.best_step}"
 
     def to_json(self) -> dict[str, Any]:
         """As ``result.json`` has it."""
@@ -71,6 +80,7 @@ class TrainResult:
             "dev/joint": self.dev_joint,
             "stopped": self.stopped,
             "steps": self.steps,
+            "choose": self.choose,
             "held_off": list(self.held_off),
         }
 
@@ -86,7 +96,7 @@ def fit(
         choosing: every, patience and baseline of :class:`surgery_r1.train.callbacks.DevCallback`.
     """
     write = metrics_writer(options.out)
-    dev = DevCallback(stage, options.evaluate, options.keep, write, last=options.keep_last, **choosing)
+    dev = DevCallback(stage, options.evaluate, options.keep, write, last=options.choose == "last", **choosing)
     stop = StopOnSignal(cycle)
     recorder = Recorder(stage, write, quiet=options.quiet)
     # Dev goes first, so that the checkpoint of a step holds what was decided there.
@@ -97,4 +107,4 @@ def fit(
     checkpoint = resume_point(options.out, dev, resume=options.resume, cycle=cycle)
     with stop.listening(), contextlib.closing(recorder):
         steps = run_trainer(trainer, dev, checkpoint)
-    return TrainResult(options.out / "best", dev.best_step, dev.best, stop.stopped, steps)
+    return TrainResult(options.out / "best", dev.best_step, dev.best, stop.stopped, steps, options.choose)

@@ -21,7 +21,7 @@ from surgery_r1.models.save import save_description, save_model
 from surgery_r1.models.sharing.vision_features import keep_frozen_features
 from surgery_r1.rewards.custom import reward_files
 from surgery_r1.train import ranks, shards
-from surgery_r1.train.config import FREE, RanksConfig, TrainConfig
+from surgery_r1.train.config import FREE, Kept, RanksConfig, TrainConfig
 from surgery_r1.train.datasets import training_rows
 from surgery_r1.train.dev import dev_evaluator
 from surgery_r1.train.fit import FitOptions, TrainResult
@@ -178,8 +178,8 @@ def _train(
     def describe(folder: Path, step: int) -> None:
         save_description(bundle.processor, model.config.model_type, replace(info, step=step), folder)
 
-    keep_last = include_dev or config.eval.choose == "last"
-    options = FitOptions(out, evaluate, keep, describe, resume, quiet, keep_last, sampling)
+    choose: Kept = "last" if include_dev else config.eval.choose
+    options = FitOptions(out, evaluate, keep, describe, resume, quiet, choose, sampling)
     train_stage = train_sft if stage == "sft" else train_rft
     with shards.arranged(config.ranks.shard, arguments):
         return train_stage(config, arguments, model, bundle.processor, rows, options)

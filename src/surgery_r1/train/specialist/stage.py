@@ -23,6 +23,7 @@ from surgery_r1.models.specialist.fusion import load_trunk
 from surgery_r1.models.specialist.network import build_specialist
 from surgery_r1.models.specialist.words import Words, vocabulary
 from surgery_r1.train import ranks
+from surgery_r1.train.config import Kept
 from surgery_r1.train.dev import Metrics, dev_metrics, dev_samples
 from surgery_r1.train.fit import FitOptions, TrainResult, fit
 from surgery_r1.train.run_folder import seed_everything, start_run
@@ -127,7 +128,8 @@ def _train(
         replace(info, step=step).save(folder)
 
     trainer = {"model": model, "args": _arguments(config, out), "train_dataset": visits, "data_collator": batch_of}
-    options = FitOptions(out, evaluate, keep, describe, resume, quiet, keep_last=include_dev)
+    choose: Kept = "last" if include_dev else "best"
+    options = FitOptions(out, evaluate, keep, describe, resume, quiet, choose)
     return fit("specialist", SpecialistTrainer, trainer, options, every=own.eval_every, patience=own.patience)
 
 
