@@ -334,7 +334,7 @@ def test_the_command_takes_no_run_folder(dataset_folder, tmp_path, capsys, stage
     assert main([*command, "--json", "--memory", "2", "--step-seconds", "3.6", "--processes", "2"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["machine"]["memory"] == 2 * GIB and plan["step"]["passes"] == 1
-    assert plan["hours"] == pytest.approx({"sft": 560, "rft": 130}[stage] / 1000)
+    assert plan["hours"] == pytest.approx({"sft": 840, "rft": 130}[stage] / 1000)
     assert plan["peak"] == max(plan["peaks"].values()) and plan["largest_micro_batch"] > 0
     assert plan["image_tokens"] == {"30": sum(plan["image_tokens"].values())}
     assert main(command) == 0

@@ -36,7 +36,7 @@ class _Run:
     data: Path
     """A dataset folder that surgery-r1 data build wrote."""
     out: Path
-    """The run folder to write; out/best is the model that dev chose."""
+    """The run folder to write; out/best is the model that dev chose, or the last."""
     images: Path | None = None
     """Where the images lie now, if they moved."""
     seed: int | None = None

@@ -51,7 +51,7 @@ def train(
     quiet: bool = False,
     rollouts: RolloutOptions | None = None,
 ) -> TrainResult:
-    """Run one training stage into the run folder ``out``; ``out/best`` is the model that dev chose.
+    """Run one training stage into the run folder ``out``; ``out/best`` is the model that dev chose, or the last.
 
     Args:
         base: model to start from; None takes ``model.base`` of the config. RFT starts from a run of SFT.
