@@ -1,4 +1,4 @@
-"""The tiny config with batches and step counts that a test can afford."""
+"""The tiny config with batches and step counts that a test can afford; dev chooses, as by default."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def small(**changes) -> TrainConfig:
     base = {
         "sft": {"batch_size": 4, "max_steps": 4, "eval_every": 2, "patience": 0, "warmup_steps": 0},
         "rft": {"prompts": 2, "generations": 4, "max_steps": 4, "eval_every": 2, "warmup_steps": 0},
-        "eval": {"dev_samples": 4, "batch_size": 4, "max_new_tokens": 24},
+        "eval": {"dev_samples": 4, "batch_size": 4, "max_new_tokens": 24, "choose": "best"},
         "lora": {"rank": 4},
         "ranks": {},
         "model": {},

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import b64decode
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from served import only_this_machine, serving
 
+from surgery_r1.chat.reply import ChatReply
 from surgery_r1.cli import main
 from surgery_r1.codec import View
 from surgery_r1.errors import SurgeryR1Error
@@ -16,6 +22,7 @@ from surgery_r1.evaluate.box_units import SPACES
 from surgery_r1.evaluate.native.boxes import NATIVE_FORMATS, NativeBoxes
 from surgery_r1.evaluate.native.local import open_native
 from surgery_r1.evaluate.native.questions import NativeOptions, NativeQuestions
+from surgery_r1.evaluate.native.server import NativeServer
 from surgery_r1.evaluate.native.wording import NativePrompt, read_native
 from surgery_r1.geometry import iou
 
@@ -274,6 +281,23 @@ def test_pixels_are_those_of_the_image_that_is_sent(dataset, dataset_folder, ser
     one = serve()
     assert predict(dataset_folder, tmp_path / "r.jsonl", one, "--limit", "1", model="tiny", space=None) == 0
     assert lines(tmp_path / "r.jsonl")[0]["asked"]["boxes"] == "xyxy, norm100"
+
+
+def test_pixels_are_counted_of_each_image_that_is_sent(dataset):
+    """Examples may lie on frames of another size than the question's."""
+    options = NativeOptions(NativeBoxes("pixels"), few_shot=2)
+    questions = NativeQuestions(dataset, "val", options, lambda width, height: View(width, height, width, height))
+    server = NativeServer(SimpleNamespace(name="S"), "served", "served", questions, options, "none", 1, factor=28)
+    sample = replace(dataset.split("val")[0], width=320, height=240)
+    request = server._request(sample)
+    parts = [part for message in request.messages for part in message["content"] if part["type"] == "image_url"]
+    sizes = [Image.open(BytesIO(b64decode(part["image_url"]["url"].partition(",")[2]))).size for part in parts]
+    assert sizes[:2] == [(160, 128)] * 2 and sizes[2] == (320, 240)
+    assert request.pixels == sum(width * height for width, height in sizes)
+    reply = ChatReply("{}", "stop", model="served", prompt_tokens=request.pixels // 28**2)
+    server._check(request, reply)
+    with pytest.raises(SurgeryR1Error, match="makes them smaller"):
+        server._check(request, replace(reply, prompt_tokens=reply.prompt_tokens - 1))
 
 
 def test_what_is_not_known_is_not_guessed(dataset_folder, tmp_path, capsys, serve, no_network):

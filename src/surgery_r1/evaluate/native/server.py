@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ def _writes_blanks(reply: ChatReply) -> bool:
     return reply.finish == "length" and bool(written) and whole.startswith(written)
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is sent for a sample; ``pixels`` of its frame and its examples' together, as the model sees them."""
+
+    sample: Sample
+    messages: list[dict[str, Any]]
+    pixels: int
+
+
 class NativeServer:
     """Asks a chat server, several requests at a time. Lines come as their replies are done.
 
@@ -129,7 +139,7 @@ class NativeServer:
         factor: int = 0,
     ) -> None:
         self._client, self._served, self._served_as = client, served, served_as
-        self._questions, self._options = questions, options
+        self._questions = questions
         self._constraint, self._concurrency, self._factor = constraint, concurrency, factor
         # Examples come again with every question.
         self._url = lru_cache(maxsize=8 + 16 * options.few_shot)(self._frame_url)
@@ -153,11 +163,15 @@ class NativeServer:
             what = "%s: replies come from %d states of the server (system_fingerprint), as their lines say"
             logger.warning(what, self._client.name, len(self._fingerprints))
 
-    def _request(self, sample: Sample) -> tuple[Sample, list[dict[str, Any]]]:
-        return sample, self._questions.conversation(sample, self._image)
+    def _request(self, sample: Sample) -> _Request:
+        views: list[View] = []
 
-    def _image(self, path: Path, view: View) -> dict[str, Any]:
-        return {"type": "image_url", "image_url": {"url": self._url(path, view)}}
+        def image(path: Path, view: View) -> dict[str, Any]:
+            views.append(view)
+            return {"type": "image_url", "image_url": {"url": self._url(path, view)}}
+
+        messages = self._questions.conversation(sample, image)
+        return _Request(sample, messages, sum(view.input_width * view.input_height for view in views))
 
     def _frame_url(self, path: Path, view: View) -> str:
         if not self._factor:
@@ -167,11 +181,11 @@ class NativeServer:
             size = view.input_width, view.input_height
             return image_url(image.convert("RGB").resize(size, resample=Image.Resampling.BICUBIC))
 
-    def _ask(self, request: tuple[Sample, list[dict[str, Any]]]) -> dict[str, Any]:
-        sample, messages = request
+    def _ask(self, request: _Request) -> dict[str, Any]:
+        sample = request.sample
         schema = self._questions.prompt_of(sample).schema()
-        reply = self._client.ask(self._served, messages, extra=held_to(schema, self._constraint))
-        self._check(sample, reply)
+        reply = self._client.ask(self._served, request.messages, extra=held_to(schema, self._constraint))
+        self._check(request, reply)
         line = self._questions.line(sample, reply.text, cut_off=reply.finish == "length")
         if reply.finish == "content_filter":
             line["reply_problems"].append("filtered")
@@ -180,8 +194,9 @@ class NativeServer:
             line["fingerprint"] = reply.fingerprint
         return line
 
-    def _check(self, sample: Sample, reply: ChatReply) -> None:
+    def _check(self, request: _Request, reply: ChatReply) -> None:
         """Refuse a reply of another model, one that the server broke off, and one to a smaller image than was sent."""
+        sample = request.sample
         if reply.model != self._served_as:
             raise SurgeryR1Error(
                 f"{self._client.name}: {reply.model or 'a model without a name'!r} answers, where "
@@ -196,9 +211,7 @@ class NativeServer:
                 where=sample.id,
                 fix="see to the server and run again: what it has answered is kept",
             )
-        view = self._questions.view(sample)
-        images = 1 + self._options.few_shot
-        tokens = images * view.input_width * view.input_height // self._factor**2 if self._factor else 0
+        tokens = request.pixels // self._factor**2 if self._factor else 0
         if 0 < reply.prompt_tokens < tokens:
             raise SurgeryR1Error(
                 f"{self._client.name} reads {reply.prompt_tokens} tokens where the images alone have {tokens}: it "
