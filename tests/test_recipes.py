@@ -122,14 +122,14 @@ def test_from_downloads_to_the_report(start, scenes, tmp_path):
     found = tmp_path / "out"
     # 106 training questions, six rows each, and those of dev.
     rows = json.loads((tmp_path / "built" / "manifest.json").read_text())["rows"]
-    assert rows["total"] == 6 * (106 + 28) and out.count("best on dev: joint") == 2
+    assert rows["total"] == 6 * (106 + 28) and out.count("last step, on dev: joint") == 2
     for name in ("base/val", "base/test", "sft-val", "sft-test", "rft-val", "rft-test"):
         assert json.loads((found / name / "metrics.json").read_text())["n"] > 0
     assert (found / "report.html").is_file() and (found / "model" / "model.safetensors").is_file()
     # Again: nothing is trained, and no reply is written anew.
     before = (found / "rft-val" / "predictions.jsonl").stat().st_mtime_ns
     status, out, err = ended(start("endovis18_7b.sh", **given, BASE="tiny"))
-    assert status == 0 and "best on dev" not in out, err[-2000:]
+    assert status == 0 and "on dev: joint" not in out, err[-2000:]
     assert (found / "rft-val" / "predictions.jsonl").stat().st_mtime_ns == before
 
 
