@@ -71,7 +71,7 @@ def rft_arguments(config: TrainConfig, out: Path, allowed: Permissions) -> tuple
 def train_rft(
     config: TrainConfig, arguments: Any, model: Any, processor: Any, prompts: HFDataset, options: FitOptions
 ) -> TrainResult:
-    """GRPO on ``prompts`` for ``rft.max_steps`` steps; dev chooses the checkpoint, the starting model included.
+    """GRPO on ``prompts`` for ``rft.max_steps`` steps; where dev chooses the model, the start is a candidate too.
 
     Args:
         arguments: from :func:`rft_arguments`.
