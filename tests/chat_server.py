@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
 
 import teacher_server
+from PIL import Image
 from teacher_server import completion
 
 
@@ -27,7 +29,7 @@ class Handler(teacher_server.Handler):
 
     def noted(self, body):
         system, user = (message["content"] for message in body["messages"])
-        data = base64.b64decode(user[0]["image_url"]["url"].partition(",")[2])
+        image = Image.open(io.BytesIO(base64.b64decode(user[0]["image_url"]["url"].partition(",")[2])))
         kinds = [part["type"] for part in user]
         settings = {key: value for key, value in body.items() if key != "messages"}
         return {
@@ -35,7 +37,7 @@ class Handler(teacher_server.Handler):
             "text": user[-1]["text"],
             "kinds": kinds,
             "settings": settings,
-            "sent": hashlib.sha256(data).hexdigest(),
+            "sent": f"{image.mode} {image.size} {hashlib.sha256(image.tobytes()).hexdigest()}",
         }
 
     def good(self, body):

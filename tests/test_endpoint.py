@@ -85,6 +85,13 @@ def banned(tiny) -> tuple[int, ...]:
     return found
 
 
+def shown(path: Path) -> str:
+    """A frame as the tiny model reads it, which resizes all scenes alike; with Pillow, whatever the server has."""
+    with Image.open(path) as image:
+        resized = image.convert("RGB").resize((168, 140), Image.Resampling.BICUBIC)
+    return f"RGB (168, 140) {hashlib.sha256(resized.tobytes()).hexdigest()}"
+
+
 def test_prompts_and_lines_are_those_of_the_local_engine(tiny, dataset, dataset_folder, replies, serve, tmp_path):
     server = serve()
     assert predict(dataset_folder, tmp_path / "p.jsonl", server.endpoint) == 0
@@ -102,8 +109,7 @@ def test_prompts_and_lines_are_those_of_the_local_engine(tiny, dataset, dataset_
         "endpoint", None, weights_sha256(TINY_BASE)
     )  # fmt: skip
     asked = {(r["text"], r["sent"]) for r in server.requests}
-    frames = {s.id: hashlib.sha256(dataset.image_path(s).read_bytes()).hexdigest() for s in samples}
-    assert asked == {(prompt_of(s, dataset).text, frames[s.id]) for s in samples}
+    assert asked == {(prompt_of(s, dataset).text, shown(dataset.image_path(s))) for s in samples}
     for request in server.requests:
         assert request["system"] == [{"type": "text", "text": prompts.system_text("norm100")}]
         assert request["kinds"] == ["image_url", "text"]
@@ -366,5 +372,5 @@ def test_the_page_shows_the_last_result_of_the_real_engines(monkeypatch):
     for part, table in engine_page.TABLES.items():
         assert f"<!-- engines: {part} -->\n" + "\n".join(table(result[part])) in page, part
     rows = result["texts"]["rows"]
-    assert {row["engine"] for row in rows} == {*script.ENGINES, script.OFFLINE}
+    assert {row["engine"] for row in rows} == {*script.ENGINES, script.OFFLINE, script.BESIDE}
     assert all(row["identical"] == row["questions"] == script.QUESTIONS for row in rows)

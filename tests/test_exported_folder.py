@@ -179,7 +179,8 @@ def test_the_card_has_the_texts_the_limits_and_how_to_serve(desk):
         "**the image first**",
         "trained on the first alone: do not ask it for a reply without a rationale",
         "vllm serve THIS_FOLDER --served-model-name surgery-r1",
-        '{"min_pixels": 784, "max_pixels": 25088}',
+        '{"min_pixels": 784, "max_pixels": 25088, "use_fast": false}',
+        'from_pretrained(folder, backend="pil")',
         "left_px = left * W / 100",
     ):
         assert text in card

@@ -28,7 +28,7 @@ from surgery_r1.models import ModelInfo, from_pretrained
 from surgery_r1.models.encode import ImageCache, Prompt, PromptEncoder, load_image
 from surgery_r1.models.export import export
 from surgery_r1.models.load import resolve, weights_sha256
-from surgery_r1.models.processor import view_of
+from surgery_r1.models.processor import as_read, view_of
 from surgery_r1.models.save import recover, save_model
 from surgery_r1.models.tiny.architecture import NUMBER_TOKENS, SPECIAL_TOKENS, TAG_TOKENS, TINY_BASE, TINY_RFT
 
@@ -179,6 +179,27 @@ def test_deduplicating_processor_forgets_and_minds_its_settings(tiny):
 def test_view_is_what_the_processor_makes(tiny, width, height):
     grid = tiny.processor.image_processor(images=[picture(width, height)], return_tensors="pt")["image_grid_thw"][0]
     assert view_of(tiny.processor, width, height) == View(width, height, int(grid[2]) * 14, int(grid[1]) * 14)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_image_as_read_is_resized_no_more(tiny, size):
+    """Sent to another engine, it gives the patches of our own, with whatever library that engine resizes."""
+    image, process = picture(*size), tiny.processor.image_processor
+    read = as_read(image, tiny.processor)
+    view = view_of(tiny.processor, *size)
+    assert read.size == (view.input_width, view.input_height)
+    assert view_of(tiny.processor, *read.size) == View(*read.size, *read.size)
+    ours, theirs = (process(images=[shown], return_tensors="pt")["pixel_values"] for shown in (image, read))
+    assert torch.equal(ours, theirs)
+
+
+def test_an_image_that_would_be_resized_again_is_left_as_it_is():
+    """Limits so close together that the resized size, 1316 x 728, lies below them."""
+    close = from_pretrained("tiny", with_model=False, min_pixels=1_003_520, max_pixels=1_003_520)
+    image = picture(1920, 1080)
+    view = view_of(close.processor, *image.size)
+    assert (view.input_width, view.input_height) == (1316, 728)
+    assert as_read(image, close.processor) is image
 
 
 def test_pixel_limits(tmp_path):

@@ -53,7 +53,8 @@ def question(value: int = 0) -> Question:
 def asked(endpoint: str, questions, count: int = 2, **limits):
     server = RolloutServer(ServerOptions(endpoint, retries=1), 8, 0.7)
     try:
-        return server.sample("served", questions, count, range(len(questions)))
+        # Half as wide: what is sent is what this returns.
+        return server.sample("served", questions, count, range(len(questions)), lambda image: image.resize((4, 8)))
     finally:
         server.close()
 
@@ -75,9 +76,10 @@ def test_what_is_asked_and_what_comes_back(serve):
         "return_token_ids": True,
     }
     assert settings == [{**common, **whole, "frequency_penalty": 0.0}] * 3
-    # Pixels arrive as they are.
+    # Pixels arrive as the model reads them.
     seen = [Image.open(io.BytesIO(base64.b64decode(r["url"].partition(",")[2]))) for r in server.requests]
     assert sorted(int(np.asarray(image).max()) for image in seen) == [1, 1, 2]
+    assert {image.size for image in seen} == {(4, 8)}
 
 
 @pytest.mark.parametrize(
@@ -203,15 +205,18 @@ class SecondModel:
             self.version = body["new_version"]
         return 200, json.dumps({"success": True, "weight_version": self.version})
 
-    def sample(self, model, questions, count, seeds):
+    def sample(self, model, questions, count, seeds, as_read):
         if self.dies_after == 0:
             raise SurgeryR1Error(f"{self.name} cannot be reached", fix="go on with --resume")
         self.dies_after -= 1
-        return [self._group(question, count, seed) for question, seed in zip(questions, seeds, strict=True)]
+        return [self._group(question, count, seed, as_read) for question, seed in zip(questions, seeds, strict=True)]
 
-    def _group(self, question, count, seed):
+    def _group(self, question, count, seed, as_read):
         image = next(part["image"] for part in question.messages[1]["content"] if part["type"] == "image")
-        shown = self.bundle.processor.image_processor(images=[image], return_tensors="pt")
+        # As the model reads it, which the server's own resizing leaves as it is.
+        sent = as_read(image)
+        assert (sent.width % 28, sent.height % 28) == (0, 0)
+        shown = self.bundle.processor.image_processor(images=[sent], return_tensors="pt")
         ids, model = torch.tensor([list(question.ids)] * count), self.bundle.model.eval()
         inputs = {
             "pixel_values": shown["pixel_values"].repeat(count, 1),

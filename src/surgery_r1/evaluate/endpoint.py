@@ -13,14 +13,15 @@ from surgery_r1 import prompts as wording
 from surgery_r1._util.parallel import finished_map
 from surgery_r1.chat.client import Client
 from surgery_r1.chat.endpoint import check_endpoint
-from surgery_r1.chat.frames import frame_url, image_url
+from surgery_r1.chat.frames import image_url
 from surgery_r1.chat.reply import WHOLE, ChatReply
 from surgery_r1.chat.settings import Limits, Names
 from surgery_r1.chat.trouble import Refused
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.generation import GenerationOptions
-from surgery_r1.models.encode import MemoryImage, Prompt, PromptEncoder
+from surgery_r1.models.encode import MemoryImage, Prompt, PromptEncoder, load_image
 from surgery_r1.models.load import resolve, weights_sha256
+from surgery_r1.models.processor import as_read
 
 logger = logging.getLogger(__name__)
 
@@ -173,10 +174,6 @@ def _same(path: str, folder: Path) -> bool:
     return bool(path) and Path(path).is_dir() and Path(path).samefile(folder)
 
 
-def _url_of(image: Path | MemoryImage) -> str:
-    return image_url(image.image) if isinstance(image, MemoryImage) else frame_url(image)
-
-
 class EndpointEngine:
     """Asks a chat server, several requests at a time. Replies come as they are done.
 
@@ -208,7 +205,7 @@ class EndpointEngine:
         self.encoder = PromptEncoder(processor, box_space)
         self._client, self._served, self._options, self._concurrency = client, served, options, concurrency
         # The questions of a frame are neighbours.
-        self._url = lru_cache(maxsize=2)(_url_of)
+        self._url = lru_cache(maxsize=2)(self._url_of)
 
     def replies(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
         """Greedy replies as they are done, each with the number of its prompt.
@@ -224,6 +221,9 @@ class EndpointEngine:
         requests = (self._request(prompt) for prompt in prompts[1:])
         for number, text in finished_map(self._ask, requests, self._concurrency, self._client.stop):
             yield [(number + 1, text)]
+
+    def _url_of(self, image: Path | MemoryImage) -> str:
+        return image_url(as_read(load_image(image), self.encoder.processor))
 
     def _request(self, prompt: Prompt) -> tuple[Prompt, list[dict[str, Any]], int]:
         """A prompt, its conversation, and the tokens that the server must find in it."""
@@ -274,7 +274,7 @@ class EndpointEngine:
                 "template or pixel limits",
                 where=where,
                 fix="serve the folder that --model names, with its own chat template and preprocessor_config.json (no "
-                "--chat-template, no --mm-processor-kwargs)",
+                "--chat-template, no --mm-processor-kwargs but those of its card)",
             )
         cut = reply.finish == "length" and 0 < reply.completion_tokens < self._options.max_new_tokens
         if cut or reply.finish not in (*WHOLE, "length"):

@@ -11,6 +11,7 @@ from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.generation import GenerationOptions
 from surgery_r1.models.encode import Prompt, PromptEncoder, load_image
 from surgery_r1.models.load import Bundle, generation_config, is_adapter
+from surgery_r1.models.processor import as_read
 from surgery_r1.models.reply_tokens import banned_for
 
 #: Prompts that vLLM is given at a time: it batches them itself, and what it has answered is written after each.
@@ -107,7 +108,7 @@ class VllmEngine:
             ) from error
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
-        images = [load_image(image) for image in prompt.images]
+        images = [as_read(load_image(image), self.encoder.processor) for image in prompt.images]
         return {"prompt_token_ids": self.encoder.unexpanded(prompt), "multi_modal_data": {"image": images}}
 
     def _text(self, prompt: Prompt, output: Any) -> str:

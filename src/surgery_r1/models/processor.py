@@ -1,19 +1,19 @@
-"""Processors that work without torchvision, and with the stock one where torchvision exists.
+"""Processors of images alone, which resize with Pillow: a model reads the same pixels on every machine.
 
-transformers 5 loads a Qwen-VL processor only together with its video processor, which needs torchvision. Frames are
-images, so where torchvision is missing a processor without the video part is used. ``AutoProcessor`` must not be
+transformers 5 loads a Qwen-VL processor only together with its video processor, which needs torchvision, and resizes
+with torchvision where that is installed: by up to a grey level otherwise than Pillow, enough to turn a token. Frames
+are images, so the video part is left out, and Pillow resizes them whatever is installed. ``AutoProcessor`` must not be
 called directly: without a registered class it silently returns a bare tokenizer.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import AutoTokenizer, BatchFeature, Qwen2VLImageProcessorPil
@@ -26,6 +26,9 @@ from surgery_r1._util.byte_cache import ByteCache
 from surgery_r1._util.checked import Positive, WrongData, checked
 from surgery_r1.codec import View
 from surgery_r1.errors import SurgeryR1Error, explained
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class _ImageOnly:
@@ -151,21 +154,10 @@ def load_processor(folder: Path, model_type: str, *, min_pixels: int | None = No
     """
     fix = "copy tokenizer.json, tokenizer_config.json and preprocessor_config.json of the model again"
     with explained("tokenizer or image processor cannot be read", where=folder, fix=fix):
-        if importlib.util.find_spec("torchvision") is not None:
-            from transformers import AutoProcessor
-
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            image_processor = DeduplicatingImageProcessor.from_pretrained(folder, local_files_only=True)
-            template = getattr(tokenizer, "chat_template", None)
-            processor = PROCESSORS[model_type](image_processor, tokenizer, chat_template=template)
-    if not hasattr(processor, "image_processor"):
-        raise SurgeryR1Error(
-            "the folder holds a tokenizer but no image processor",
-            where=folder,
-            fix="add preprocessor_config.json of the model",
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        image_processor = DeduplicatingImageProcessor.from_pretrained(folder, local_files_only=True)
+        template = getattr(tokenizer, "chat_template", None)
+        processor = PROCESSORS[model_type](image_processor, tokenizer, chat_template=template)
     limits = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     given = {edge: pixels for edge, pixels in limits.items() if pixels is not None}
     image = processor.image_processor
@@ -195,3 +187,17 @@ def view_of(processor: Any, width: int, height: int) -> View:
         max_pixels=image.size["longest_edge"],
     )
     return View(width, height, input_width, input_height)
+
+
+def as_read(image: Image, processor: Any) -> Image:
+    """An RGB image at the size that the model reads, resized as this processor does.
+
+    For engines that resize by themselves, and may do it with another library: they leave this size alone. Where they
+    would not, because the pixel limits lie too close together, it is the image as it is.
+    """
+    view = view_of(processor, *image.size)
+    size = view.input_width, view.input_height
+    again = view_of(processor, *size)
+    if (again.input_width, again.input_height) != size:
+        return image
+    return image.resize(size, resample=processor.image_processor.resample)

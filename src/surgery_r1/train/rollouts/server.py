@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,12 @@ class RolloutServer:
         )
 
     def sample(
-        self, model: str, questions: Sequence[Question], count: int, seeds: Sequence[int]
+        self,
+        model: str,
+        questions: Sequence[Question],
+        count: int,
+        seeds: Sequence[int],
+        as_read: Callable[[Image.Image], Image.Image],
     ) -> list[list[TokenReply]]:
         """``count`` replies to each question, sampled by the server.
 
@@ -153,6 +158,7 @@ class RolloutServer:
         Args:
             model: its name at the server.
             seeds: of the draws of each question, which servers take that can draw from one.
+            as_read: an image at the size that the model reads, see :func:`surgery_r1.models.processor.as_read`.
 
         Raises:
             SurgeryR1Error: when the server cannot be used, or reads a prompt in another way than the trainer.
@@ -165,7 +171,7 @@ class RolloutServer:
             seed = seeds[number] if self.seeded else None
             return self._checked(question, self.client.sample(model, messages, count, seed, question.banned), count)
 
-        asked = [(i, question, _with_urls(question.messages, urls)) for i, question in enumerate(questions)]
+        asked = [(i, question, _with_urls(question.messages, urls, as_read)) for i, question in enumerate(questions)]
         alone = 0 if self._met else 1
         groups = dict(enumerate(map(ask, asked[:alone])))
         self._met = True
@@ -207,11 +213,13 @@ class RolloutServer:
 
 _SAME_PROMPTS = (
     "another model, chat template or pixel limits: serve the folder that is trained, with its own chat template and "
-    "preprocessor_config.json (no --chat-template, no --mm-processor-kwargs)"
+    "preprocessor_config.json (no --chat-template, no --mm-processor-kwargs but those of its card)"
 )
 
 
-def _with_urls(messages: Sequence[dict[str, Any]], urls: dict[int, str]) -> list[dict[str, Any]]:
+def _with_urls(
+    messages: Sequence[dict[str, Any]], urls: dict[int, str], as_read: Callable[[Image.Image], Image.Image]
+) -> list[dict[str, Any]]:
     """Messages with their images as data URLs; ``urls`` keeps each image's, which rows and groups share."""
 
     def shown(part: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +227,7 @@ def _with_urls(messages: Sequence[dict[str, Any]], urls: dict[int, str]) -> list
         if not isinstance(image, Image.Image):
             return part
         if id(image) not in urls:
-            urls[id(image)] = image_url(image)
+            urls[id(image)] = image_url(as_read(image.convert("RGB")))
         return {"type": "image_url", "image_url": {"url": urls[id(image)]}}
 
     def content(of: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.export import name_modules
+from surgery_r1.models.processor import as_read
 from surgery_r1.models.quiet import without_progress_bars
 from surgery_r1.train import ranks
 from surgery_r1.train.draws import server_seed
@@ -75,7 +77,8 @@ class ServerGRPOTrainer(WholeModelGRPOTrainer):
             questions = [Question(self._asked[i], prompt_ids[i], image, self.banned) for i in first]
             places = self._places(len(prompt_ids))[::size]
             seeds = [server_seed(self.args.seed, self.state.global_step, place) for place in places]
-            groups = self._sampling.server.sample(name, questions, size, seeds)
+            read = partial(as_read, processor=processor)
+            groups = self._sampling.server.sample(name, questions, size, seeds, read)
         ranks.first(self._sampling.check)
         self._metrics["train"]["sampler/sync_seconds"].append(middle - start)
         self._metrics["train"]["sampler/seconds"].append(time.perf_counter() - middle)
