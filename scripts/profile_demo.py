@@ -152,7 +152,7 @@ def instrument(profile: Profile) -> None:
     profile.wrap(GRPOTrainer, "_compute_loss", "loss")
     profile.wrap(SFTTrainer, "compute_loss", "loss")
     profile.wrap(dev, "read_reply", "dev")
-    profile.wrap(dev, "match", "dev")
+    profile.wrap(dev.Scorer, "line", "dev")
     profile.wrap(predict, "dump_json", "files")
     profile.wrap(predict, "write_jsonl", "files")
     profile.wrap(files, "write_json", "files")

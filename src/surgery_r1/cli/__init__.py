@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from surgery_r1 import __version__
+from surgery_r1._util.allocator import keep_freed_memory
 from surgery_r1._util.extras import extras_named
 from surgery_r1.cli.autopsy import Autopsy
 from surgery_r1.cli.bench import Bench
@@ -136,6 +137,7 @@ def _run(args: list[str]) -> int:
         description=_DESCRIPTION,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+    keep_freed_memory()
     return int(command.run())
 
 
