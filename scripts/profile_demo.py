@@ -132,6 +132,7 @@ def instrument(profile: Profile) -> None:
     profile.wrap(modeling.Qwen2_5_VLModel, "compute_3d_position_ids", decoding("decode: masks"))
     profile.wrap(Cache, "update", decoding("decode: cache"))
     profile.wrap(attention, "sdpa_attention_forward", decoding("decode: attention"))
+    profile.wrap(attention, "_shared_attention", decoding("decode: attention"))
     AttentionInterface.register("sdpa", attention.sdpa_attention_forward)
     profile.wrap(modeling.Qwen2_5_VisionTransformerPretrainedModel, "forward", "vision")
     profile.wrap(vision_features.VisionCache, "__call__", "vision")
