@@ -137,7 +137,7 @@ def _run(args: list[str]) -> int:
         description=_DESCRIPTION,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-    keep_freed_memory()
+    keep_freed_memory(os.environ)
     return int(command.run())
 
 
