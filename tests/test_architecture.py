@@ -169,6 +169,7 @@ def test_every_file_says_what_it_is(module):
         assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 def test_every_doctest_is_collected():
     """A folder whose name a tool takes for generated files would be passed over in silence."""
     import subprocess

@@ -21,6 +21,9 @@ from surgery_r1.data.recipe import load_recipe
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.synthetic import make_scenes
 
+# Thousands of frames are drawn and read.
+pytestmark = pytest.mark.slow
+
 #: Frames of a sequence of the challenge.
 LENGTH = 149
 

@@ -274,6 +274,7 @@ def test_weights_in_4_bit(folders, dataset, tiny):
     assert made.counted.reading(2, 500) == whole.counted.reading(2, 500)
 
 
+@pytest.mark.slow
 @needs_bitsandbytes
 def test_the_config_for_24_gb_fits(folders, dataset):
     """Frames of this dataset are small: those of 1,280 tokens are in the config's own head and in docs/recipes.md."""

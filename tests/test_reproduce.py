@@ -129,6 +129,7 @@ def test_the_same_again_runs_nothing(copied, dataset):
     assert set(done.values()) == {"reused"} and times(copied) == before and len(before) > 6
 
 
+@pytest.mark.slow
 def test_seeds_run_by_calls_of_their_own_end_in_one_table(copied, dataset):
     """What a Slurm array or two cores do: each call runs one seed and shows what is finished by then."""
     before = times(copied)

@@ -204,7 +204,9 @@ def test_sft_resumed_equals_uninterrupted(sft_run, dataset, tmp_path, kill_after
     assert_same(out, sft_run)
 
 
-@pytest.mark.parametrize("logging_steps", [1, 3, 5])
+@pytest.mark.parametrize(
+    "logging_steps", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_log_windows_across_a_checkpoint(dataset, tmp_path, kill_after, monkeypatch, logging_steps):
     """Checkpoints after 2, 4 and 6 steps: a window of logs is open at one of them, or at all."""
     config = small(sft_max_steps=6, sft_trl={"logging_steps": logging_steps}, eval_dev_samples=1)
