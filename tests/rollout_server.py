@@ -7,8 +7,6 @@ IDS are the tokens, comma-separated, that it finds in every prompt.
 
 from __future__ import annotations
 
-import os
-
 import teacher_server
 from teacher_server import completion
 
@@ -52,9 +50,6 @@ class Handler(teacher_server.Handler):
 
     def _unlike(self, good):
         self._send({**good, "choices": [{**choice, "token_ids": [1]} for choice in good["choices"]]})
-
-    def _dead(self, good):
-        os._exit(1)
 
 
 if __name__ == "__main__":

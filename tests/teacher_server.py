@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import sys
 import threading
@@ -64,6 +65,9 @@ class Handler(BaseHTTPRequestHandler):
                 + "\n"
             )
             self.server.log.flush()
+            if fault == "dead":
+                # At once: no request that comes later is answered.
+                os._exit(1)
         time.sleep(self.server.delay)
         getattr(self, f"_{fault}")(self.good(json.loads(body)))
 
