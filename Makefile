@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DOCS_VENV ?= .venv-docs
 MODELS ?= tiny-rft
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: setup demo demo-controls test test-slow test-engines docs gpu lint clean
@@ -31,11 +32,14 @@ demo: setup
 demo-controls: setup
 	$(BIN)/surgery-r1 demo --out demo --controls
 
+# A file of tests is one process's, so that what its tests share is made once; a process has one thread (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-engines: setup
 	PYTHON=$(BIN)/python scripts/setup_engines.sh

@@ -43,7 +43,7 @@ def error_of(folder: Path, content: bytes | str, name: str = "p.jsonl", **option
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"{}"), ":1: is compressed with gzip; decompress it first"),
+        (gzip.compress(b"{}", mtime=0), ":1: is compressed with gzip; decompress it first"),
         (b"PK\x03\x04rest", ":1: is a zip archive"),
         (b"\xef\xbb\xbf{}", ":1: is text with a byte-order mark; write the file as UTF-8 without one"),
         ("{}".encode("utf-16"), ":1: is UTF-16 text; write the file as UTF-8"),

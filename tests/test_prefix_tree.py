@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing import attention as tree_attention
-from surgery_r1.models.sharing import prefix_tree
+from surgery_r1.models.sharing import flash_tree, prefix_tree
 from surgery_r1.models.tiny import architecture as tiny
 from surgery_r1.models.tiny import text as tiny_text
 
@@ -266,7 +266,7 @@ def test_flex_mask_is_the_forest(tokenizer):
     k, v = (torch.randn(1, 2, n, 16, generator=generator) for _ in range(2))
     with torch.no_grad():
         got = tree_attention.flex_tree_attention(q, k, v, tree.layout, 0.25)
-        expected = tree_attention._TreeAttention.apply(q, k, v, tree.layout, 0.25)
+        expected = flash_tree.TreeAttention.apply(q, k, v, tree.layout, 0.25)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -104,7 +104,9 @@ def test_a_resumed_run_drops_what_it_does_again(tmp_path):
     assert not rollout_files(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"{\n"), gzip.compress(b'{"step": 1}\n')])
+@pytest.mark.parametrize(
+    "content", [b"", b"no gzip", gzip.compress(b"{\n", mtime=0), gzip.compress(b'{"step": 1}\n', mtime=0)]
+)
 def test_a_file_that_is_none_is_named(tmp_path, content):
     write_rollouts(tmp_path, 1, [group(1, "?", WORST)])
     path = rollout_files(tmp_path)[1]

@@ -63,10 +63,13 @@ def _dimensions(image: Path | MemoryImage) -> tuple[int, int]:
 
 
 class ImageCache:
-    """Decoded (and changed) images, the least recently used dropped beyond ``limit`` bytes of pixels."""
+    """Decoded images, the least recently used dropped beyond ``limit`` bytes of pixels.
+
+    Kept as they lie on disk: to flip one costs little beside decoding it, and flipped copies would push others out.
+    """
 
     def __init__(self, limit: int = 512 * 2**20) -> None:
-        self._images = ByteCache[tuple[str, str], Image.Image](limit, lambda image: 3 * image.width * image.height)
+        self._images = ByteCache[str, Image.Image](limit, lambda image: 3 * image.width * image.height)
 
     def __call__(self, path: str | Path, look: str = "none") -> Image.Image:
         """The image at ``path`` as RGB (see :func:`load_image`).
@@ -74,11 +77,11 @@ class ImageCache:
         Args:
             look: how it is flipped and coloured, see :func:`surgery_r1.data.colours.look`.
         """
-        key = str(path), look
+        key = str(path)
         image = self._images.get(key)
         if image is None:
-            image = self._images[key] = seen_as(look, load_image(Path(path)))
-        return image
+            image = self._images[key] = load_image(Path(path))
+        return seen_as(look, image)
 
 
 def expand_images(text: str, grids: Sequence[Any], processor: Any) -> str:

@@ -24,8 +24,6 @@ from surgery_r1.synthetic.style import Style, make_style
 GENERATOR_VERSION = 1
 DOMAINS = (18, 17)
 SMALLEST, LARGEST = (160, 128), (1280, 1024)
-#: Frames handed to a worker at once: small enough to share the load, large enough to share a sequence's tissue.
-CHUNK = 75
 
 
 def style_of(domain: int, sequence: int, seed: int) -> Style:
@@ -85,14 +83,14 @@ def _paths(domain: int, sequence: int, index: int) -> tuple[str, str]:
     return f"seq_{sequence}/left_frames/frame{index:03d}.png", f"seq_{sequence}/vqla/label/frame{index:03d}_QA.txt"
 
 
-def _draw_chunk(job: tuple) -> dict:
-    """Draw and write some frames of a sequence; everything depends on the job alone, so any process may do it."""
-    folder, domain, seed, size, sequence, records, first, stop = job
+def _draw_sequence(job: tuple) -> dict:
+    """Draw and write frames of a sequence; everything depends on the job alone, so any process may do it."""
+    folder, domain, seed, size, sequence, records, span = job
     style = style_of(domain, sequence, seed)
-    # The whole sequence is planned each time: frame 80 depends on where frame 79 left the tools.
+    # All of it, whatever is drawn: frame 80 depends on where frame 79 left the tools.
     plans = plan_sequence(records, size[0] / size[1], style, domain, seed, sequence)
     counts = {"frames": 0, "questions": 0}
-    for index in range(first, stop):
+    for index in span:
         picture, label = (Path(folder) / p for p in _paths(domain, sequence, index))
         picture.parent.mkdir(parents=True, exist_ok=True)
         label.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +98,8 @@ def _draw_chunk(job: tuple) -> dict:
         if domain == 17:
             image.save(picture, quality=92, subsampling=0)
         else:
-            image.save(picture, compress_level=2)
+            # Unpacked, at less than twice the size: every stage reads the frames again, and unpacking took it longest.
+            image.save(picture, compress_level=0)
         lines = question_lines(objects_of(plans[index], style, size), size, organ=domain == 18)
         label.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
         counts["frames"] += 1
@@ -156,9 +155,8 @@ def make_scenes(
     by_sequence = {f"seq_{s}": {"frames": 0, "questions": 0} for s in sorted(chosen)}
     with replacing_folder(out) as partial:
         jobs = [
-            (str(partial), domain, seed, tuple(size), sequence, records[sequence], first, min(first + CHUNK, span.stop))
+            (str(partial), domain, seed, tuple(size), sequence, records[sequence], span)
             for sequence, span in chosen.items()
-            for first in range(span.start, span.stop, CHUNK)
         ]
         done = 0
         for job, counts in _drawn(jobs, workers):
@@ -178,12 +176,12 @@ def _drawn(jobs: list[tuple], workers: int | None) -> Iterator[tuple[tuple, dict
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     if workers <= 1:
         for job in jobs:
-            yield job, _draw_chunk(job)
+            yield job, _draw_sequence(job)
         return
     # spawn, not fork: the caller may hold threads (torch) that do not survive a fork.
     try:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            yield from zip(jobs, pool.map(_draw_chunk, jobs), strict=True)
+            yield from zip(jobs, pool.map(_draw_sequence, jobs), strict=True)
     except BrokenProcessPool as error:
         fix = "call make_scenes under `if __name__ == '__main__':`, or with workers=1"
         raise SurgeryR1Error("a drawing process died", fix=fix) from error

@@ -13,6 +13,7 @@ from trl import SFTTrainer
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.models.sharing.prefix_tree import IGNORE
 from surgery_r1.train import ranks
+from surgery_r1.train.lm_head import labelled_alone
 
 
 def passes(name: str, total: int, micro: int, unit: str, least: int = 1) -> tuple[int, int]:
@@ -124,6 +125,11 @@ class TokenMeanSFTTrainer(SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
+
+    def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """TRL's own, without the projection of tokens that have no label."""
+        with labelled_alone(self.accelerator.unwrap_model(model)):
+            return super().compute_loss(model, *args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         """One process has transformers' own; several share out what that one would get."""

@@ -1,8 +1,6 @@
 """Attention over a prefix tree (:mod:`surgery_r1.models.sharing.prefix_tree`), for transformers' models.
 
-It needs no mask and copies no keys: for a node, one causal call of all queries from its first token to the end of its
-subtree against its own keys. Results of a token's ancestors are merged by their log-sum-exp, as in ring attention; the
-backward pass of a part takes the merged output and log-sum-exp and is exact.
+On a CPU by torch's flash kernel (:mod:`surgery_r1.models.sharing.flash_tree`), elsewhere by flex attention.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.models.sharing.flash_tree import TreeAttention, flash, merge
 from surgery_r1.models.sharing.growing_cache import SharedKeys
 from surgery_r1.models.sharing.prefix_tree import TreeLayout
 
@@ -27,74 +26,6 @@ FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 #: The name under which the attention is registered with transformers.
 ATTENTION = "surgery_r1_tree"
-
-
-class _TreeAttention(torch.autograd.Function):
-    """Softmax attention of a prefix tree with the flash kernel of the CPU; float32, float64, bfloat16 and float16.
-
-    Query (1, H, N, d), key and value (1, K, N, d) with H a multiple of K. Memory beyond the inputs: output, one number
-    a token and head.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, layout: TreeLayout, scale: float) -> Any:
-        q, k, v = _by_group(query, key, value)
-        # Parts are merged in at least float32.
-        precise = torch.promote_types(q.dtype, torch.float32)
-        out = q.new_empty(q.shape, dtype=precise)
-        lse = q.new_empty(q.shape[:-1], dtype=precise)
-        filled = 0
-        for start, stop, end in layout.spans:
-            own, below = slice(start, stop), slice(start, end)
-            part, part_lse = _flash(q[:, :, below], k[:, :, own], v[:, :, own], 0.0, True, scale=scale)
-            # In depth-first order what lies before ``filled`` has been seen by an ancestor.
-            if start >= filled:
-                out[:, :, below], lse[:, :, below] = part, part_lse
-                filled = end
-            else:
-                _merge(out[:, :, below], lse[:, :, below], part, part_lse)
-        out = out.to(q.dtype)
-        ctx.save_for_backward(query, key, value, out, lse)
-        ctx.layout, ctx.scale = layout, scale
-        return out.reshape(query.shape)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        query, key, value, out, lse = ctx.saved_tensors
-        q, k, v = _by_group(query, key, value)
-        grad = grad.reshape(q.shape)
-        precise = lse.dtype
-        dq = torch.zeros(q.shape, dtype=precise, device=q.device)
-        dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (key, value))
-        for start, stop, end in ctx.layout.spans:
-            own, below = slice(start, stop), slice(start, end)
-            seen = [part[:, :, below] for part in (out, lse)]
-            part_q, part_k, part_v = _flash_backward(
-                grad[:, :, below], q[:, :, below], k[:, :, own], v[:, :, own], *seen, 0.0, True, scale=ctx.scale
-            )
-            dq[:, :, below] += part_q
-            # Query heads of a group share their key.
-            dk[0, :, own], dv[0, :, own] = part_k.sum(1), part_v.sum(1)
-        return dq.to(query.dtype).reshape(query.shape), dk, dv, None, None
-
-
-def _by_group(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
-    """(K, H / K, N, d) each, without copying keys and values."""
-    heads, groups, size, width = query.shape[1], key.shape[1], query.shape[2], query.shape[3]
-    shape = (groups, heads // groups, size, width)
-    return query.reshape(shape), key[0].unsqueeze(1).expand(shape), value[0].unsqueeze(1).expand(shape)
-
-
-#: Output and log-sum-exp; query i sees keys up to i, those behind the last key all of them.
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-def _merge(out: Any, lse: Any, part: Any, part_lse: Any) -> None:
-    """Take attention over further keys into ``out`` and ``lse`` in place."""
-    total = torch.logaddexp(lse, part_lse)
-    out.mul_((lse - total).exp_().unsqueeze(-1)).addcmul_(part.to(out.dtype), (part_lse - total).exp_().unsqueeze(-1))
-    lse.copy_(total)
 
 
 def _shared_attention(query: Any, key: SharedKeys, value: Any, mask: Any, scale: float) -> Any:
@@ -120,7 +51,7 @@ def _shared_attention(query: Any, key: SharedKeys, value: Any, mask: Any, scale:
         # What is padded in a beginning is padded for all of its rows.
         first = mask[key.sharers.of_shared[:, 0], :, -1:, :begun]
         seen = _additive(first, query.dtype).expand(-1, 1, side.shape[2], -1)
-    out, lse = _flash(side, key.shared, key.shared_values, 0.0, False, attn_mask=seen, scale=scale)
+    out, lse = flash(side, key.shared, key.shared_values, 0.0, False, attn_mask=seen, scale=scale)
     precise = torch.promote_types(query.dtype, torch.float32)
     out, lse = (
         part.reshape(beginnings, groups, most, heads // groups, n, -1)
@@ -136,11 +67,11 @@ def _shared_attention(query: Any, key: SharedKeys, value: Any, mask: Any, scale:
     own_mask = None
     if mask is not None:
         own_mask = _additive(mask[..., begun:], query.dtype).expand(rows, groups, n, own).reshape(-1, 1, n, own)
-    part, part_lse = _flash(
+    part, part_lse = flash(
         by_group.flatten(0, 1), own_key, own_value, 0.0, mask is None and n > 1, attn_mask=own_mask, scale=scale
     )
     lse = lse.squeeze(-1)
-    _merge(out, lse, part, part_lse.to(precise))
+    merge(out, lse, part, part_lse.to(precise))
     return out.to(query.dtype).view(query.shape)
 
 
@@ -230,7 +161,7 @@ def tree_attention(
     # Under autocast rotary embeddings leave queries and keys in another precision than values.
     query, key = query.to(value.dtype), key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    attend = flex_tree_attention if takes_flex(query.device) else _TreeAttention.apply
+    attend = flex_tree_attention if takes_flex(query.device) else TreeAttention.apply
     out = attend(query, key, value, tree, scale)
     return out.transpose(1, 2).contiguous(), None
 

@@ -25,6 +25,7 @@ from surgery_r1.models.sharing.attention import core, enable, enabled
 from surgery_r1.models.sharing.prefill import PromptTokens, prefill, prefix_length
 from surgery_r1.train import ranks, shards
 from surgery_r1.train.draws import drawing, uniforms
+from surgery_r1.train.lm_head import labelled_alone
 from surgery_r1.train.rollouts.recorder import RolloutRecorder
 from surgery_r1.train.sharing.image_ids import ImageIds, image_ids_of
 from surgery_r1.train.sharing.prompts_once import PromptsOnce
@@ -152,7 +153,7 @@ class SharedFrameGRPOTrainer(WholeModelGRPOTrainer):
         inputs = prefix_tree.tree_inputs(tree, rows, positions)
         inputs = {name: value.to(ids.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
         chosen = [int(first[row]) + number for row, number in tree.images]
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), labelled_alone(base):
             output = model(
                 **inputs,
                 pixel_values=self._images.patches([keys[i] for i in chosen], ids.device),

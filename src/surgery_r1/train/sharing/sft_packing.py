@@ -108,7 +108,7 @@ class FramePackCollator:
         self.system = system
         merge = processor.image_processor.merge_size
         self.positions = prefix_tree.SequencePositions(get_rope_index, processor.image_token_id, merge)
-        self._heads = LRUCache[tuple[str, tuple[int, ...]], list[int]](4096)
+        self._heads = LRUCache[tuple[str, tuple[int, ...]], np.ndarray](4096)
 
     def __call__(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate.
@@ -151,35 +151,35 @@ class FramePackCollator:
     def _rows(self, pack: dict[str, Any], first: int, grids: torch.Tensor) -> list[prefix_tree.TokenSequence]:
         """The rows of a pack; its images are numbered from ``first``."""
         rows = []
-        heads: dict[tuple[int, ...], list[int]] = {}
-        parts = (pack[name] for name in ("prompt", "completion", "shown", "frame"))
-        for prompt, completion, shown, frame in zip(*parts, strict=True):
+        begins: dict[tuple[int, ...], np.ndarray] = {}
+        replies = self._encode([completion + "<|im_end|>\n" for completion in pack["completion"]])
+        for prompt, reply, shown, frame in zip(pack["prompt"], replies, pack["shown"], pack["frame"], strict=True):
             images = tuple(first + image for image in shown)
             head = self._head(prompt, grids[list(images)])
-            reply = self._encode(completion + "<|im_end|>\n")
-            ids = head + reply
-            labels = [prefix_tree.IGNORE] * (len(head) - 1) + reply + [prefix_tree.IGNORE]
-            end = len(head) - head[::-1].index(self.processor.image_token_id)
-            if heads.setdefault(images, head[:end]) != head[:end]:
+            unscored = np.full(len(head) - 1, prefix_tree.IGNORE)
+            labels = np.concatenate([unscored, reply, unscored[:1]])
+            begin = head[: 1 + int(np.flatnonzero(head == self.processor.image_token_id)[-1])]
+            if not np.array_equal(begins.setdefault(images, begin), begin):
                 raise SurgeryR1Error(
                     f"rows of one frame differ before the end of the image: {prompt!r}",
                     where=frame,
                     fix="the chat template must put the image before the question",
                 )
+            ids = np.concatenate([head, reply])
             rows.append(prefix_tree.TokenSequence(ids, labels, images, f"{prompt!r} of {frame}"))
         return rows
 
-    def _head(self, prompt: str, grids: torch.Tensor) -> list[int]:
+    def _head(self, prompt: str, grids: torch.Tensor) -> np.ndarray:
         """Tokens up to the reply, kept: a question comes again with every frame of the same size."""
         key = prompt, tuple(grids.prod(-1).tolist())
         if key not in self._heads:
             messages = prompts.chat_messages(self.system, prompt, len(grids))
             text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            self._heads[key] = self._encode(expand_images(text, list(grids), self.processor))
+            (self._heads[key],) = self._encode([expand_images(text, list(grids), self.processor)])
         return self._heads[key]
 
-    def _encode(self, text: str) -> list[int]:
-        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array(ids) for ids in self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 class PlainPackCollator(FramePackCollator):
