@@ -18,8 +18,7 @@ def layout_of(nodes, at=0):
     spans = []
     for own, children in nodes:
         below = layout_of(children, at + own) if children else ()
-        end = below[-1][2] if below else at + own
-        end = max([end, *(span[2] for span in below)])
+        end = max([at + own, *(span[2] for span in below)])
         spans += [(at, at + own, end), *below]
         at = end
     return tuple(spans)
