@@ -105,8 +105,8 @@ def uneven_job(
     return {**job, "out": tmp_path / name, "gradients": tmp_path / f"{name}.grads"}
 
 
-def uneven_together(tmp_path: Path, count: int, jobs: list[dict]) -> dict[str, tuple[Path, dict]]:
+def uneven_together(tmp_path: Path, count: int, jobs: list[dict], **more) -> dict[str, tuple[Path, dict]]:
     """Runs of :func:`uneven_job` that follow each other in the same processes, by name."""
-    done = launch(tmp_path, count, jobs=jobs)
+    done = launch(tmp_path, count, jobs=jobs, **more)
     assert done.returncode == 0, done.stderr[-3000:]
     return {job["out"].name: (job["out"], load_file(job["gradients"])) for job in jobs}

@@ -3,7 +3,8 @@
 JOB is a JSON file: ``stage``, ``data`` (a dataset folder), ``out``, ``changes`` (of :func:`small.small`), and what the
 test wants to happen: ``lora``, ``base``, ``resume``, ``uneven`` (rows or completions of 20 and 200 tokens, and the
 gradients of the first step to ``gradients``), ``signal`` = [signal, rank, step], ``fail`` = [rank, step],
-``crash`` = [rank, step]. ``jobs`` = a list of such, run one after the other: starting costs more than a short run.
+``crash`` = [rank, step]. ``jobs`` = a list of such, run one after the other: starting costs more than a short run;
+``spread_alone`` beside it: see :func:`spread_alone`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from small import small
 from transformers import TrainerCallback
@@ -23,7 +25,7 @@ from transformers import TrainerCallback
 from surgery_r1.cli.messages import shown_messages
 from surgery_r1.data.dataset import open_dataset
 from surgery_r1.errors import OtherProcessFailed, SurgeryR1Error
-from surgery_r1.train import fit, ranks
+from surgery_r1.train import fit, ranks, shards
 from surgery_r1.train.checkpoints import resumable
 from surgery_r1.train.sharing.grpo import SharedFrameGRPOTrainer
 from surgery_r1.train.stage import train
@@ -78,6 +80,12 @@ def given_completions(trainer, prompts, *_args, **_kwargs):
     return replies, None
 
 
+def spread_alone() -> None:
+    """Let one process spread a model over itself, which is refused to users: it rounds as several do."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    shards.asked_for = lambda configured: configured
+
+
 def main(job: dict) -> None:
     config = small(**job.get("changes", {}))
     config = replace(config, lora=replace(config.lora, enabled=job.get("lora", False)))
@@ -102,6 +110,8 @@ if __name__ == "__main__":
     try:
         with shown_messages(debug=False):
             given = json.loads(Path(sys.argv[1]).read_text())
+            if given.get("spread_alone"):
+                spread_alone()
             for job in given.get("jobs", [given]):
                 main(job)
             ranks.leave()

@@ -1,7 +1,7 @@
 """Mixed precision and gradient checkpointing over two processes, as the configs of real models have them; 4 bit too.
 
-The bound is bfloat16's own error: two processes lie no further from one process than that one lies from float32, or
-twice as far where they round in other places.
+Two processes are compared with one that makes the same passes, in micro batches of the same size and sharded in the
+same way, so that bfloat16 rounds in the same places; and that one with float32, by bfloat16's own error.
 """
 
 from __future__ import annotations
@@ -24,50 +24,48 @@ FEW = {"sft": {"sft_max_steps": 4, "sft_eval_every": 4, "sft_rows_per_frame": 0}
 FEW |= {"rft": {"rft_max_steps": 4, "rft_eval_every": 4}}
 
 
-#: Of two processes: stage, LoRA, way.
+#: Stage, LoRA, way.
 CASES = [(stage_name, lora, way) for stage_name in FEW for lora in (True, False) for way in ("none", "fsdp2")]
 
 
 @pytest.fixture(scope="module")
-def of_one_process(dataset_folder, tmp_path_factory):
-    """Runs of one process and their first gradients, by stage, LoRA and precision.
-
-    ``exact`` is in float32, ``mixed`` as the configs are; ``cast`` has full weights in bfloat16 too.
-    """
-    folder = tmp_path_factory.mktemp("one")
-    jobs = []
-    for stage_name, lora in {case[:2]: None for case in CASES}:
-        for name in ("exact", "mixed", *(() if lora else ("cast",))):
-            changes = _changes(stage_name, lora, name != "exact")
-            changes |= {"model_dtype": "bfloat16"} if name == "cast" else {}
-            told = f"{stage_name}_{lora}_{name}"
-            jobs.append(uneven_job(folder, told, stage_name, dataset_folder, lora=lora, **changes))
+def exact(dataset_folder, tmp_path_factory):
+    """Runs of one process in float32, and their first gradients, by stage and LoRA."""
+    folder = tmp_path_factory.mktemp("exact")
+    cases = {case[:2]: None for case in CASES}
+    jobs = [uneven_job(folder, f"{name}_{lora}", name, dataset_folder, lora=lora, **FEW[name]) for name, lora in cases]
     return uneven_together(folder, 1, jobs)
+
+
+@pytest.fixture(scope="module")
+def of_one_process(dataset_folder, tmp_path_factory):
+    found = {}
+    for way in ("none", "fsdp2"):
+        folder = tmp_path_factory.mktemp(f"one_{way}")
+        jobs = [_mixed(folder, *case, dataset_folder) for case in CASES if case[2] == way]
+        found |= uneven_together(folder, 1, jobs, spread_alone=way == "fsdp2")
+    return found
 
 
 @pytest.fixture(scope="module")
 def of_two_processes(dataset_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    jobs = []
-    for stage_name, lora, way in CASES:
-        changes = {**_changes(stage_name, lora, True), "ranks_shard": way}
-        changes[f"{stage_name}_micro_batch"] = 1 if stage_name == "sft" else 2
-        told = f"{stage_name}_{lora}_{way}"
-        jobs.append(uneven_job(folder, told, stage_name, dataset_folder, lora=lora, **changes))
-    return uneven_together(folder, 2, jobs)
+    return uneven_together(folder, 2, [_mixed(folder, *case, dataset_folder) for case in CASES])
 
 
-def _changes(stage_name, lora, mixed):
-    trl = {f"{stage_name}_trl": {**SGD, **MIXED}} if mixed else {}
-    # Full weights are held in float32 and cast for each pass.
-    dtype = {"model_dtype": "bfloat16"} if mixed and lora else {}
-    return {**FEW[stage_name], **trl, **dtype}
+def _mixed(folder, stage_name, lora, way, data):
+    changes = {f"{stage_name}_trl": {**SGD, **MIXED}, f"{stage_name}_micro_batch": 1 if stage_name == "sft" else 2}
+    if lora:
+        # Full weights are held in float32 and cast for each pass.
+        changes["model_dtype"] = "bfloat16"
+    changes |= {**FEW[stage_name], "ranks_shard": way}
+    return uneven_job(folder, f"{stage_name}_{lora}_{way}", stage_name, data, lora=lora, **changes)
 
 
 @pytest.mark.parametrize(("stage_name", "lora", "way"), CASES, ids=lambda v: {True: "lora", False: "full"}.get(v, v))
-def test_two_processes_learn_what_one_does(of_one_process, of_two_processes, stage_name, lora, way):
-    exact, exact_gradients = of_one_process[f"{stage_name}_{lora}_exact"]
-    one, one_gradients = of_one_process[f"{stage_name}_{lora}_mixed"]
+def test_two_processes_learn_what_one_does(exact, of_one_process, of_two_processes, stage_name, lora, way):
+    in_float32, exact_gradients = exact[f"{stage_name}_{lora}"]
+    one, one_gradients = of_one_process[f"{stage_name}_{lora}_{way}"]
     two, gradients = of_two_processes[f"{stage_name}_{lora}_{way}"]
     assert len(losses(two)) == 4 and all(map(math.isfinite, losses(two)))
     assert all(tensor.isfinite().all() for tensor in [*gradients.values(), *weights(two / "best").values()])
@@ -76,20 +74,17 @@ def test_two_processes_learn_what_one_does(of_one_process, of_two_processes, sta
     shapes = [{name: (t.shape, t.dtype) for name, t in weights(run / "best").items()} for run in (two, one)]
     assert shapes[0] == shapes[1]
 
-    # FSDP2 rounds what goes into each layer and one process does not: both errors can add up. (A rank that is lost, or
-    # counted twice, would be half of a gradient, or all of it.)
-    times = 2 if way == "fsdp2" else 1
-    # FSDP2 gathers weights in bfloat16, and so makes passes as a model does that has them so; autocast keeps more.
-    alike = of_one_process[f"{stage_name}_{lora}_cast"][1] if way == "fsdp2" and not lora else one_gradients
-    own_error = whole(alike, exact_gradients)
-    assert 0 < own_error < 0.1
-    assert whole(gradients, alike) <= times * own_error
-    scale = max(map(abs, losses(exact)))
-    in_loss = max(abs(a - b) for a, b in zip(losses(one), losses(exact), strict=True)) / scale
-    between = max(abs(a - b) for a, b in zip(losses(two), losses(one), strict=True)) / scale
-    assert between <= times * max(in_loss, 2**-8), (between, in_loss)
+    # Rows are added up in another order, in float32. (A rank that is lost, or counted twice, would be half of it.)
+    assert whole(gradients, one_gradients) < 1e-6
+    assert 0 < whole(one_gradients, exact_gradients) < 0.1
+    # Weights that differ in their last bit may be cast to neighbours: steps to come have a tenth of bfloat16's error.
+    scale = max(map(abs, losses(in_float32)))
+    assert losses(one) == pytest.approx(losses(in_float32), abs=scale * 2**-7)
+    assert losses(two) == pytest.approx(losses(one), abs=scale * 2**-7 / 10)
     # The loss of RFT says nothing of what is learned.
-    assert whole(learned(two), learned(one)) <= times * whole(learned(one), learned(exact))
+    own_error = whole(learned(one), learned(in_float32))
+    assert 0 < own_error < 0.1
+    assert whole(learned(two), learned(one)) <= own_error / 10
 
 
 def learned(run) -> dict:
