@@ -1,6 +1,7 @@
 """Why models point at the wrong object and reason against their own answer: the counts behind docs/causes.md.
 
     python scripts/count_causes.py --data DATASET --model sft=RUN --model rft=RUN --out docs/causes.json
+    python scripts/count_causes.py --data DATASET --out overlaps.json   # how much objects overlap, alone
 
 Of each model the same training questions are asked about frames as they are and mirrored, and those of dev. Then groups
 of replies are sampled for mirrored training questions, as RFT samples them, and rewarded as ``--config`` says.
@@ -129,20 +130,24 @@ def groups(asked: Sequence[Asked], texts: Sequence[str], mixture: Mixture, size:
     }
 
 
-def overlaps(dataset: Dataset) -> dict[str, dict[str, float]]:
-    """Share of questions about an object whose box overlaps another's by .3 or more, by split."""
-    found = {}
+def overlaps(dataset: Dataset) -> dict[str, dict[str, dict[str, float]]]:
+    """Share of questions about an object whose box overlaps another's by .3 or more, by split: tools, organs, all."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for split in SPLITS:
-        if samples := [sample for sample in dataset.split(split) if sample.box_px is not None]:
-            hits = [is_tangled(sample, dataset.frame_of(sample)) for sample in samples]
-            found[split] = {"share": float(np.mean(hits)), "n": len(hits)}
+        hits: dict[str, list[bool]] = {}
+        for sample in dataset.split(split):
+            if sample.box_px is not None:
+                tangled = is_tangled(sample, dataset.frame_of(sample))
+                for group in ("organs" if sample.kind == "organ" else "tools", "all"):
+                    hits.setdefault(group, []).append(tangled)
+        found[split] = {group: {"share": float(np.mean(of)), "n": len(of)} for group, of in hits.items()}
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", action="append", required=True, metavar="NAME=RUN")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=RUN")
     parser.add_argument("--config", default="tiny", help="whose [rft] rewards and flips are taken")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--questions", type=int, default=600)
@@ -159,6 +164,7 @@ def main() -> None:
     options = GenerationOptions(config.eval.batch_size, config.eval.max_new_tokens)
     found: dict[str, Any] = {"dataset_sha256": dataset.hash, "rewards": config.rft.rewards, "seed": arguments.seed}
     found |= {"overlaps": overlaps(dataset), "models": {}}
+    write_json(arguments.out, found)
     for name, _, folder in (model.partition("=") for model in arguments.model):
         bundle = from_pretrained(folder)
         engine = TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)

@@ -102,7 +102,10 @@ def test_a_file_without_rationales_is_refused(dataset, dataset_folder, tmp_path,
     lines = [{"id": s.id, "answer": s.answer, "box_px": s.box_px} for s in dataset.split("val")]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     autopsy(dataset_folder, tmp_path / "out", path, expect=2)
-    assert "direct.jsonl: no prediction holds a rationale; give predictions with <think>" in capsys.readouterr().err
+    assert (
+        "direct.jsonl: no prediction holds a rationale; a line holds it as <think>...</think> in its text, or"
+        in capsys.readouterr().err
+    )
 
 
 def test_two_systems_of_one_name_are_refused():
@@ -149,11 +152,11 @@ def test_what_followed_is_counted(dataset, lines):
     made = Interventions(dataset, lines)
     imposed = made.imposed("swapped")
     deaf = [Prediction(one.rationale, one.line.answer, one.line.box_px) for one in imposed]
-    found = made.counted(imposed, deaf)
+    found = made.counted(imposed, list(map(made.flags, imposed, deaf)))
     assert (found["answer_follows"]["value"], found["answer_kept"]["value"], found["box_kept"]["value"]) == (0, 1, 1)
     assert found["n"] + found["left_out"] == len(lines) and found["answer_right"]["value"] == 1
     obedient = [Prediction(one.rationale, one.conclusion, FAR) for one in imposed]
-    found = made.counted(imposed, obedient)
+    found = made.counted(imposed, list(map(made.flags, imposed, obedient)))
     assert (found["answer_follows"]["value"], found["answer_kept"]["value"], found["box_kept"]["value"]) == (1, 0, 0)
     assert sum(one["n"] for one in found["by_kind"].values()) == found["n"]
     low, high = found["answer_follows"]["ci95"]
@@ -181,8 +184,47 @@ def test_interventions_by_command(dataset, dataset_folder, tmp_path, capsys):
     assert list(found) == ["own", "swapped", "changed"]
     assert found["own"]["n"] == 6 and found["swapped"]["n"] + found["swapped"]["left_out"] == 6
     assert "Another rationale in its mouth:" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "interventions").exists()
     lines = [json.loads(line) | {"weights_sha256": "0" * 64} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     autopsy(dataset_folder, tmp_path / "out", path, *more, expect=2)
     assert "but the predictions were made with 000000000000" in capsys.readouterr().err
     autopsy(dataset_folder, tmp_path / "out", path, path, "--model", "tiny", expect=2)
+
+
+def test_interventions_go_on_after_a_kill(dataset, dataset_folder, tmp_path, capsys, monkeypatch):
+    path = planted(dataset, tmp_path / "base", [PATTERNS[0]])
+    command = ("--model", "tiny", "--limit", "6", "--max-new-tokens", "8", "--batch-size", "4")
+    whole = autopsy(dataset_folder, tmp_path / "whole", path, *command)
+    asked, asks = [], Interventions.ask
+
+    def dies(self, engine, imposed):
+        if sum(asked) >= 10:
+            raise KeyboardInterrupt
+        asked.append(len(imposed))
+        return asks(self, engine, imposed)
+
+    monkeypatch.setattr(Interventions, "ask", dies)
+    assert main(["autopsy", str(path), "--data", str(dataset_folder), "--out", str(tmp_path / "out"), *command]) != 0
+    kept = tmp_path / "out" / "interventions"
+    assert sum(len(part.read_text().splitlines()) for part in kept.glob("*.partial")) == sum(asked) == 10
+    autopsy(dataset_folder, tmp_path / "out", path, *command, "--seed", "1", expect=2)
+    assert "was started with another model, other predictions or other settings" in capsys.readouterr().err
+    monkeypatch.setattr(Interventions, "ask", lambda *args: asked.append(len(args[2])) or asks(*args))
+    assert autopsy(dataset_folder, tmp_path / "out", path, *command) == whole
+    assert sum(asked) == sum(one["n"] for one in whole["base"]["interventions"].values()) and not kept.exists()
+
+
+def test_boxes_in_other_units(dataset, dataset_folder, tmp_path, capsys):
+    """Another group's file in thousandths: told to say so, and read right when it is said."""
+    lines = []
+    for sample in dataset.split("val"):
+        scale = (1000 / sample.width, 1000 / sample.height) * 2
+        box = [round(value * by, 1) for value, by in zip(sample.box_px, scale, strict=True)]
+        lines.append({"id": sample.id, "answer": sample.answer, "box_px": box, "reasoning": f"it is {sample.answer}"})
+    path = tmp_path / "theirs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    autopsy(dataset_folder, tmp_path / "out", path, expect=2)
+    assert "--box-space norm1000" in capsys.readouterr().err
+    found = autopsy(dataset_folder, tmp_path / "out", path, "--box-space", "norm1000")["theirs"]
+    assert found["right"][PATTERNS[0]]["value"] == 1 and found["rationales"] == len(lines)

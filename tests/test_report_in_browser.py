@@ -8,13 +8,17 @@ from test_report import EVIL, sources
 from test_score import make_dataset, truth
 
 from surgery_r1._util.files import write_jsonl
+from surgery_r1.evaluate.compare import load_scores
 from surgery_r1.evaluate.score import score_predictions
 from surgery_r1.report import write_report
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A report on 40 questions of two systems: 12 and 30 answers are right, one reply is torn and hostile."""
+    """A report on 40 questions of two systems: 12 and 30 answers are right, one reply is torn and hostile.
+
+    Its address, the number of questions, and the scores of the first.
+    """
     root = tmp_path_factory.mktemp("read")
     dataset = make_dataset(root / "data", 20)
     for frame in dataset.frames.values():
@@ -30,7 +34,7 @@ def report(tmp_path_factory):
         log = [{"step": i, "stage": name, "loss": 1 / i, "rewards/box/mean": i / 50} for i in range(1, 50)]
         write_jsonl(root / "runs" / name / "metrics.jsonl", log)
     write_report(sources(root), root / "report.html", dataset=dataset)
-    return (root / "report.html").as_uri(), len(val)
+    return (root / "report.html").as_uri(), len(val), load_scores(root / "scores" / "sft")
 
 
 @pytest.fixture
@@ -82,6 +86,12 @@ def test_the_gallery_is_filtered_with_the_keyboard_alone(read, report, width, he
     assert count.inner_text() == "0 questions match; 0 shown."
     choose("answer", "all")
     assert count.inner_text() == "1 questions match; 1 shown." and EVIL in page.locator(".card").inner_text()
+    choose("outcome", "answer does not fit box")
+    unlike = sum(line.answer_fits_box is False for line in report[2])
+    assert unlike > 5 and count.inner_text().startswith(f"{unlike} questions match")
+    choose("outcome", "all")
+    choose("tool", "suction")
+    assert count.inner_text().startswith(f"{total // 2} questions match")
     assert page.title() == "Surgery-R1 report" and page.locator("img").count() == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from surgery_r1.evaluate.swapped import read_swapped, swap_rationales
 from surgery_r1.reproduce.ledger import Ledger
 from surgery_r1.reproduce.made_of import of_run, trained_with
 from surgery_r1.reproduce.registration import register
+from surgery_r1.reproduce.rivals import find_rivals
 from surgery_r1.reproduce.run import Reproduction
 from surgery_r1.reproduce.seed import SeedStages
 
@@ -231,7 +233,56 @@ def test_sft_without_chain_of_thought_is_asked_for_none(dataset, tmp_path):
     assert not (folder / "sft").exists() and result["contrast"]["passed"] is None
 
 
+def test_prediction_files_of_others_become_rows(copied, dataset, tmp_path):
+    rival = copied / "rivals" / "specialist" / "val.jsonl"
+    rival.parent.mkdir(parents=True)
+    lines = [{"id": s.id, "answer": s.answer, "box_px": list(s.box_px)} for s in dataset.split("val")]
+    rival.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result, done = run(copied, dataset)
+    assert done.pop("score specialist val") == "run" and set(done.values()) == {"reused"}
+    assert list(result["rows"]) == [*ROWS, "specialist"]
+    assert result["rows"]["specialist"]["val"]["joint_at_iou50"]["value"] == 1
+    assert result["rows"]["specialist"]["val"]["facts_per_rationale"]["value"] is None
+    assert "| rival: specialist | 1.000" in (copied / "table.md").read_text()
+    assert run(copied, dataset)[1]["score specialist val"] == "reused"
+    rival.write_text(json.dumps(lines[0]) + "\n")
+    result, done = run(copied, dataset)
+    assert done["score specialist val"] == "run" and result["rows"]["specialist"]["val"]["acc"]["value"] < 1
+    rival.rename(rival.with_name("validation.jsonl"))
+    with pytest.raises(SurgeryR1Error, match=r"validation.jsonl: is no prediction .* NAME/SPLIT.jsonl below .* val"):
+        run(copied, dataset)
+
+
+def test_which_files_are_a_rivals(tmp_path):
+    for name in ("theirs/seed3/val.jsonl", "theirs/seed4/val.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_rivals(tmp_path, ["val", "test"], [3, 4], [3, 4])
+    assert {key: path.parent.name for key, path in found["theirs"].items()} == {
+        ("val", 3): "seed3",
+        ("val", 4): "seed4",
+    }
+    with pytest.raises(SurgeryR1Error, match=r"NAME/seedN/SPLIT.jsonl .*N of 3"):
+        find_rivals(tmp_path, ["val", "test"], [3], [3])
+    with pytest.raises(SurgeryR1Error, match=r"call it NAME/SPLIT.jsonl"):
+        find_rivals(tmp_path, ["val", "test"], [], [3])
+    (tmp_path / "theirs").rename(tmp_path / "sft")
+    with pytest.raises(SurgeryR1Error, match="a rival is called 'sft', as a row is"):
+        find_rivals(tmp_path, ["val", "test"], [3, 4], [3, 4])
+
+
 # ------------------------------------------------------------------------------------------------------ refusals
+
+
+def test_a_contrast_that_was_exchanged_with_its_registration_is_refused(copied, dataset):
+    """Even where contrast.toml and registered.json fit each other: every seed knows what it was begun for."""
+    contrast, noted = copied / "contrast.toml", copied / "registered.json"
+    contrast.write_text(contrast.read_text().replace("above = 0.0", "above = -0.5"))
+    registered = json.loads(noted.read_text())
+    registered["contrast"]["sha256"] = hashlib.sha256(contrast.read_bytes()).hexdigest()
+    noted.write_text(json.dumps(registered))
+    with pytest.raises(SurgeryR1Error, match=r"seed0/stages.json: was begun for the contrast with sha256"):
+        run(copied, dataset, contrast=None)
 
 
 def test_a_hub_model_is_not_trained_on_drawn_scenes_by_mistake(tmp_path, capsys):
@@ -310,7 +361,7 @@ def test_swapping_rationales_goes_on_after_a_kill(dataset, tmp_path):
     again = swap_rationales("tiny", dataset, lines, options, out, stamp={"weights": "a"}, limit=12)
     assert again == asked - 5 and out.read_text() == whole
     partial.write_text(cut)
-    with pytest.raises(SurgeryR1Error, match="was started with another model or seed; remove"):
+    with pytest.raises(SurgeryR1Error, match="was started with another model, other predictions or other settings"):
         swap_rationales("tiny", dataset, lines, options, out, stamp={"weights": "b"}, limit=12)
 
 
@@ -347,6 +398,8 @@ def test_the_whole_by_command_with_a_real_kill(tmp_path):
     was = {(item["seed"], item["stage"]): item["was"] for item in result["stages"]}
     assert was[0, "train sft"] == was[0, "score sft val"] == was[0, "dataset"] == "reused"
     assert was[0, "train rft"] == was[1, "scenes18"] == "run"
+    # The shipped contrast asks for it in these two rows.
+    assert {stage for _, stage in was if stage.startswith("swap")} == {"swap sft val", "swap rft val"}
     assert {path: when for path, when in times(out).items() if path in before and "/rft/" not in path} == {
         path: when for path, when in before.items() if "/rft/" not in path
     }

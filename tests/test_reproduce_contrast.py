@@ -13,11 +13,12 @@ from small import small
 
 from surgery_r1.codec import render
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.evaluate.compare import load_scores
 from surgery_r1.evaluate.plain_table import latex_text
 from surgery_r1.evaluate.score import score_predictions
 from surgery_r1.reproduce.contrast import MEASURES, PAID_BY, SHIPPED, check_contrast, read_contrast
 from surgery_r1.reproduce.judge import judge
-from surgery_r1.reproduce.pool import Pool
+from surgery_r1.reproduce.pool import FACTS, Pool
 from surgery_r1.reproduce.registration import contrast_to_register, register, registered_seeds
 from surgery_r1.reproduce.rows import COHERENCE, ROWS, check_config, rows_named
 from surgery_r1.reproduce.tables import MEASURES as SHOWN
@@ -338,6 +339,13 @@ def test_swapped_rationales_are_compared_on_the_questions_that_both_have(tmp_pat
     found = judged(tmp_path, copied, claim("swapped_answer_follows", above=-0.05))["claims"][0]
     assert found["n"] == 2 * (len(ids) - 4) and found["paid_for"] is False
     assert found["difference"] == pytest.approx(-0.7, abs=0.06) and not found["passed"]
+    shown = Pool(copied, drawn=True).values("rft", "val", [("swapped_answer_follows", "all"), (FACTS, "all")])
+    follows = shown["swapped_answer_follows"]
+    assert follows["n"] == 2 * (len(ids) - 4) and follows["value"] == pytest.approx(0.3, abs=0.06)
+    assert follows["ci95"][0] < follows["value"] < follows["ci95"][1] and set(follows["by_seed"]) == {"0", "1"}
+    lines = load_scores(copied["rft", "val", 0])
+    assert shown[FACTS]["by_seed"]["0"] == sum(line.facts for line in lines) / len(lines) > 0
+    assert shown[FACTS]["ci95"] is None and shown[FACTS]["value"] is not None
     same = judged(
         tmp_path,
         copied | {("rft", "val", s): copied["sft", "val", s] for s in (0, 1)},

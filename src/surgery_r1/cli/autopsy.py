@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -30,12 +30,19 @@ class Autopsy:
     """Folder to write: autopsy.json, report.html, and the scores of each file."""
     split: str = "val"
     """Split that was predicted: train, dev, val or test."""
+    box_space: Literal["pixels", "norm1000", "norm100", "norm1", "source"] | None = None
+    """Units of the boxes, as in score; of files that agree in them."""
+    box_format: Literal["xyxy", "xywh", "cxcywh"] | None = None
+    """Two corners (the default), corner and size, or centre and size."""
+    box_origin: Literal[0, 1] | None = None
+    """What the first pixel is called: 0 (the default) or 1."""
     images: Path | None = None
     """Where the images lie now, if they moved."""
     no_frames: bool = False
     """Leave every picture of a frame out of the report, so that it may be passed on."""
     model: str | None = None
-    """Also exchange rationales in the mouth of the model that has written the (one) file: do answer and box follow?"""
+    """Also exchange rationales in the mouth of the model that has written the (one) file: do answer and box follow?
+    Begun again after a kill, it asks what is missing."""
     limit: int = 0
     """With --model: ask only that many questions, evenly spread (0: all)."""
     seed: int = 0
@@ -63,7 +70,15 @@ class Autopsy:
         dataset = open_dataset(self.data, images=self.images, check_images=not self.no_frames)
         found, folders = {}, [self.out / "scores" / name for name in names]
         for name, folder, path in zip(names, folders, self.predictions, strict=True):
-            score_predictions(path, dataset, self.split, folder)
+            score_predictions(
+                path,
+                dataset,
+                self.split,
+                folder,
+                box_space=self.box_space,
+                box_format=self.box_format,
+                box_origin=self.box_origin,
+            )
             try:
                 found[name] = autopsy(load_scores(folder))
             except SurgeryR1Error as error:
@@ -88,14 +103,16 @@ class Autopsy:
         from surgery_r1.evaluate.generation import GenerationOptions
         from surgery_r1.evaluate.interventions import intervene
 
-        made_with = read_json(scores / "metrics.json")["predicted_with"]
+        metrics = read_json(scores / "metrics.json")
         with ProgressBar("exchanging rationales", "replies") as progress:
             return intervene(
                 model,
                 dataset,
                 load_scores(scores),
                 GenerationOptions(self.batch_size, self.max_new_tokens),
-                weights_sha256=made_with.get("weights_sha256"),
+                self.out / "interventions",
+                weights_sha256=metrics["predicted_with"].get("weights_sha256"),
+                predictions_sha256=metrics["predictions"]["sha256"],
                 limit=self.limit,
                 seed=self.seed,
                 progress=progress,

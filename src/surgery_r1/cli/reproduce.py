@@ -21,7 +21,8 @@ class ReproduceCommand:
     config: str
     """A TOML file, or a shipped config by name: tiny, qwen2_5_vl_3b, qwen2_5_vl_7b, qwen3_vl_8b."""
     out: Path
-    """Folder for everything; what is finished and made of the same is not run again."""
+    """Folder for everything; what is finished and made of the same is not run again. Prediction files of other systems
+    in it become rows too: rivals/NAME/seedN/SPLIT.jsonl, with --data rivals/NAME/SPLIT.jsonl."""
     set: Overrides = ()
     """Change values of the config, written as in TOML: --set rft.max_steps=20 sft.learning_rate=1e-4."""
     data: Path | None = None

@@ -124,12 +124,18 @@ def agreement(
     return _rates(lines, metrics) | {"by_kind": kinds}
 
 
-def _rates(lines: Sequence[ScoreRecord], metrics: Mapping[str, Any]) -> dict[str, Any]:
+def facts_per_rationale(lines: Sequence[ScoreRecord]) -> float | None:
+    """How many objects, states and places a rationale names on average; None without any rationale."""
     facts = [line.facts for line in lines if line.facts is not None]
+    return sum(facts) / len(facts) if facts else None
+
+
+def _rates(lines: Sequence[ScoreRecord], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    count = sum(line.facts is not None for line in lines)
     return {
         **{key: metrics[metric] for key, metric in _RATES.items()},
-        "facts_per_rationale": sum(facts) / len(facts) if facts else None,
-        "n": len(facts),
+        "facts_per_rationale": facts_per_rationale(lines),
+        "n": count,
         "n_answer_box": sum(line.answer_fits_box is not None for line in lines),
-        "without_rationale": len(lines) - len(facts),
+        "without_rationale": len(lines) - count,
     }

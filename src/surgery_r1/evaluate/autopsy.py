@@ -47,12 +47,13 @@ def autopsy(lines: Sequence[ScoreRecord]) -> dict[str, Any]:
     if not any(line.reasoning for line in lines):
         raise SurgeryR1Error(
             "no prediction holds a rationale",
-            fix="give predictions with <think>...</think> in their text; score tells what answers and boxes are worth",
+            fix="a line holds it as <think>...</think> in its text, or as reasoning beside answer and box_px; without "
+            "any, score tells what answers and boxes are worth",
         )
     kinds = {kind: [line for line in lines if line.kind == kind] for kind in _order(line.kind for line in lines)}
     tools: dict[str, list[ScoreRecord]] = {}
-    for line in sorted(lines, key=_tool):
-        tools.setdefault(_tool(line), []).append(line)
+    for line in sorted(lines, key=lambda line: line.tool):
+        tools.setdefault(line.tool, []).append(line)
     tools.pop("", None)
     return {
         **_counted(lines),
@@ -64,13 +65,6 @@ def autopsy(lines: Sequence[ScoreRecord]) -> dict[str, Any]:
 def _order(kinds: Iterable[str]) -> list[str]:
     there = dict.fromkeys(kinds)
     return [kind for kind in vocab.KINDS if kind in there] + [kind for kind in there if kind not in vocab.KINDS]
-
-
-def _tool(line: ScoreRecord) -> str:
-    """The tool that a question is about; empty for one about something else."""
-    if line.kind in ("state", "location"):
-        return line.subject
-    return line.answer_true if line.kind == "tool" else ""
 
 
 def _counted(lines: Sequence[ScoreRecord]) -> dict[str, Any]:

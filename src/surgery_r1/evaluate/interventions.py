@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery_r1 import codec
+from surgery_r1._util.locks import held
 from surgery_r1._util.progress import Progress
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.agreement import AgreementReader, answer_fits_box
 from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
 from surgery_r1.evaluate.intervals import block_ids, share
+from surgery_r1.evaluate.kept_replies import ask_what_is_missing
 from surgery_r1.evaluate.predict import evenly_spaced, prompt_of
 from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.geometry import iou
@@ -51,8 +54,10 @@ def intervene(
     dataset: Dataset,
     lines: Sequence[ScoreRecord],
     options: GenerationOptions,
+    folder: Path,
     *,
     weights_sha256: str | None,
+    predictions_sha256: str,
     limit: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
@@ -63,35 +68,67 @@ def intervene(
 
     Args:
         model: a run, a model folder or ``tiny``; the one that has written ``lines``.
+        folder: where what followed is kept until all is asked; a call after a kill goes on from it.
         weights_sha256: of the weights that have written them, as their prediction file says; None where it does not.
+        predictions_sha256: of that file.
         limit: take only that many questions, evenly spread (0: all).
 
     Raises:
-        SurgeryR1Error: when the model has other weights than the one that has written the lines.
+        SurgeryR1Error: when the model has other weights than the one that has written the lines, or the folder was
+            begun with another model, other predictions or other settings.
     """
     bundle = from_pretrained(model)
-    mine = hash_of_weights(bundle.folder)
-    if weights_sha256 not in (None, mine):
-        raise SurgeryR1Error(
-            f"has weights {str(mine)[:12]}, but the predictions were made with {str(weights_sha256)[:12]}",
-            where=str(model),
-            fix="name the model that has written the predictions, or predict again",
-        )
+    mine = _same_weights(model, bundle.folder, weights_sha256)
     keep_frozen_features(bundle.model)
     engine = TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)
     made = Interventions(dataset, evenly_spaced(lines, limit), seed)
     todo = {name: made.imposed(name) for name in INTERVENTIONS if name != "off" or bundle.info.direct_answers}
-    total, found = sum(map(len, todo.values())), {}
-    done = 0
-    for name, imposed in todo.items():
-        readings = []
-        for start in range(0, len(imposed), options.batch_size):
-            part = imposed[start : start + options.batch_size]
-            readings += made.ask(engine, part)
-            done += len(part)
-            if progress is not None:
-                progress(done, total)
-        found[name] = made.counted(imposed, readings)
+    total, before, found = sum(map(len, todo.values())), 0, {}
+    stamp: dict[str, Any] = {"weights_sha256": mine, "predictions_sha256": predictions_sha256}
+    stamp |= {"limit": limit, "seed": seed, "max_new_tokens": options.max_new_tokens}
+
+    def report(done: int, _: int) -> None:
+        if progress is not None:
+            progress(before + done, total)
+
+    with held(folder, "exchanging rationales"):
+        for name, imposed in todo.items():
+            followed = ask_what_is_missing(
+                imposed,
+                lambda part: made.followed(engine, part),
+                folder / f"{name}.jsonl.partial",
+                stamp=stamp,
+                batch_size=options.batch_size,
+                progress=report,
+            )
+            found[name] = made.counted(imposed, [followed[one.line.id] for one in imposed])
+            before += len(imposed)
+        shutil.rmtree(folder)
+    return found
+
+
+def _same_weights(model: str | Path, folder: Path, written_by: str | None) -> str:
+    """The hash of a model's weights, which must be those that have written a prediction file."""
+    mine = hash_of_weights(folder)
+    if written_by not in (None, mine):
+        raise SurgeryR1Error(
+            f"has weights {mine[:12]}, but the predictions were made with {str(written_by)[:12]}",
+            where=str(model),
+            fix="name the model that has written the predictions, or predict again",
+        )
+    return mine
+
+
+def shares_of(pairs: Sequence[tuple[ScoreRecord, Mapping[str, bool]]]) -> dict[str, Any]:
+    """``n``, and by flag ``{"value", "ci95", "n"}``: of how many of the questions that have it, it is true."""
+    of_flag: dict[str, list[tuple[ScoreRecord, bool]]] = {}
+    for line, flags in pairs:
+        for name, flag in flags.items():
+            of_flag.setdefault(name, []).append((line, flag))
+    found: dict[str, Any] = {"n": len(pairs)}
+    for name, told in of_flag.items():
+        estimate = share([flag for _, flag in told], block_ids([line for line, _ in told]))
+        found[name] = {"value": estimate.value, "ci95": [estimate.low, estimate.high], "n": len(told)}
     return found
 
 
@@ -168,8 +205,15 @@ class Interventions:
             )
         ]
 
-    def counted(self, imposed: Sequence[Imposed], readings: Sequence[codec.Prediction]) -> dict[str, Any]:
+    def followed(self, engine: TransformersEngine, imposed: Sequence[Imposed]) -> list[Mapping[str, bool]]:
+        """The :meth:`flags` of what the model says after each rationale."""
+        return [self.flags(one, reading) for one, reading in zip(imposed, self.ask(engine, imposed), strict=True)]
+
+    def counted(self, imposed: Sequence[Imposed], flags: Sequence[Mapping[str, bool]]) -> dict[str, Any]:
         """What followed: shares with 95 % intervals, of all and by question kind.
+
+        Args:
+            flags: of each, see :meth:`flags`.
 
         Returns:
             ``n`` (questions; ``left_out``: for which the intervention could not be made), and of them
@@ -179,24 +223,13 @@ class Interventions:
             :func:`surgery_r1.evaluate.agreement.answer_fits_box`; of those where that can be told). Each is
             ``{"value", "ci95", "n"}``, its value in [0, 1]; what cannot be told is absent.
         """
-        pairs = list(zip(imposed, readings, strict=True))
-        kinds = dict.fromkeys(one.line.kind for one in imposed)
+        pairs = [(one.line, told) for one, told in zip(imposed, flags, strict=True)]
+        kinds = dict.fromkeys(line.kind for line, _ in pairs)
         return {
-            **self._shares(pairs),
+            **shares_of(pairs),
             "left_out": len(self._lines) - len(imposed),
-            "by_kind": {kind: self._shares([p for p in pairs if p[0].line.kind == kind]) for kind in kinds},
+            "by_kind": {kind: shares_of([pair for pair in pairs if pair[0].kind == kind]) for kind in kinds},
         }
-
-    def _shares(self, pairs: Sequence[tuple[Imposed, codec.Prediction]]) -> dict[str, Any]:
-        flags: dict[str, list[tuple[ScoreRecord, bool]]] = {}
-        for one, reading in pairs:
-            for name, flag in self.flags(one, reading).items():
-                flags.setdefault(name, []).append((one.line, flag))
-        found: dict[str, Any] = {"n": len(pairs)}
-        for name, told in flags.items():
-            estimate = share([flag for _, flag in told], block_ids([line for line, _ in told]))
-            found[name] = {"value": estimate.value, "ci95": [estimate.low, estimate.high], "n": len(told)}
-        return found
 
     def flags(self, one: Imposed, reading: codec.Prediction) -> Mapping[str, bool]:
         """What followed from one rationale, see :meth:`counted`; what cannot be told is absent."""

@@ -110,6 +110,13 @@ class ScoreRecord(Record):
         return f"{self.source}/{self.sequence}/{self.frame}"
 
     @property
+    def tool(self) -> str:
+        """The tool that the question is about; empty for one about something else."""
+        if self.kind in ("state", "location"):
+            return self.subject
+        return self.answer_true if self.kind == "tool" else ""
+
+    @property
     def wrong_referent(self) -> bool:
         """Whether the box refers to another object than the one asked about."""
         return self.referent is not None and Referent(self.referent).wrong

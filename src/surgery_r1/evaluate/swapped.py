@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery_r1._util.files import dump_json, read_jsonl
+from surgery_r1._util.files import read_jsonl
 from surgery_r1._util.locks import held
 from surgery_r1._util.progress import Progress
-from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.generation import GenerationOptions, TransformersEngine
-from surgery_r1.evaluate.interventions import Interventions
+from surgery_r1.evaluate.interventions import Imposed, Interventions
+from surgery_r1.evaluate.kept_replies import ask_what_is_missing
 from surgery_r1.evaluate.predict import evenly_spaced
 from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.models.load import from_pretrained
@@ -56,46 +57,29 @@ def swap_rationales(
     Raises:
         SurgeryR1Error: when the partial file has another stamp.
     """
-    partial = out.with_name(out.name + ".partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    asked = 0
     with held(out, "swapping rationales"):
         made = Interventions(dataset, evenly_spaced(lines, limit))
         imposed = made.imposed("swapped")
         if not imposed:
             logger.warning("%s: no two rationales end at different answers: none can be swapped", out.parent)
-        done = {record["id"] for record in _finished(partial, stamp)}
-        todo = [one for one in imposed if one.line.id not in done]
-        if todo:
+
+        @cache
+        def engine() -> TransformersEngine:
             bundle = from_pretrained(model, allow_hub=allow_hub)
             keep_frozen_features(bundle.model)
-            engine = TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)
-        for start in range(0, len(todo), options.batch_size):
-            part = todo[start : start + options.batch_size]
-            readings = made.ask(engine, part)
-            with partial.open("a", encoding="utf-8") as handle:
-                for one, reading in zip(part, readings, strict=True):
-                    record = {"id": one.line.id, "flags": made.flags(one, reading), **stamp}
-                    handle.write(dump_json(record) + "\n")
-            if progress is not None:
-                progress(len(imposed) - len(todo) + start + len(part), len(imposed))
+            return TransformersEngine(bundle.model, bundle.processor, bundle.info.box_space, options)
+
+        def ask(part: Sequence[Imposed]) -> list[Mapping[str, bool]]:
+            nonlocal asked
+            asked += len(part)
+            return made.followed(engine(), part)
+
+        partial = out.with_name(out.name + ".partial")
+        ask_what_is_missing(imposed, ask, partial, stamp=stamp, batch_size=options.batch_size, progress=progress)
         partial.touch()
         partial.replace(out)
-    return len(todo)
-
-
-def _finished(partial: Path, stamp: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Lines that a cut call has left; one torn by the kill is cut off."""
-    if not partial.is_file():
-        return []
-    data = partial.read_bytes()
-    if not data.endswith(b"\n"):
-        partial.write_bytes(data[: data.rfind(b"\n") + 1])
-    records = []
-    for where, record in read_jsonl(partial):
-        if any(record.get(key) != value for key, value in stamp.items()):
-            raise SurgeryR1Error("was started with another model or seed", where=where, fix=f"remove {partial}")
-        records.append(record)
-    return records
+    return asked
 
 
 def read_swapped(path: Path) -> dict[str, dict[str, bool]]:

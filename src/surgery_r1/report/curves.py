@@ -16,6 +16,9 @@ _INK = "#7b8794"
 _COLOURS = ("#2f81f7", "#e8860c", "#2da44e", "#a475f9", "#d1436c", "#0fa3b1", "#8a6d3b", "#7b8794")
 _MOST_POINTS = 400
 
+#: Steps whose reward is taken for that of the model at one of them.
+_STEPS_BESIDE = 10
+
 #: Panel and series of what a run logs, beside the parts of its reward.
 _PLACES = {"loss": ("loss", "loss"), "reward": ("reward", "reward"), "kl": ("KL", "kl")}
 _PLACES |= {f"dev/{name}": ("dev", name) for name in ("acc", "miou", "joint", "joint_at_iou50", "f_score")}
@@ -52,16 +55,45 @@ def _place(key: str) -> tuple[str, str] | None:
     return _PLACES.get(key)
 
 
+def agreement_by_reward(found: Mapping[str, Series]) -> Series:
+    """Agreement on dev against the reward of the model that was looked at: its mean over the steps beside the look.
+
+    Args:
+        found: panels of a run.
+
+    Returns:
+        Series name -> ``(reward, rate)`` in the order of the looks; nothing for a run without rewards or looks.
+
+    >>> panels = {"reward": {"reward": [(1, 0.2), (2, 0.4)]}, "agreement on dev": {"answer_box": [(0, 0.9), (2, 0.8)]}}
+    >>> [(round(reward, 1), rate) for reward, rate in agreement_by_reward(panels)["answer_box"]]
+    [(0.3, 0.9), (0.3, 0.8)]
+    """
+    rewards = found.get("reward", {}).get("reward", [])
+    if not rewards:
+        return {}
+
+    def reward_at(step: float) -> float:
+        nearest = sorted(rewards, key=lambda point: abs(point[0] - step))[:_STEPS_BESIDE]
+        return sum(value for _, value in nearest) / len(nearest)
+
+    looks = found.get("agreement on dev", {})
+    return {name: [(reward_at(step), rate) for step, rate in points] for name, points in looks.items()}
+
+
 def curves_svg(run: Run, salt: str) -> list[str]:
     """The curves of a run, one picture a panel; none where nothing was logged.
 
     Args:
         salt: makes element ids of several pictures in one page differ; the same input gives the same text.
     """
-    return [_panel(title, series, f"{salt}-{title}") for title, series in panels(run.records).items()]
+    found = panels(run.records)
+    drawn = [_panel(title, series, f"{salt}-{title}") for title, series in found.items()]
+    if by_reward := agreement_by_reward(found):
+        drawn.append(_panel("agreement on dev against reward", by_reward, f"{salt}-by-reward", across="reward"))
+    return drawn
 
 
-def _panel(title: str, series: Series, salt: str) -> str:
+def _panel(title: str, series: Series, salt: str, across: str = "step") -> str:
     # The object-oriented interface leaves the reader's backend and settings of pyplot alone.
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -84,7 +116,7 @@ def _panel(title: str, series: Series, salt: str) -> str:
             left=0.13, right=0.98, top=1 - 0.28 / height, bottom=(0.48 + 0.19 * legend_rows) / height
         )
         FigureCanvasSVG(figure)
-        _draw(figure.add_subplot(), title, series)
+        _draw(figure.add_subplot(), title, series, across)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
@@ -94,7 +126,7 @@ def _panel(title: str, series: Series, salt: str) -> str:
     return re.sub(r' (?:width|height)="[^"]*"', "", opening).replace("<svg", '<svg role="img"', 1) + ">" + rest
 
 
-def _draw(axis: Any, title: str, series: Series) -> None:
+def _draw(axis: Any, title: str, series: Series, across: str) -> None:
     for colour, (name, points) in zip(cycle(_COLOURS), series.items(), strict=False):
         points = points[:: -(-len(points) // _MOST_POINTS)]
         steps, values = [p[0] for p in points], [p[1] for p in points]
@@ -105,7 +137,7 @@ def _draw(axis: Any, title: str, series: Series) -> None:
             axis.plot(steps, values, color=colour, lw=0.8, alpha=0.3)
             axis.plot(steps, smooth, color=colour, lw=1.8, label=name)
     axis.set_title(title, fontsize=10, loc="left")
-    axis.set_xlabel("step")
+    axis.set_xlabel(across)
     axis.grid(alpha=0.2)
     axis.patch.set_alpha(0)
     for side in ("top", "right"):

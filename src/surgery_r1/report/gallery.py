@@ -77,6 +77,7 @@ def _item(group: int, line: ScoreRecord, lines: Iterable[ScoreRecord | None]) ->
         "id": line.id,
         "group": group,
         "kind": line.kind,
+        "tool": line.tool,
         "sequence": line.sequence,
         "frame": line.frame_id,
         "question": line.question,
@@ -102,6 +103,10 @@ def _prediction(line: ScoreRecord) -> dict[str, Any]:
         data["reasoning"] = _cut(line.reasoning, _LONGEST_REASONING)
     if line.contradicts:
         data["contradicts"] = _cut(line.conclusion, 80)
+    if line.conclusion_fits_box is False:
+        data["rationaleOffBox"] = True
+    if line.answer_fits_box is False:
+        data["answerOffBox"] = True
     if line.failed:
         data["problems"] = ", ".join(line.problems)
         if line.text:

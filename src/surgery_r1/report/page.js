@@ -6,7 +6,7 @@
   const cards = document.getElementById("cards"), more = document.getElementById("more");
   const count = document.getElementById("count"), filters = document.getElementById("filters");
   const PAGE = 24;
-  const state = { group: 0, kind: "all", answer: "all", outcome: "all", parts: "all", change: "all" };
+  const state = { group: 0, kind: "all", tool: "all", answer: "all", outcome: "all", parts: "all", change: "all" };
   const compare = () => {
     state.model = data.models[state.group].length - 1;
     state.before = Math.max(state.model - 1, 0);
@@ -22,8 +22,11 @@
     "right answer, wrong box": (one) => one.outcome === "right answer, wrong box",
     "wrong referent": (one) => one.wrongReferent,
     "rationale contradicts answer": (one) => one.contradicts !== undefined,
+    "rationale does not fit box": (one) => one.rationaleOffBox === true,
+    "answer does not fit box": (one) => one.answerOffBox === true,
     unreadable: (one) => one.problems !== undefined,
   };
+  const TOOLS = [...new Set(data.items.map((item) => item.tool).filter(Boolean))].sort();
   // Which of rationale, answer and box are right: what occurs, the largest first.
   const tally = new Map();
   for (const item of data.items) for (const one of item.by) if (one && one.rightParts) tally.set(one.rightParts, (tally.get(one.rightParts) || 0) + 1);
@@ -34,7 +37,7 @@
   };
   const matchesButChange = (item) => {
     const one = item.group === state.group && item.by[state.model];
-    return one && (state.kind === "all" || item.kind === state.kind)
+    return one && (state.kind === "all" || item.kind === state.kind) && (state.tool === "all" || item.tool === state.tool)
       && (state.parts === "all" || one.rightParts === state.parts)
       && (state.answer === "all" || one.right === (state.answer === "right")) && OUTCOMES[state.outcome](one);
   };
@@ -83,6 +86,7 @@
       offer(`${models[state.before]} → ${models[state.model]}`, "change", [["all", "all"], ...CHANGES.map((name) => [name, `${name} ${asked.filter((one) => one === name).length}`])]);
     }
     offer("Kind", "kind", named(["all", ...data.kinds]));
+    if (TOOLS.length) offer("Tool", "tool", named(["all", ...TOOLS]));
     offer("Answer", "answer", named(["all", "right", "wrong"]));
     offer("Coherence", "outcome", named(Object.keys(OUTCOMES)));
     offer("Right", "parts", named(PARTS));

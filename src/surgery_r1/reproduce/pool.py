@@ -14,14 +14,18 @@ from statistics import stdev
 from typing import Any
 
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.evaluate.agreement import facts_per_rationale
 from surgery_r1.evaluate.compare import compare_lines, load_scores
-from surgery_r1.evaluate.intervals import Difference, block_ids, difference, estimates, share
+from surgery_r1.evaluate.intervals import Difference, Estimate, block_ids, difference, estimates, share
 from surgery_r1.evaluate.metrics import tally, totals
 from surgery_r1.evaluate.score_record import ScoreRecord
 from surgery_r1.evaluate.swapped import read_swapped
 from surgery_r1.reproduce.contrast import SWAPPED
 
 Lines = list[ScoreRecord]
+
+#: What a rationale names on average: no share, and so without an interval.
+FACTS = "facts_per_rationale"
 
 #: Which questions a group holds, as wrong referents are counted; any other name is a question kind.
 _GROUPS: dict[str, Callable[[ScoreRecord], bool]] = {
@@ -80,18 +84,36 @@ class Pool:
         for questions in dict.fromkeys(group for _, group in measures):
             lines = of_group(self._pooled(row, split, once), questions)
             whole = estimates(tally(lines, block_ids(lines))) if lines else {}
-            parts = {seed: totals(tally(of_group(self.lines(row, split, seed), questions))) for seed in seeds}
+            parts = {seed: of_group(self.lines(row, split, seed), questions) for seed in seeds}
+            sums = {seed: totals(tally(part)) for seed, part in parts.items()}
             for measure in (name for name, group in measures if group == questions):
-                estimate = whole.get(measure)
-                by_seed = {str(seed): part[measure] for seed, part in parts.items()}
+                estimate, count = whole.get(measure), len(lines)
+                value = None if estimate is None else estimate.value
+                if measure == FACTS:
+                    value = facts_per_rationale(lines)
+                    by_seed = {str(seed): facts_per_rationale(part) for seed, part in parts.items()}
+                elif measure in SWAPPED:
+                    estimate, count = self._swapped(row, split, lines, measure)
+                    value = None if estimate is None else estimate.value
+                    alone = {seed: self._swapped(row, split, part, measure)[0] for seed, part in parts.items()}
+                    by_seed = {str(seed): None if one is None else one.value for seed, one in alone.items()}
+                else:
+                    by_seed = {str(seed): part[measure] for seed, part in sums.items()}
                 found[named(measure, questions)] = {
-                    "value": None if estimate is None else estimate.value,
+                    "value": value,
                     "ci95": None if estimate is None else [estimate.low, estimate.high],
-                    "n": len(lines),
+                    "n": count,
                     "by_seed": by_seed,
                     "sd": _spread(list(by_seed.values()) if len(once) > 1 else []),
                 }
         return found
+
+    def _swapped(self, row: str, split: str, lines: Lines, measure: str) -> tuple[Estimate | None, int]:
+        """Of how many of these questions a measure of :data:`SWAPPED` is true, and of how many it can be told."""
+        seeds = {int(line.id.partition("/")[0]) for line in lines}
+        flags = self._flags(row, split, [*seeds], measure.removeprefix("swapped_"))
+        told = [line for line in lines if line.id in flags]
+        return (share([flags[line.id] for line in told], block_ids(told)) if told else None), len(told)
 
     def difference(self, a: str, b: str, measure: str, split: str, questions: str) -> tuple[Difference, dict[str, Any]]:
         """``a`` minus ``b`` over the seeds that both have, and of each seed alone.
@@ -122,10 +144,12 @@ class Pool:
         return replace(found, ci95=(0.0, 0.0)) if one == two and found.blocks >= 2 else found
 
     def _flags(self, row: str, split: str, seeds: Sequence[int], name: str) -> dict[str, bool]:
+        files = {seed: self.folders[row, split, seed] / "swapped" / "swapped.jsonl" for seed in seeds}
         return {
             f"{seed}/{identity}": flags[name]
-            for seed in seeds
-            for identity, flags in read_swapped(self.folders[row, split, seed] / "swapped" / "swapped.jsonl").items()
+            for seed, path in files.items()
+            if path.is_file()
+            for identity, flags in read_swapped(path).items()
             if name in flags
         }
 

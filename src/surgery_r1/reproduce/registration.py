@@ -13,6 +13,7 @@ from surgery_r1._util.files import atomic_write, read_json, sha256_file, write_j
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.reproduce.contrast import SHIPPED
 from surgery_r1.reproduce.made_of import settled
+from surgery_r1.reproduce.rivals import RIVALS
 from surgery_r1.train.config import TrainConfig
 from surgery_r1.train.run_folder import provenance
 
@@ -130,7 +131,8 @@ def read_registration(folder: Path) -> Registration:
 
 
 def _refuse_taken(folder: Path) -> None:
-    others = sorted(path.name for path in folder.iterdir() if path.name != "contrast.toml") if folder.exists() else []
+    ours = ("contrast.toml", RIVALS)
+    others = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.exists() else []
     if others:
         raise SurgeryR1Error(
             f"holds {others[0]}, and no registered.json that says what was begun here",

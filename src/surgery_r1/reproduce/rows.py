@@ -67,6 +67,15 @@ ROWS: dict[str, Row] = {
 }
 
 
+def title_of(name: str) -> str:
+    """What a row is called in tables; one that is none of :data:`ROWS` is a rival's.
+
+    >>> title_of("sft"), title_of("specialist")
+    ('SFT with CoT', 'rival: specialist')
+    """
+    return ROWS[name].title if name in ROWS else f"rival: {name}"
+
+
 def rows_named(names: Sequence[str]) -> list[Row]:
     """The rows of these names in the order of the table; all of them for none.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from surgery_r1.reproduce.registration import (
     register,
     registered_seeds,
 )
+from surgery_r1.reproduce.rivals import RIVALS, Files, find_rivals, is_scored, rival_scores, score_rival
 from surgery_r1.reproduce.rows import COHERENCE, ROWS, Row, check_config, rows_named
 from surgery_r1.reproduce.seed import SeedStages
 from surgery_r1.reproduce.tables import MEASURES, result_tables
@@ -34,7 +35,8 @@ class Reproduction:
     """Every row of the paper's table in the folder ``out``. What is finished and made of the same is not run again.
 
     Args:
-        out: folder for the registered contrast, the stages of each seed, tables and reports.
+        out: folder for the registered contrast, the stages of each seed, tables and reports. Prediction files of other
+            systems in its folder ``rivals`` become rows too, see :func:`surgery_r1.reproduce.rivals.find_rivals`.
         config: what to train; its seed is replaced by each of ``seeds``.
         data: the user's dataset, on which the seeds are those of training; None draws scenes of each seed.
         seeds: none takes those that the folder was begun with, else the config's.
@@ -72,16 +74,23 @@ class Reproduction:
         check_config(self.config, rows)
         with held(self.out, "reproducing", wait=True):
             registration, contrast = self._register()
+        rivals = self._rivals(registration)
         hashes: dict[Path, str] = {}
         run = {seed: self._of(seed, hashes) for seed in self._chosen(registration)}
         for one in run.values():
             with held(one.folder, "reproducing"):
+                one.hold_to(registration.contrast_sha256)
                 self._run_seed(one, rows, contrast)
+                for name, files in rivals.items():
+                    for (split, seed), path in files.items():
+                        if seed == one.config.seed:
+                            score_rival(one, name, split, path)
         with held(self.out, "reproducing", wait=True):
             # Another call may have added seeds or finished stages meanwhile.
             registration = read_registration(self.out)
+            rivals = self._rivals(registration)
             stages = [run.get(item["seed"]) or self._of(item["seed"], hashes) for item in registration.seeds]
-            result = self._conclude(registration, contrast, stages, run)
+            result = self._conclude(registration, contrast, stages, run, rivals)
         useless = next((claim for claim in result["contrast"]["claims"] if "fix" in claim), None)
         if useless is not None:
             what = f"tables and report are written, but the contrast cannot be judged: {useless['why']}"
@@ -138,6 +147,10 @@ class Reproduction:
         drawn = {"generator_version": GENERATOR_VERSION, "size": list(self.size), "frames": self.frames}
         return {"drawn_scenes": drawn}
 
+    def _rivals(self, registration: Registration) -> dict[str, Files]:
+        known = [item["seed"] for item in registration.seeds]
+        return find_rivals(self.out / RIVALS, self._splits(), known if self.data is None else (), known)
+
     def _of(self, seed: int, hashes: dict[Path, str]) -> SeedStages:
         # One seed for scenes, SFT and RFT alike.
         config = replace(self.config, seed=seed)
@@ -151,7 +164,12 @@ class Reproduction:
                     stages.swap(row, split, contrast.swapped_questions)
 
     def _conclude(
-        self, registration: Registration, contrast: Contrast, stages: Sequence[SeedStages], run: Collection[int]
+        self,
+        registration: Registration,
+        contrast: Contrast,
+        stages: Sequence[SeedStages],
+        run: Collection[int],
+        rivals: Mapping[str, Files],
     ) -> dict[str, Any]:
         """Judge, and write what is shown: of all seeds, as far as they are finished; ``run`` are those of this call."""
         folders = {
@@ -161,8 +179,15 @@ class Reproduction:
             for one in stages
             if one.is_current(row, split)
         }
+        folders |= {
+            (name, split, one.config.seed): rival_scores(one, name, split)
+            for name, files in rivals.items()
+            for (split, seed), path in files.items()
+            for one in stages
+            if one.config.seed == seed and is_scored(one, name, split, path)
+        }
         pool, seeds = Pool(folders, drawn=self.data is None), [one.config.seed for one in stages]
-        there = [name for name in ROWS if any(name == row for row, _, _ in folders)]
+        there = [name for name in (*ROWS, *rivals) if any(name == row for row, _, _ in folders)]
         result = {
             "registered": {
                 "registered": registration.registered,

@@ -16,6 +16,7 @@ from surgery_r1._util.locks import held
 from surgery_r1._util.progress import ProgressBar
 from surgery_r1.codec import CODEC_VERSION
 from surgery_r1.data.dataset import Dataset, open_dataset
+from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.prompts import PROMPT_VERSION
 from surgery_r1.reproduce.ledger import Ledger, put_aside
 from surgery_r1.reproduce.made_of import of_predictions, of_run, of_scenes, trained_with
@@ -55,6 +56,21 @@ class SeedStages:
         self.ledger = Ledger(self.folder / "stages.json")
         self._clock = Clock(self.say)
 
+    def hold_to(self, contrast_sha256: str) -> None:
+        """Note which contrast the stages are run for, before the first of them.
+
+        Raises:
+            SurgeryR1Error: when it is another one than they were begun for.
+        """
+        begun = self.ledger["contrast"].get("sha256", contrast_sha256)
+        if begun != contrast_sha256:
+            raise SurgeryR1Error(
+                f"was begun for the contrast with sha256 {begun[:12]}, not for {contrast_sha256[:12]}",
+                where=self.folder / "stages.json",
+                fix="restore contrast.toml and registered.json; another contrast needs another --out",
+            )
+        self.ledger.note("contrast", sha256=contrast_sha256)
+
     # ------------------------------------------------------------------------------------------------------- data
 
     @cached_property
@@ -70,7 +86,7 @@ class SeedStages:
         def work() -> None:
             build(scenes, folder, self.say)
 
-        self._stage("dataset", "building the dataset", inputs, folder, whole, work)
+        self.stage("dataset", "building the dataset", inputs, folder, whole, work)
         return open_dataset(folder)
 
     def _scenes(self, domain: int) -> Path:
@@ -83,10 +99,10 @@ class SeedStages:
             draw_scenes(folder, domain, self.config.seed, self.size, self.frames, self.say)
 
         there = (folder / "scenes.json").is_file()
-        self._stage(name, f"drawing scenes (domain {domain})", inputs, folder, there, work)
+        self.stage(name, f"drawing scenes (domain {domain})", inputs, folder, there, work)
         return folder
 
-    def _stage(
+    def stage(
         self,
         key: str,
         title: str,
@@ -145,7 +161,7 @@ class SeedStages:
         if not whole:
             # Not in the stage's time: whichever comes first would pay for all.
             import_module("surgery_r1.train.stage")
-        self._stage(f"train {row.name}", f"training {row.title}", inputs, run, whole, work, same=same, log=log)
+        self.stage(f"train {row.name}", f"training {row.title}", inputs, run, whole, work, same=same, log=log)
         self._trained.add(row.name)
         return run
 
@@ -218,7 +234,7 @@ class SeedStages:
             # A file that does not say a thing was not written by us: nothing is assumed of it.
             found = of_predictions(out)
             same = found is not None and all(found.get(name) == value for name, value in inputs.items())
-            self._stage(key, title, inputs, out, _is_scored(out), work, same=same, log=log)
+            self.stage(key, title, inputs, out, _is_scored(out), work, same=same, log=log)
         self.say(headline(split, read_json(out / "metrics.json")))
 
     def is_current(self, row: Row, split: str) -> bool:
@@ -280,7 +296,7 @@ class SeedStages:
 
         key, title = f"swap {row.name} {split}", f"another rationale in the mouth of {row.title}, {split}"
         log = out.with_name(out.name + ".partial")
-        self._stage(key, title, inputs, out.parent, out.is_file(), work, log=log)
+        self.stage(key, title, inputs, out.parent, out.is_file(), work, log=log)
 
 
 def _is_scored(out: Path) -> bool:

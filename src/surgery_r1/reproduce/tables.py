@@ -11,8 +11,8 @@ from surgery_r1._util import toml
 from surgery_r1.evaluate.intervals import FRAMES_PER_BLOCK, METHOD
 from surgery_r1.evaluate.plain_table import PlainTable
 from surgery_r1.evaluate.tables import format_interval, number, signed
-from surgery_r1.reproduce.pool import named
-from surgery_r1.reproduce.rows import ROWS
+from surgery_r1.reproduce.pool import FACTS, named
+from surgery_r1.reproduce.rows import ROWS, title_of
 
 #: Heading -> (metric, group of questions): what the paper prints of each set.
 PAPER: dict[str, tuple[str, str]] = {
@@ -26,6 +26,8 @@ PAPER: dict[str, tuple[str, str]] = {
 AGREEMENT: dict[str, tuple[str, str]] = {
     "rationale contradicts answer": ("rationale_contradicts", "all"),
     "rationale right": ("rationale_right", "all"),
+    "facts per rationale": (FACTS, "all"),
+    "follows another rationale": ("swapped_answer_follows", "all"),
     "wrong referent, tools": ("wrong_referent_broad", "tools"),
     "wrong referent, organs": ("wrong_referent_broad", "organs"),
     "class-balanced F": ("f_balanced", "all"),
@@ -63,7 +65,7 @@ def _paper(result: Mapping[str, Any], splits: Sequence[str]) -> PlainTable:
     rows = []
     for name, found in result["rows"].items():
         cells = [cell(found.get(split, {}).get(named(*measure))) for split in splits for measure in PAPER.values()]
-        rows.append([ROWS[name].title, *cells, str(len(_seeds(found)))])
+        rows.append([title_of(name), *cells, str(len(_seeds(found)))])
     several = "±: standard deviation over seeds."
     spread = several if len(result["seeds"]) > 1 else "One seed: how far seeds lie apart is not seen."
     notes = [
@@ -86,14 +88,17 @@ def _seeds(found: Mapping[str, Any]) -> set[str]:
 
 
 def _agreement(result: Mapping[str, Any], split: str) -> PlainTable:
-    rows = []
-    for name, found in result["rows"].items():
-        rows.append([ROWS[name].title, *(cell(found.get(split, {}).get(named(*m))) for m in AGREEMENT.values())])
+    found = {name: row.get(split, {}) for name, row in result["rows"].items()}
+    columns = {head: [cell(one.get(named(*measure))) for one in found.values()] for head, measure in AGREEMENT.items()}
+    # Rationales are swapped for the contrast alone: on one set, in some rows.
+    columns = {head: cells for head, cells in columns.items() if set(cells) != {"-"}}
+    rows = [[title_of(name), *(cells[i] for cells in columns.values())] for i, name in enumerate(found)]
     notes = [
-        "Rationale right, contradicts: of the replies with a rationale. Wrong referent: another annotated object fits "
-        "the box better than the one asked about."
+        "Rationale right, contradicts: of the replies with a rationale. Facts: named in one, on average. Follows "
+        "another: with another question's rationale in its mouth the answer goes with that. Wrong referent: another "
+        "annotated object fits the box better than the one asked about."
     ]
-    return PlainTable(f"Do rationale, answer and box agree: {SETS[split]}", ["", *AGREEMENT], rows, notes)
+    return PlainTable(f"Do rationale, answer and box agree: {SETS[split]}", ["", *columns], rows, notes)
 
 
 def _contrast(result: Mapping[str, Any]) -> PlainTable:

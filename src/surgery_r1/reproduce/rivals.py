@@ -1,0 +1,89 @@
+"""Prediction files of other systems that stand in the tables below the rows, and in no contrast."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surgery_r1 import __version__
+from surgery_r1._util.files import read_json, sha256_file
+from surgery_r1._util.locks import held
+from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.reproduce.rows import ROWS
+from surgery_r1.stages import headline
+
+if TYPE_CHECKING:
+    from surgery_r1.reproduce.seed import SeedStages
+
+#: Folder of a reproduction in which they lie.
+RIVALS = "rivals"
+
+#: Of a rival, by split and seed.
+Files = dict[tuple[str, int], Path]
+
+
+def find_rivals(folder: Path, splits: Sequence[str], seeds: Sequence[int], known: Collection[int]) -> dict[str, Files]:
+    """The prediction files below a folder, by the name of the system: ``NAME/seedN/SPLIT.jsonl``.
+
+    On the user's own data a file holds for every seed: ``NAME/SPLIT.jsonl``.
+
+    Args:
+        seeds: those of this reproduction; none where its data is the user's own.
+        known: all seeds that there are, for which a file of the user's own data holds.
+
+    Raises:
+        SurgeryR1Error: for anything else that lies there: a misspelt file would leave a row out without a word.
+    """
+    found: dict[str, Files] = {}
+    if not folder.is_dir():
+        return {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, *between = path.relative_to(folder).parent.parts or ("",)
+        expected = "NAME/SPLIT.jsonl" if not seeds else "NAME/seedN/SPLIT.jsonl"
+        number = re.fullmatch(r"seed(\d+)", between[0]) if len(between) == 1 else None
+        fits = number is not None and int(number[1]) in seeds if seeds else not between
+        if not name or not fits or path.suffix != ".jsonl" or path.stem not in splits:
+            held = f"N of {', '.join(map(str, seeds))}, " if seeds else ""
+            raise SurgeryR1Error(
+                "is no prediction file of a rival",
+                where=path,
+                fix=f"call it {expected} below {folder} ({held}SPLIT of {', '.join(splits)}), or move it elsewhere",
+            )
+        if name in ROWS:
+            raise SurgeryR1Error(f"a rival is called {name!r}, as a row is", where=path, fix="rename its folder")
+        for seed in known if number is None else (int(number[1]),):
+            found.setdefault(name, {})[path.stem, seed] = path
+    return found
+
+
+def score_rival(stages: SeedStages, name: str, split: str, predictions: Path) -> None:
+    """Score a rival's prediction file, unless that was done."""
+    from surgery_r1.evaluate.score import score_predictions
+
+    out, dataset = rival_scores(stages, name, split), stages.dataset
+    inputs = {"predictions_sha256": sha256_file(predictions), "dataset_hash": dataset.hash}
+
+    def work() -> None:
+        score_predictions(predictions, dataset, split, out)
+
+    with held(out, "scoring", wait=True):
+        same = is_scored(stages, name, split, predictions)
+        stages.stage(f"score {name} {split}", f"scoring {name} on {split}", inputs, out, same, work, same=same)
+    stages.say(headline(split, read_json(out / "metrics.json")))
+
+
+def rival_scores(stages: SeedStages, name: str, split: str) -> Path:
+    """The score folder of a rival. On the user's data it is the same for every seed, and lies there once."""
+    return (stages.folder if stages.given is None else stages.root) / "scores" / name / split
+
+
+def is_scored(stages: SeedStages, name: str, split: str, predictions: Path) -> bool:
+    """Whether the scores that lie there are of this file on this data, by this version."""
+    out = rival_scores(stages, name, split)
+    if not (out / "metrics.json").is_file() or not (out / "scores.jsonl").is_file():
+        return False
+    metrics = read_json(out / "metrics.json")
+    made_of = (metrics["predictions"]["sha256"], metrics["dataset_hash"], metrics["versions"]["surgery_r1"])
+    return made_of == (sha256_file(predictions), stages.dataset.hash, __version__)
