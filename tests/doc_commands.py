@@ -59,7 +59,7 @@ GIVEN = {
     **dict.fromkeys(("dataset", "DATASET", "demo/dataset"), "dataset"),
     **dict.fromkeys(("runs/rft", "demo/rft"), "rft"),
     **dict.fromkeys(("theirs.jsonl", "runs/val/predictions.jsonl"), "theirs.jsonl"),
-    **dict.fromkeys(("frame.png", "demo/scenes18/seq_1/left_frames/frame000.png"), "frame.png"),
+    **dict.fromkeys(("frame.png", "demo/scenes18/seq_1/left_frames/frame002.png"), "frame.png"),
     **dict.fromkeys(("FOLDER", "MY_SET"), "examples/own_frames"),
     "ENDOVIS17": "scenes17",
     "ENDOVIS18": "labels18",

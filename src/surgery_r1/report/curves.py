@@ -138,6 +138,8 @@ def _draw(axis: Any, title: str, series: Series, across: str) -> None:
             axis.plot(steps, smooth, color=colour, lw=1.8, label=name)
     axis.set_title(title, fontsize=10, loc="left")
     axis.set_xlabel(across)
+    # Rewards lie close together and have long numbers.
+    axis.locator_params(axis="x", nbins=7 if across == "step" else 4)
     axis.grid(alpha=0.2)
     axis.patch.set_alpha(0)
     for side in ("top", "right"):

@@ -1,4 +1,4 @@
-// The gallery: nothing is computed here, only shown and filtered.
+// The gallery: nothing is computed here, only shown, failures first, and filtered.
 (() => {
   const source = document.getElementById("data");
   if (!source) return;
@@ -54,6 +54,7 @@
   const refresh = () => {
     found = data.items.filter(matches);
     if (state.view !== "one") found.sort((a, b) => CHANGES.indexOf(change(a)) - CHANGES.indexOf(change(b)));
+    else found.sort((a, b) => wentRight(a.by[state.model]) - wentRight(b.by[state.model]));
     shown = 0;
     cards.classList.toggle("wide", state.view !== "one");
     cards.style.setProperty("--wide", `${270 * data.models[state.group].length}px`);
