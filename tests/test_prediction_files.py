@@ -209,6 +209,15 @@ def test_a_part_under_another_key_in_some_lines_is_counted_and_shown(tmp_path, c
     assert "predictions.jsonl:12: 'box_px' stands under 'bbox', which is not read; 1 line like it" in caplog.text
 
 
+def test_a_rationale_under_another_key_is_told(tmp_path, caplog):
+    """No score needs it, so that the file is read; the autopsy does."""
+    file = read(tmp_path, SAMPLES, [line | {"rationale": "it is seen"} for line in RIGHT])
+    assert not file.problems and file.by_id[SAMPLES[0].id].reading.rationale is None
+    assert "predictions.jsonl:1: 'reasoning' stands under 'rationale', which is not read; 12 lines" in caplog.text
+    with pytest.raises(SurgeryR1Error, match="has neither text nor answer and box_px"):
+        read(tmp_path, SAMPLES, [{"id": SAMPLES[0].id, "rationale": "it is seen"}])
+
+
 @pytest.mark.parametrize("nothing", [None, [], "", {}])
 def test_a_detector_that_finds_nothing_is_no_converter_gone_wrong(tmp_path, nothing, caplog):
     file = read(tmp_path, SAMPLES, field_lines(SAMPLES, lambda _: nothing))

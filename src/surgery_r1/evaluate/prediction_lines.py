@@ -40,6 +40,9 @@ _CALLED: dict[str, str] = {
     **dict.fromkeys(
         ("box", "bbox", "boxes", "bboxes", "box_2d", "bbox_2d", "bounding_box", "xyxy", "bbox_px"), "box_px"
     ),
+    **dict.fromkeys(
+        ("rationale", "explanation", "thinking", "think", "thought", "cot", "chain_of_thought", "reason"), "reasoning"
+    ),
 }
 
 #: Problem codes of a reply in JSON (``predict --prompt native``), beside those of :data:`surgery_r1.codec.PROBLEMS`.
@@ -92,7 +95,7 @@ def read_line(record: Mapping[str, Any], sample: Sample, units: BoxUnits, where:
         SurgeryR1Error: for units that are unknown or contradict what was asked for, or a line without any part.
     """
     renamed = {} if record.keys() <= KNOWN else {k: part for k in record if (part := renamed_part(k, record))}
-    if not (record.keys() & set(PARTS) or renamed):
+    if not set(PARTS) & {*record, *renamed.values()}:
         raise SurgeryR1Error(
             f"id {sample.id!r} has neither text nor answer and box_px",
             where=where,
@@ -106,7 +109,7 @@ def read_line(record: Mapping[str, Any], sample: Sample, units: BoxUnits, where:
 
 
 def renamed_part(key: str, record: Mapping[str, Any]) -> str | None:
-    """The part that a line lacks and that ``key`` seems to hold, or None.
+    """The part that a line lacks and that ``key`` seems to hold, or None: one of :data:`PARTS`, or ``reasoning``.
 
     >>> renamed_part("bbox", {"id": "a", "answer": "kidney", "bbox": [1, 2, 3, 4]})
     'box_px'
@@ -159,7 +162,7 @@ def _read_text(record: Mapping[str, Any], written: _Written, renamed: Mapping[st
 
 
 def _read_fields(record: Mapping[str, Any], written: _Written, renamed: Mapping[str, str]) -> LineReading:
-    problems: list[str] = ["wrong_key"] if renamed else []
+    problems: list[str] = ["wrong_key"] if set(PARTS) & set(renamed.values()) else []
     answer = record.get("answer")
     if isinstance(answer, str):
         answer = answer.strip() or None

@@ -185,9 +185,12 @@ class _File:
         return self.result
 
     def _check_keys(self) -> None:
-        """Refuse a part that stands under another key in every line; tell where it does in some."""
+        """Refuse a part that stands under another key in every line; tell where it does in some.
+
+        A rationale is told only: no score needs it.
+        """
         for (key, part), places in self.renamed.items():
-            if not self.parts[part]:
+            if part in PARTS and not self.parts[part]:
                 raise SurgeryR1Error(
                     f"no line has {part!r}, but {_lines(places)} {'has' if len(places) == 1 else 'have'} {shown(key)}",
                     where=places[0],
