@@ -238,6 +238,9 @@ def test_prediction_files_of_others_become_rows(copied, dataset, tmp_path):
     rival.parent.mkdir(parents=True)
     lines = [{"id": s.id, "answer": s.answer, "box_px": list(s.box_px)} for s in dataset.split("val")]
     rival.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # What predict is still writing.
+    for name in (".test.jsonl.lock", "test.jsonl.partial"):
+        rival.with_name(name).touch()
     result, done = run(copied, dataset)
     assert done.pop("score specialist val") == "run" and set(done.values()) == {"reused"}
     assert list(result["rows"]) == [*ROWS, "specialist"]
@@ -281,8 +284,9 @@ def test_a_contrast_that_was_exchanged_with_its_registration_is_refused(copied, 
     registered = json.loads(noted.read_text())
     registered["contrast"]["sha256"] = hashlib.sha256(contrast.read_bytes()).hexdigest()
     noted.write_text(json.dumps(registered))
-    with pytest.raises(SurgeryR1Error, match=r"seed0/stages.json: was begun for the contrast with sha256"):
-        run(copied, dataset, contrast=None)
+    for more in ({}, {"seeds": (0, 9), "only": (9,)}):
+        with pytest.raises(SurgeryR1Error, match=r"seed0/stages.json: was begun for the contrast with sha256"):
+            run(copied, dataset, contrast=None, **more)
 
 
 def test_a_hub_model_is_not_trained_on_drawn_scenes_by_mistake(tmp_path, capsys):

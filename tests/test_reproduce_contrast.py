@@ -343,6 +343,14 @@ def test_swapped_rationales_are_compared_on_the_questions_that_both_have(tmp_pat
     follows = shown["swapped_answer_follows"]
     assert follows["n"] == 2 * (len(ids) - 4) and follows["value"] == pytest.approx(0.3, abs=0.06)
     assert follows["ci95"][0] < follows["value"] < follows["ci95"][1] and set(follows["by_seed"]) == {"0", "1"}
+    # A seed that another call has scored, and not swapped yet.
+    kept = copied["rft", "val", 1] / "swapped"
+    kept.rename(kept.with_name("later"))
+    waiting = Pool(copied, drawn=True)
+    assert waiting.values("rft", "val", [("swapped_answer_follows", "all")])["swapped_answer_follows"]["value"] is None
+    told = judged(tmp_path, copied, claim("swapped_answer_follows", above=-0.05))["claims"][0]
+    assert told["why"] == "rationales not swapped with every seed: rft" and "fix" not in told
+    kept.with_name("later").rename(kept)
     lines = load_scores(copied["rft", "val", 0])
     assert shown[FACTS]["by_seed"]["0"] == sum(line.facts for line in lines) / len(lines) > 0
     assert shown[FACTS]["ci95"] is None and shown[FACTS]["value"] is not None

@@ -99,6 +99,7 @@ def intervene(
                 folder / f"{name}.jsonl.partial",
                 stamp=stamp,
                 batch_size=options.batch_size,
+                whole=folder,
                 progress=report,
             )
             found[name] = made.counted(imposed, [followed[one.line.id] for one in imposed])

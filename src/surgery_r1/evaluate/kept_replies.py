@@ -23,6 +23,7 @@ def ask_what_is_missing(
     *,
     stamp: Mapping[str, Any],
     batch_size: int,
+    whole: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Flags]:
     """What followed from each imposed rationale, by question.
@@ -33,12 +34,13 @@ def ask_what_is_missing(
         ask: flags of a batch, see :meth:`surgery_r1.evaluate.interventions.Interventions.flags`; not called where
             nothing is missing.
         stamp: what the result depends on.
+        whole: what to remove to begin anew; the file by default.
 
     Raises:
         SurgeryR1Error: when the file was begun with another stamp.
     """
     partial.parent.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Flags] = {record["id"]: record["flags"] for record in _finished(partial, stamp)}
+    found: dict[str, Flags] = {record["id"]: record["flags"] for record in _finished(partial, stamp, whole or partial)}
     todo = [one for one in imposed if one.line.id not in found]
     for start in range(0, len(todo), batch_size):
         part = todo[start : start + batch_size]
@@ -52,7 +54,7 @@ def ask_what_is_missing(
     return found
 
 
-def _finished(partial: Path, stamp: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _finished(partial: Path, stamp: Mapping[str, Any], whole: Path) -> list[dict[str, Any]]:
     """Lines that a cut call has left; one torn by the kill is cut off."""
     if not partial.is_file():
         return []
@@ -65,7 +67,7 @@ def _finished(partial: Path, stamp: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise SurgeryR1Error(
                 "was started with another model, other predictions or other settings",
                 where=where,
-                fix=f"repeat that command, or remove {partial}",
+                fix=f"repeat that command, or remove {whole}",
             )
         records.append(record)
     return records

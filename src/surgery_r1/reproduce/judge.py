@@ -6,7 +6,7 @@ from typing import Any
 
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.evaluate.intervals import Difference
-from surgery_r1.reproduce.contrast import Claim, Contrast, paid_for
+from surgery_r1.reproduce.contrast import SWAPPED, Claim, Contrast, paid_for
 from surgery_r1.reproduce.pool import Pool
 from surgery_r1.train.config import TrainConfig
 
@@ -41,6 +41,10 @@ def _judged(claim: Claim, pool: Pool, config: TrainConfig, seeds: list[int]) -> 
     absent = [row for row in (claim.a, *claim.b) if set(seeds) - set(pool.seeds(row, claim.split))]
     if absent:
         return stated | {"passed": None, "why": f"not run with every seed: {', '.join(absent)}"}
+    if claim.measure in SWAPPED:
+        absent = [row for row in (claim.a, *claim.b) if not pool.is_swapped(row, claim.split, seeds)]
+        if absent:
+            return stated | {"passed": None, "why": f"rationales not swapped with every seed: {', '.join(absent)}"}
     against: dict[str, dict[str, Any]] = {}
     for row in claim.b:
         try:

@@ -7,7 +7,7 @@ interval does not shrink as if there were more frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import stdev
@@ -109,8 +109,13 @@ class Pool:
         return found
 
     def _swapped(self, row: str, split: str, lines: Lines, measure: str) -> tuple[Estimate | None, int]:
-        """Of how many of these questions a measure of :data:`SWAPPED` is true, and of how many it can be told."""
+        """Of how many of these questions a measure of :data:`SWAPPED` is true, and of how many it can be told.
+
+        None until it was asked with every seed.
+        """
         seeds = {int(line.id.partition("/")[0]) for line in lines}
+        if not self.is_swapped(row, split, seeds):
+            return None, 0
         flags = self._flags(row, split, [*seeds], measure.removeprefix("swapped_"))
         told = [line for line in lines if line.id in flags]
         return (share([flags[line.id] for line in told], block_ids(told)) if told else None), len(told)
@@ -143,13 +148,18 @@ class Pool:
         # No question differs: there is nothing to be unsure of.
         return replace(found, ci95=(0.0, 0.0)) if one == two and found.blocks >= 2 else found
 
+    def is_swapped(self, row: str, split: str, seeds: Iterable[int]) -> bool:
+        """Whether rationales were swapped with each of these seeds."""
+        return all(self._swaps(row, split, seed).is_file() for seed in seeds)
+
+    def _swaps(self, row: str, split: str, seed: int) -> Path:
+        return self.folders[row, split, seed] / "swapped" / "swapped.jsonl"
+
     def _flags(self, row: str, split: str, seeds: Sequence[int], name: str) -> dict[str, bool]:
-        files = {seed: self.folders[row, split, seed] / "swapped" / "swapped.jsonl" for seed in seeds}
         return {
             f"{seed}/{identity}": flags[name]
-            for seed, path in files.items()
-            if path.is_file()
-            for identity, flags in read_swapped(path).items()
+            for seed in seeds
+            for identity, flags in read_swapped(self._swaps(row, split, seed)).items()
             if name in flags
         }
 

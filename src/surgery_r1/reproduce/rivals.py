@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,8 @@ Files = dict[tuple[str, int], Path]
 def find_rivals(folder: Path, splits: Sequence[str], seeds: Sequence[int], known: Collection[int]) -> dict[str, Files]:
     """The prediction files below a folder, by the name of the system: ``NAME/seedN/SPLIT.jsonl``.
 
-    On the user's own data a file holds for every seed: ``NAME/SPLIT.jsonl``.
+    On the user's own data a file holds for every seed: ``NAME/SPLIT.jsonl``. What ``predict`` is still writing
+    (``*.partial``, hidden locks) is not there yet.
 
     Args:
         seeds: those of this reproduction; none where its data is the user's own.
@@ -40,6 +41,8 @@ def find_rivals(folder: Path, splits: Sequence[str], seeds: Sequence[int], known
     if not folder.is_dir():
         return {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.name.startswith(".") or path.suffix == ".partial":
+            continue
         name, *between = path.relative_to(folder).parent.parts or ("",)
         expected = "NAME/SPLIT.jsonl" if not seeds else "NAME/seedN/SPLIT.jsonl"
         number = re.fullmatch(r"seed(\d+)", between[0]) if len(between) == 1 else None
@@ -58,6 +61,11 @@ def find_rivals(folder: Path, splits: Sequence[str], seeds: Sequence[int], known
     return found
 
 
+def of_seed(rivals: Mapping[str, Files], seed: int) -> list[tuple[str, str, Path]]:
+    """Name, split and prediction file of each rival that has one for a seed."""
+    return [(name, split, path) for name, files in rivals.items() for (split, of), path in files.items() if of == seed]
+
+
 def score_rival(stages: SeedStages, name: str, split: str, predictions: Path) -> None:
     """Score a rival's prediction file, unless that was done."""
     from surgery_r1.evaluate.score import score_predictions
@@ -69,7 +77,7 @@ def score_rival(stages: SeedStages, name: str, split: str, predictions: Path) ->
         score_predictions(predictions, dataset, split, out)
 
     with held(out, "scoring", wait=True):
-        same = is_scored(stages, name, split, predictions)
+        same = is_scored(stages, name, split, predictions, dataset.hash)
         stages.stage(f"score {name} {split}", f"scoring {name} on {split}", inputs, out, same, work, same=same)
     stages.say(headline(split, read_json(out / "metrics.json")))
 
@@ -79,11 +87,13 @@ def rival_scores(stages: SeedStages, name: str, split: str) -> Path:
     return (stages.folder if stages.given is None else stages.root) / "scores" / name / split
 
 
-def is_scored(stages: SeedStages, name: str, split: str, predictions: Path) -> bool:
-    """Whether the scores that lie there are of this file on this data, by this version."""
+def is_scored(stages: SeedStages, name: str, split: str, predictions: Path, dataset_hash: str | None) -> bool:
+    """Whether the scores that lie there are of this file, by this version, on this data (None: on any)."""
     out = rival_scores(stages, name, split)
     if not (out / "metrics.json").is_file() or not (out / "scores.jsonl").is_file():
         return False
     metrics = read_json(out / "metrics.json")
-    made_of = (metrics["predictions"]["sha256"], metrics["dataset_hash"], metrics["versions"]["surgery_r1"])
-    return made_of == (sha256_file(predictions), stages.dataset.hash, __version__)
+    if dataset_hash not in (None, metrics["dataset_hash"]):
+        return False
+    made_of = (metrics["predictions"]["sha256"], metrics["versions"]["surgery_r1"])
+    return made_of == (sha256_file(predictions), __version__)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from surgery_r1._util.files import atomic_write, write_json
+from surgery_r1._util.files import atomic_write, sha256_file, write_json
 from surgery_r1._util.locks import held
 from surgery_r1.data.dataset import Dataset
 from surgery_r1.errors import SurgeryR1Error
@@ -21,7 +22,7 @@ from surgery_r1.reproduce.registration import (
     register,
     registered_seeds,
 )
-from surgery_r1.reproduce.rivals import RIVALS, Files, find_rivals, is_scored, rival_scores, score_rival
+from surgery_r1.reproduce.rivals import RIVALS, Files, find_rivals, is_scored, of_seed, rival_scores, score_rival
 from surgery_r1.reproduce.rows import COHERENCE, ROWS, Row, check_config, rows_named
 from surgery_r1.reproduce.seed import SeedStages
 from surgery_r1.reproduce.tables import MEASURES, result_tables
@@ -67,28 +68,31 @@ class Reproduction:
 
         Raises:
             SurgeryR1Error: before anything is run, when the contrast was changed or cannot be judged, the config has
-                no such row, or the folder was begun with something else. When training was stopped by a signal. After
+                no such row, the folder was begun with something else, or another call runs one of its seeds; before
+                anything is trained, when a rival's file cannot be scored. When training was stopped by a signal. After
                 tables and report are written, when predictions lack the rationales that the contrast needs.
         """
         rows = rows_named(self.rows)
         check_config(self.config, rows)
         with held(self.out, "reproducing", wait=True):
             registration, contrast = self._register()
-        rivals = self._rivals(registration)
         hashes: dict[Path, str] = {}
-        run = {seed: self._of(seed, hashes) for seed in self._chosen(registration)}
-        for one in run.values():
-            with held(one.folder, "reproducing"):
-                one.hold_to(registration.contrast_sha256)
+        rivals = self._rivals([item["seed"] for item in registration.seeds])
+        run: dict[int, SeedStages] = {}
+        with ExitStack() as locks:
+            for seed in self._chosen(registration):
+                locks.enter_context(held(self.out / f"seed{seed}", "reproducing"))
+                run[seed] = self._of(seed, hashes)
+                run[seed].ledger.note("contrast", sha256=registration.contrast_sha256)
+            # First what costs seconds and may be refused.
+            for one in run.values():
+                for name, split, path in of_seed(rivals, one.config.seed):
+                    score_rival(one, name, split, path)
+            for one in run.values():
                 self._run_seed(one, rows, contrast)
-                for name, files in rivals.items():
-                    for (split, seed), path in files.items():
-                        if seed == one.config.seed:
-                            score_rival(one, name, split, path)
         with held(self.out, "reproducing", wait=True):
             # Another call may have added seeds or finished stages meanwhile.
             registration = read_registration(self.out)
-            rivals = self._rivals(registration)
             stages = [run.get(item["seed"]) or self._of(item["seed"], hashes) for item in registration.seeds]
             result = self._conclude(registration, contrast, stages, run, rivals)
         useless = next((claim for claim in result["contrast"]["claims"] if "fix" in claim), None)
@@ -101,6 +105,8 @@ class Reproduction:
         path = contrast_to_register(self.out, self.contrast)
         contrast = read_contrast(path)
         check_contrast(contrast, self.config, self._splits(), path)
+        for seed in registered_seeds(self.out):
+            self._of(seed, {}).hold_to(sha256_file(path))
         seeds = tuple(dict.fromkeys(self.seeds)) or registered_seeds(self.out) or (self.config.seed,)
         registration = register(self.out, path, self.config, self._data(), seeds)
         self.say(f"contrast: {contrast.title}")
@@ -147,9 +153,8 @@ class Reproduction:
         drawn = {"generator_version": GENERATOR_VERSION, "size": list(self.size), "frames": self.frames}
         return {"drawn_scenes": drawn}
 
-    def _rivals(self, registration: Registration) -> dict[str, Files]:
-        known = [item["seed"] for item in registration.seeds]
-        return find_rivals(self.out / RIVALS, self._splits(), known if self.data is None else (), known)
+    def _rivals(self, seeds: Sequence[int]) -> dict[str, Files]:
+        return find_rivals(self.out / RIVALS, self._splits(), seeds if self.data is None else (), seeds)
 
     def _of(self, seed: int, hashes: dict[Path, str]) -> SeedStages:
         # One seed for scenes, SFT and RFT alike.
@@ -181,10 +186,9 @@ class Reproduction:
         }
         folders |= {
             (name, split, one.config.seed): rival_scores(one, name, split)
-            for name, files in rivals.items()
-            for (split, seed), path in files.items()
             for one in stages
-            if one.config.seed == seed and is_scored(one, name, split, path)
+            for name, split, path in of_seed(rivals, one.config.seed)
+            if is_scored(one, name, split, path, one.dataset.hash if one.config.seed in run else None)
         }
         pool, seeds = Pool(folders, drawn=self.data is None), [one.config.seed for one in stages]
         there = [name for name in (*ROWS, *rivals) if any(name == row for row, _, _ in folders)]

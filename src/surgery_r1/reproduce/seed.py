@@ -57,10 +57,10 @@ class SeedStages:
         self._clock = Clock(self.say)
 
     def hold_to(self, contrast_sha256: str) -> None:
-        """Note which contrast the stages are run for, before the first of them.
+        """Refuse another contrast than the one that the stages were begun for.
 
         Raises:
-            SurgeryR1Error: when it is another one than they were begun for.
+            SurgeryR1Error: when they were begun for another one.
         """
         begun = self.ledger["contrast"].get("sha256", contrast_sha256)
         if begun != contrast_sha256:
@@ -69,7 +69,6 @@ class SeedStages:
                 where=self.folder / "stages.json",
                 fix="restore contrast.toml and registered.json; another contrast needs another --out",
             )
-        self.ledger.note("contrast", sha256=contrast_sha256)
 
     # ------------------------------------------------------------------------------------------------------- data
 
