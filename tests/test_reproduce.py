@@ -260,18 +260,18 @@ def test_which_files_are_a_rivals(tmp_path):
     for name in ("theirs/seed3/val.jsonl", "theirs/seed4/val.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = find_rivals(tmp_path, ["val", "test"], [3, 4], [3, 4])
+    found = find_rivals(tmp_path, ["val", "test"], [3, 4], drawn=True)
     assert {key: path.parent.name for key, path in found["theirs"].items()} == {
         ("val", 3): "seed3",
         ("val", 4): "seed4",
     }
     with pytest.raises(SurgeryR1Error, match=r"NAME/seedN/SPLIT.jsonl .*N of 3"):
-        find_rivals(tmp_path, ["val", "test"], [3], [3])
+        find_rivals(tmp_path, ["val", "test"], [3], drawn=True)
     with pytest.raises(SurgeryR1Error, match=r"call it NAME/SPLIT.jsonl"):
-        find_rivals(tmp_path, ["val", "test"], [], [3])
+        find_rivals(tmp_path, ["val", "test"], [3], drawn=False)
     (tmp_path / "theirs").rename(tmp_path / "sft")
     with pytest.raises(SurgeryR1Error, match="a rival is called 'sft', as a row is"):
-        find_rivals(tmp_path, ["val", "test"], [3, 4], [3, 4])
+        find_rivals(tmp_path, ["val", "test"], [3, 4], drawn=True)
 
 
 # ------------------------------------------------------------------------------------------------------ refusals

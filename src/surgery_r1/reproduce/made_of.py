@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from surgery_r1._util.files import read_json, readable
+from surgery_r1 import __version__
+from surgery_r1._util.files import read_json, readable, sha256_file
 from surgery_r1.train.config import FREE
 from surgery_r1.train.run_folder import flat
 
@@ -72,3 +73,12 @@ def of_predictions(folder: Path) -> dict[str, Any] | None:
             # Torn by a kill before it was whole: nothing was paid for.
             return json.loads(line) if line.endswith(b"\n") else None
     return None
+
+
+def is_scored(folder: Path, predictions: Path) -> bool:
+    """Whether a score folder has the scores of a prediction file, by this version: scoring again costs seconds."""
+    if not (folder / "metrics.json").is_file() or not (folder / "scores.jsonl").is_file():
+        return False
+    metrics = read_json(folder / "metrics.json")
+    written = (metrics.get("predictions") or {}).get("sha256")
+    return metrics["versions"]["surgery_r1"] == __version__ and written == sha256_file(predictions)

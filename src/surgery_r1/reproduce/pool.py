@@ -88,19 +88,16 @@ class Pool:
             sums = {seed: totals(tally(part)) for seed, part in parts.items()}
             for measure in (name for name, group in measures if group == questions):
                 estimate, count = whole.get(measure), len(lines)
-                value = None if estimate is None else estimate.value
-                if measure == FACTS:
-                    value = facts_per_rationale(lines)
-                    by_seed = {str(seed): facts_per_rationale(part) for seed, part in parts.items()}
-                elif measure in SWAPPED:
+                if measure in SWAPPED:
                     estimate, count = self._swapped(row, split, lines, measure)
-                    value = None if estimate is None else estimate.value
                     alone = {seed: self._swapped(row, split, part, measure)[0] for seed, part in parts.items()}
-                    by_seed = {str(seed): None if one is None else one.value for seed, one in alone.items()}
+                    by_seed = {str(seed): _value(one) for seed, one in alone.items()}
+                elif measure == FACTS:
+                    by_seed = {str(seed): facts_per_rationale(part) for seed, part in parts.items()}
                 else:
                     by_seed = {str(seed): part[measure] for seed, part in sums.items()}
                 found[named(measure, questions)] = {
-                    "value": value,
+                    "value": facts_per_rationale(lines) if measure == FACTS else _value(estimate),
                     "ci95": None if estimate is None else [estimate.low, estimate.high],
                     "n": count,
                     "by_seed": by_seed,
@@ -171,6 +168,10 @@ def named(measure: str, questions: str) -> str:
     ('acc', 'wrong_referent_broad (tools)')
     """
     return measure if questions == "all" else f"{measure} ({questions})"
+
+
+def _value(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
 
 
 def _spread(values: Sequence[float | None]) -> float | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgery_r1 import __version__
 from surgery_r1._util.files import read_json, sha256_file
 from surgery_r1._util.locks import held
 from surgery_r1.errors import SurgeryR1Error
+from surgery_r1.reproduce.made_of import is_scored
 from surgery_r1.reproduce.rows import ROWS
 from surgery_r1.stages import headline
 
@@ -24,15 +24,15 @@ RIVALS = "rivals"
 Files = dict[tuple[str, int], Path]
 
 
-def find_rivals(folder: Path, splits: Sequence[str], seeds: Sequence[int], known: Collection[int]) -> dict[str, Files]:
+def find_rivals(folder: Path, splits: Sequence[str], seeds: Sequence[int], *, drawn: bool) -> dict[str, Files]:
     """The prediction files below a folder, by the name of the system: ``NAME/seedN/SPLIT.jsonl``.
 
     On the user's own data a file holds for every seed: ``NAME/SPLIT.jsonl``. What ``predict`` is still writing
     (``*.partial``, hidden locks) is not there yet.
 
     Args:
-        seeds: those of this reproduction; none where its data is the user's own.
-        known: all seeds that there are, for which a file of the user's own data holds.
+        seeds: those of this reproduction.
+        drawn: whether each has scenes of its own.
 
     Raises:
         SurgeryR1Error: for anything else that lies there: a misspelt file would leave a row out without a word.
@@ -44,19 +44,19 @@ def find_rivals(folder: Path, splits: Sequence[str], seeds: Sequence[int], known
         if path.name.startswith(".") or path.suffix == ".partial":
             continue
         name, *between = path.relative_to(folder).parent.parts or ("",)
-        expected = "NAME/SPLIT.jsonl" if not seeds else "NAME/seedN/SPLIT.jsonl"
+        expected = "NAME/seedN/SPLIT.jsonl" if drawn else "NAME/SPLIT.jsonl"
         number = re.fullmatch(r"seed(\d+)", between[0]) if len(between) == 1 else None
-        fits = number is not None and int(number[1]) in seeds if seeds else not between
+        fits = number is not None and int(number[1]) in seeds if drawn else not between
         if not name or not fits or path.suffix != ".jsonl" or path.stem not in splits:
-            held = f"N of {', '.join(map(str, seeds))}, " if seeds else ""
+            known = f"N of {', '.join(map(str, seeds))}, " if drawn else ""
             raise SurgeryR1Error(
                 "is no prediction file of a rival",
                 where=path,
-                fix=f"call it {expected} below {folder} ({held}SPLIT of {', '.join(splits)}), or move it elsewhere",
+                fix=f"call it {expected} below {folder} ({known}SPLIT of {', '.join(splits)}), or move it elsewhere",
             )
         if name in ROWS:
             raise SurgeryR1Error(f"a rival is called {name!r}, as a row is", where=path, fix="rename its folder")
-        for seed in known if number is None else (int(number[1]),):
+        for seed in seeds if number is None else (int(number[1]),):
             found.setdefault(name, {})[path.stem, seed] = path
     return found
 
@@ -77,23 +77,17 @@ def score_rival(stages: SeedStages, name: str, split: str, predictions: Path) ->
         score_predictions(predictions, dataset, split, out)
 
     with held(out, "scoring", wait=True):
-        same = is_scored(stages, name, split, predictions, dataset.hash)
+        same = is_rival_scored(stages, name, split, predictions, dataset.hash)
         stages.stage(f"score {name} {split}", f"scoring {name} on {split}", inputs, out, same, work, same=same)
     stages.say(headline(split, read_json(out / "metrics.json")))
 
 
 def rival_scores(stages: SeedStages, name: str, split: str) -> Path:
     """The score folder of a rival. On the user's data it is the same for every seed, and lies there once."""
-    return (stages.folder if stages.given is None else stages.root) / "scores" / name / split
+    return stages.score_folder(name, split, shared=stages.given is not None)
 
 
-def is_scored(stages: SeedStages, name: str, split: str, predictions: Path, dataset_hash: str | None) -> bool:
+def is_rival_scored(stages: SeedStages, name: str, split: str, predictions: Path, dataset_hash: str | None) -> bool:
     """Whether the scores that lie there are of this file, by this version, on this data (None: on any)."""
     out = rival_scores(stages, name, split)
-    if not (out / "metrics.json").is_file() or not (out / "scores.jsonl").is_file():
-        return False
-    metrics = read_json(out / "metrics.json")
-    if dataset_hash not in (None, metrics["dataset_hash"]):
-        return False
-    made_of = (metrics["predictions"]["sha256"], metrics["versions"]["surgery_r1"])
-    return made_of == (sha256_file(predictions), __version__)
+    return is_scored(out, predictions) and dataset_hash in (None, read_json(out / "metrics.json")["dataset_hash"])

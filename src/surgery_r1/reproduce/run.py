@@ -22,7 +22,7 @@ from surgery_r1.reproduce.registration import (
     register,
     registered_seeds,
 )
-from surgery_r1.reproduce.rivals import RIVALS, Files, find_rivals, is_scored, of_seed, rival_scores, score_rival
+from surgery_r1.reproduce.rivals import RIVALS, Files, find_rivals, is_rival_scored, of_seed, rival_scores, score_rival
 from surgery_r1.reproduce.rows import COHERENCE, ROWS, Row, check_config, rows_named
 from surgery_r1.reproduce.seed import SeedStages
 from surgery_r1.reproduce.tables import MEASURES, result_tables
@@ -154,7 +154,7 @@ class Reproduction:
         return {"drawn_scenes": drawn}
 
     def _rivals(self, seeds: Sequence[int]) -> dict[str, Files]:
-        return find_rivals(self.out / RIVALS, self._splits(), seeds if self.data is None else (), seeds)
+        return find_rivals(self.out / RIVALS, self._splits(), seeds, drawn=self.data is None)
 
     def _of(self, seed: int, hashes: dict[Path, str]) -> SeedStages:
         # One seed for scenes, SFT and RFT alike.
@@ -188,7 +188,7 @@ class Reproduction:
             (name, split, one.config.seed): rival_scores(one, name, split)
             for one in stages
             for name, split, path in of_seed(rivals, one.config.seed)
-            if is_scored(one, name, split, path, one.dataset.hash if one.config.seed in run else None)
+            if is_rival_scored(one, name, split, path, one.dataset.hash if one.config.seed in run else None)
         }
         pool, seeds = Pool(folders, drawn=self.data is None), [one.config.seed for one in stages]
         there = [name for name in (*ROWS, *rivals) if any(name == row for row, _, _ in folders)]

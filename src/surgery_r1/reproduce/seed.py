@@ -10,7 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from surgery_r1 import __version__
 from surgery_r1._util.files import read_json, sha256_file
 from surgery_r1._util.locks import held
 from surgery_r1._util.progress import ProgressBar
@@ -19,7 +18,7 @@ from surgery_r1.data.dataset import Dataset, open_dataset
 from surgery_r1.errors import SurgeryR1Error
 from surgery_r1.prompts import PROMPT_VERSION
 from surgery_r1.reproduce.ledger import Ledger, put_aside
-from surgery_r1.reproduce.made_of import of_predictions, of_run, of_scenes, trained_with
+from surgery_r1.reproduce.made_of import is_scored, of_predictions, of_run, of_scenes, trained_with
 from surgery_r1.reproduce.rows import ROWS, Row
 from surgery_r1.rewards.custom import reward_files
 from surgery_r1.stages import Clock, Say, build, draw_scenes, headline, is_trained, score_model, train_run
@@ -204,7 +203,11 @@ class SeedStages:
 
     def scores(self, row: Row, split: str) -> Path:
         """The score folder of a row. The base on the user's data is the same for every seed, and lies there once."""
-        return (self.root if self._is_shared(row) else self.folder) / "scores" / row.name / split
+        return self.score_folder(row.name, split, shared=self._is_shared(row))
+
+    def score_folder(self, name: str, split: str, *, shared: bool) -> Path:
+        """Where the scores of a row or a rival lie; ``shared`` by all seeds."""
+        return (self.root if shared else self.folder) / "scores" / name / split
 
     def _is_shared(self, row: Row) -> bool:
         return row.stage is None and self.given is not None
@@ -233,13 +236,14 @@ class SeedStages:
             # A file that does not say a thing was not written by us: nothing is assumed of it.
             found = of_predictions(out)
             same = found is not None and all(found.get(name) == value for name, value in inputs.items())
-            self.stage(key, title, inputs, out, _is_scored(out), work, same=same, log=log)
+            self.stage(key, title, inputs, out, is_scored(out, out / "predictions.jsonl"), work, same=same, log=log)
         self.say(headline(split, read_json(out / "metrics.json")))
 
     def is_current(self, row: Row, split: str) -> bool:
         """Whether a row that this call does not run was scored with what lies here now."""
-        scored = of_predictions(self.scores(row, split))
-        if scored is None or not _is_scored(self.scores(row, split)):
+        folder = self.scores(row, split)
+        scored = of_predictions(folder)
+        if scored is None or not is_scored(folder, folder / "predictions.jsonl"):
             return False
         if not all(is_trained(self.folder / name) for name in (row.stage and row.name, row.parent) if name):
             return False
@@ -296,12 +300,3 @@ class SeedStages:
         key, title = f"swap {row.name} {split}", f"another rationale in the mouth of {row.title}, {split}"
         log = out.with_name(out.name + ".partial")
         self.stage(key, title, inputs, out.parent, out.is_file(), work, log=log)
-
-
-def _is_scored(out: Path) -> bool:
-    """Whether the predictions that lie there are scored, by this version: scoring again costs seconds."""
-    if not (out / "metrics.json").is_file() or not (out / "scores.jsonl").is_file():
-        return False
-    metrics = read_json(out / "metrics.json")
-    written = (metrics.get("predictions") or {}).get("sha256")
-    return metrics["versions"]["surgery_r1"] == __version__ and written == sha256_file(out / "predictions.jsonl")
